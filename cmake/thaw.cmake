@@ -1,0 +1,61 @@
+# Helpers that every room's CMakeLists.txt uses: one call per module, test binary or bench binary.
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(simdjson REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(tsl-robin-map REQUIRED)
+find_package(Boost 1.81 REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
+if(THAW_TESTS)
+  find_package(GTest REQUIRED)
+  include(GoogleTest)
+endif()
+if(THAW_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
+
+# Warnings and arithmetic rules. -ffp-contract=off: a fused multiply-add happens only where the source
+# says std::fma or an FMA intrinsic (docs/exactness.md).
+add_library(thaw_options INTERFACE)
+target_compile_options(thaw_options INTERFACE -Wall -Wextra -ffp-contract=off)
+target_include_directories(thaw_options INTERFACE ${CMAKE_SOURCE_DIR})
+
+# thaw_add_module(NAME SOURCES ... DEPS ... [PRIVATE_DEPS ...]): static library thaw_NAME with alias thaw::NAME.
+function(thaw_add_module name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(thaw_${name} STATIC ${ARG_SOURCES})
+  add_library(thaw::${name} ALIAS thaw_${name})
+  target_include_directories(thaw_${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(thaw_${name} PUBLIC ${ARG_DEPS} Threads::Threads PRIVATE ${ARG_PRIVATE_DEPS} thaw_options)
+  set_target_properties(thaw_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+endfunction()
+
+# thaw_add_test(NAME LABEL cpu|proc|gpu SOURCES ... DEPS ... [TIMEOUT seconds]): GoogleTest binary NAME.
+function(thaw_add_test name)
+  cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;DEPS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} thaw_options GTest::gtest GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE THAW_SOURCE_DIR="${CMAKE_SOURCE_DIR}" THAW_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  if(ARG_LABEL STREQUAL "cpu")
+    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS cpu TIMEOUT ${ARG_TIMEOUT})
+  else()
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT})
+  endif()
+endfunction()
+
+# thaw_add_bench(NAME SOURCES ... DEPS ...): Google Benchmark binary NAME.
+function(thaw_add_bench name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} thaw_options benchmark::benchmark)
+  target_compile_definitions(${name} PRIVATE THAW_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+endfunction()

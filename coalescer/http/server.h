@@ -1,0 +1,69 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coalescer/core/backend.h"
+#include "engine/base/result.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
+
+namespace thaw::coalescer {
+
+/// An API key and the tenant it names.
+struct ApiKey {
+  std::string key;
+  std::string tenant;
+};
+
+struct ServerOptions {
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 8000;  ///< 0: any free one
+  std::vector<std::string> served_model_names;  ///< at least one; the first is shown
+  std::uint32_t max_model_len = 0;
+  std::vector<ApiKey> api_keys;  ///< empty: no key needed
+  std::chrono::microseconds window{2000};
+  std::uint32_t fork_min_prefix_tokens = 500;
+  std::uint64_t max_body_bytes = 32U << 20;
+  std::uint32_t max_connections = 4096;
+  std::uint32_t max_num_seqs = 64;  ///< bounds n
+  std::uint32_t max_queued_requests = 1024;  ///< beyond it 429
+  std::chrono::seconds idle_timeout{75};
+  std::chrono::seconds header_timeout{20};
+  std::chrono::seconds write_timeout{30};  ///< a client that reads nothing for that long is dropped
+  std::uint32_t num_text_threads = 1;  ///< tokenize long prompts off the I/O thread
+  std::string version;
+  std::string system_fingerprint;
+};
+
+/// The HTTP front: sessions, window, trie, plan, SSE. One I/O thread, plus text threads.
+class Server {
+ public:
+  /// `chat_template` may be null (a model without one): chat requests are then refused.
+  /// All pointers must outlive the server.
+  static Result<std::unique_ptr<Server>> create(ServerOptions options, Backend* backend,
+                                                const text::Tokenizer* tokenizer,
+                                                const text::ChatTemplate* chat_template);
+  ~Server();
+
+  /// The port it listens on (bound in create()).
+  std::uint16_t port() const;
+
+  /// Serves until stop(); call from one thread.
+  void run();
+
+  /// Any thread. No new connections or requests (503),
+  /// running ones finish or are cut at the deadline; then run() returns.
+  void stop(std::chrono::milliseconds drain_timeout);
+
+ private:
+  struct Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/base/types.h"
+
+namespace thaw {
+
+/// Counters and gauges of one engine. Counters only grow within a process.
+struct EngineStats {
+  std::uint64_t steps = 0;
+  std::uint64_t tokens_prefilled = 0;  ///< prompt tokens computed: the authority on sharing
+  std::uint64_t tokens_reprefilled = 0;  ///< computed again after a preemption or a resume
+  std::uint64_t tokens_cached = 0;  ///< prompt tokens not computed thanks to the index
+  std::uint64_t tokens_decoded = 0;
+  std::uint64_t preemptions = 0;
+  std::uint64_t evicted_blocks = 0;
+  std::uint64_t copied_blocks = 0;  ///< partial blocks copied at a fork's first write
+  std::uint64_t trunk_waits = 0;  ///< sequences that waited for a prefill in flight
+  std::uint64_t snapshots = 0;  ///< KV snapshots written to the arena
+  std::uint64_t restores = 0;  ///< KV snapshots restored from it
+  std::uint64_t blocks_total = 0;  // gauges from here on
+  std::uint64_t blocks_free = 0;  ///< free or evictable
+  std::uint64_t running = 0;  ///< sequences
+  std::uint64_t waiting = 0;
+};
+
+struct WorkerStatus {
+  std::uint32_t worker = 0;
+  int pid = 0;
+  bool ready = false;
+  std::uint32_t generation = 0;  ///< 0 for the first process, one more for each respawn
+  std::uint64_t adopted_blocks = 0;  ///< KV blocks its newest process took over from the one before
+  EngineStats stats;  ///< counters summed over all generations
+  std::string system_fingerprint;  ///< build, device kind and kernel set
+};
+
+struct PoolStatus {
+  bool ready = false;  ///< at least one worker serves
+  bool draining = false;
+  std::vector<WorkerStatus> workers;
+  std::uint64_t requests_running = 0;
+  std::uint64_t requests_retried = 0;  ///< sent again after a death, nothing lost
+  std::uint64_t requests_resumed = 0;  ///< of these, streams that went on from their last token
+  std::uint64_t worker_deaths = 0;
+  std::uint64_t arena_bytes = 0;
+  std::uint64_t arena_used_bytes = 0;
+  std::uint64_t snapshots = 0;  ///< published now
+};
+
+}  // namespace thaw

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "engine/base/memory_map.h"
+#include "engine/base/result.h"
+#include "engine/base/types.h"
+#include "engine/checkpoint/dtype.h"
+
+namespace thaw::checkpoint {
+
+/// Metadata arrays keep their element type; strings are views into the mapped file.
+using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string_view,
+                               std::vector<std::string_view>, std::vector<std::int64_t>,
+                               std::vector<double>, std::vector<bool>>;
+
+struct GgufTensor {
+  std::string_view name;
+  DType dtype = DType::kF32;
+  std::vector<std::int64_t> shape;  ///< GGUF order: shape[0] is the contiguous one (inputs)
+  std::span<const std::byte> data;
+
+  std::int64_t cols() const { return shape.empty() ? 1 : shape[0]; }
+  std::int64_t rows() const;  ///< product of the other dimensions
+};
+
+/// A GGUF file, mapped read-only; views stay valid while it lives. Versions 2 and 3. Every offset
+/// and length is checked against the file's size before it is used. Source: the GGUF specification
+/// in the ggml repository (docs/gguf.md).
+class GgufFile {
+ public:
+  /// Errors (each names the path): cannot open, wrong magic, unsupported version, truncated, tensor
+  /// type not supported (named, with the supported ones), duplicate tensor.
+  static Result<GgufFile> open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  const GgufTensor* find_tensor(std::string_view name) const;
+  bool has(std::string_view key) const { return metadata_.contains(key); }
+
+  /// Typed metadata; nullopt where absent or of another type. Integers of any width convert.
+  std::optional<std::int64_t> get_int(std::string_view key) const;
+  std::optional<double> get_float(std::string_view key) const;
+  std::optional<bool> get_bool(std::string_view key) const;
+  std::optional<std::string_view> get_string(std::string_view key) const;
+  const std::vector<std::string_view>* get_strings(std::string_view key) const;
+  const std::vector<std::int64_t>* get_ints(std::string_view key) const;
+  const std::vector<double>* get_floats(std::string_view key) const;
+
+  /// Names the file's content: SHA-256 of everything before the tensor data, of the file size, and
+  /// of all tensor data.
+  Hash128 digest() const;
+
+ private:
+  std::string path_;
+  Mapping mapping_;
+  std::map<std::string_view, GgufValue> metadata_;
+  std::vector<GgufTensor> tensors_;
+};
+
+}  // namespace thaw::checkpoint

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/base/types.h"
+#include "engine/kv/block_pool.h"
+
+namespace thaw::kv {
+
+/// Which KV is alive in this worker: per cache root a tree whose nodes are blocks. A node holds up
+/// to kBlockSize tokens and one reference on its block; only the last node of a path may hold
+/// fewer, and it grows in place while the sequence that writes the block goes on. Sharing is per
+/// token: a match may end inside a node, and the caller then copies that block before it writes.
+///
+/// Locks: a Handle keeps its node and all ancestors from eviction. match() is const; only insert(),
+/// evict() and adopt() change the tree. One thread.
+class RadixIndex {
+ public:
+  struct Node;
+
+  /// Reported for full blocks only: the names by which pool and other workers know them.
+  struct Published {
+    Hash128 root;
+    Hash128 parent;  ///< chained hash of the block before; the root for the first
+    Hash128 hash;
+    BlockId block = -1;
+    std::vector<TokenId> tokens;
+  };
+  /// Called inside insert() and evict(). An eviction must reach the pool before the block is
+  /// written again.
+  struct Listener {
+    std::function<void(const Published&)> on_publish;
+    std::function<void(const Hash128& hash, BlockId block)> on_evict;
+  };
+
+  explicit RadixIndex(BlockPool& pool, Listener listener = {});
+  ~RadixIndex();
+
+  /// Keeps a path alive. Move-only; releases on destruction. Must not outlive the index.
+  class Handle {
+   public:
+    Handle() = default;
+    Handle(Handle&& other) noexcept;
+    Handle& operator=(Handle&& other) noexcept;
+    ~Handle();
+    explicit operator bool() const { return node_ != nullptr; }
+
+   private:
+    friend class RadixIndex;
+    explicit Handle(Node* node);
+    Node* node_ = nullptr;
+  };
+
+  struct Match {
+    std::uint32_t num_tokens = 0;
+    std::vector<BlockId> full_blocks;  ///< blocks whose kBlockSize tokens all match
+    BlockId partial_block = -1;  ///< the block whose first num_tokens % kBlockSize tokens match
+    Node* node = nullptr;  ///< deepest node; lock() it before anything may evict
+  };
+
+  /// Longest prefix of `tokens` alive under `root`.
+  Match match(const Hash128& root, std::span<const TokenId> tokens) const;
+  Handle lock(const Match& match);
+
+  /// Publishes that `blocks` hold the KV of `tokens` (the last block may be partly filled). Where
+  /// an equal node exists already, the existing one is kept and the caller's block stays the
+  /// caller's own. New nodes take a reference on their block. Returns a handle on the deepest node.
+  Handle insert(const Hash128& root, std::span<const TokenId> tokens,
+                std::span<const BlockId> blocks);
+
+  /// Frees least recently used unlocked leaves until `num_blocks` are free in the pool or none is
+  /// left. Returns the number of blocks freed.
+  std::size_t evict(std::size_t num_blocks);
+  /// Blocks that evict() could free now.
+  std::size_t num_evictable() const;
+
+  /// Takes over blocks that a former worker published, parents before children; entries whose
+  /// parent is missing are dropped. Returns how many were taken.
+  std::size_t adopt(std::span<const Published> entries);
+
+  /// Walks everything: counts, references, children, LRU. An error says what is inconsistent.
+  Result<void> check_integrity() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace thaw::kv

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <span>
+
+#include "engine/ops/packed_weight.h"
+
+namespace thaw::ops {
+
+/// One output of a linear group: out = x * weight^T, [num_rows, weight.rows] float32 row-major.
+struct LinearOutput {
+  WeightView weight;
+  float* out = nullptr;
+};
+
+/// Several products of one input: x is [num_rows, cols] float32, all weights have `cols` inputs.
+/// For quantised weights each row of x is rounded once to int8 blocks of 32 with a float scale. Sum
+/// order over K per output is the same for every num_rows, device thread count and CpuIsa
+/// (docs/exactness.md).
+void linear(Device& device, const float* x, int num_rows, std::span<const LinearOutput> outputs);
+
+/// out[i] = row ids[i] of `table` as float32, [ids.size(), table.cols].
+void embedding(Device& device, const WeightView& table, std::span<const std::int32_t> ids,
+               float* out);
+
+}  // namespace thaw::ops

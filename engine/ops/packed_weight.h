@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "engine/base/result.h"
+#include "engine/checkpoint/dtype.h"
+#include "engine/ops/device.h"
+
+namespace thaw::ops {
+
+/// Layouts of a weight matrix in a WeightImage. The values are stored in images: never renumber.
+/// Panels hold 16 rows (outputs) interleaved, so that one output is one SIMD lane.
+enum class Packing : std::uint32_t {
+  kVectorF32 = 0,  ///< row-major float32: norms, RoPE factors
+  kPanelF32 = 1,  ///< 16 rows interleaved, float32
+  kPanelF16 = 2,
+  kPanelBF16 = 3,
+  kPanelQ4Scale16 = 4,  ///< 4-bit q, blocks of 32 columns, f16 scale and f16 minimum: Q4_0, Q4_1
+  kPanelQ4Scale32 = 5,  ///< the same with f32 scale and minimum: Q4_K
+  kPanelQ8 = 6,  ///< 8-bit q, blocks of 32 columns, f16 scale: Q8_0
+  kPanelQ6 = 7,  ///< 6-bit q held in bytes, blocks of 16 columns, f32 scale: Q6_K
+};
+
+/// `kExact32` expands every matrix to float32 and keeps activations in float32 (the reference
+/// path); `kNative` keeps the stored precision, with 8-bit activations for quantised weights.
+enum class ComputeMode { kNative, kExact32 };
+
+Packing choose_packing(checkpoint::DType source, ComputeMode mode);
+
+/// Bytes of a packed matrix. Rows are padded to 16. REQUIRES: cols fits the packing's blocks.
+std::size_t packed_bytes(Packing packing, std::int64_t rows, std::int64_t cols);
+
+/// Packs a stored row-major [rows, cols] matrix. Errors: cols not a multiple of the block.
+Result<void> pack_matrix(checkpoint::DType source, std::span<const std::byte> stored,
+                         std::int64_t rows, std::int64_t cols, Packing packing,
+                         std::span<std::byte> out, ThreadPool& threads);
+
+/// A packed matrix that somebody else owns.
+struct WeightView {
+  Packing packing = Packing::kVectorF32;
+  std::int64_t rows = 0;  ///< outputs
+  std::int64_t cols = 0;  ///< inputs
+  const std::byte* data = nullptr;
+};
+
+}  // namespace thaw::ops

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "engine/base/result.h"
+
+namespace thaw::text {
+
+/// A piece of a rendered prompt.
+struct RenderedSpan {
+  std::string text;
+  bool from_template = false;  ///< written by the template, not taken from a message
+};
+
+struct RenderOptions {
+  nlohmann::ordered_json messages = nlohmann::ordered_json::array();
+  nlohmann::ordered_json tools;  ///< null: none
+  bool add_generation_prompt = true;
+  nlohmann::ordered_json extra = nlohmann::ordered_json::object();  ///< chat_template_kwargs
+  std::string bos_token;
+  std::string eos_token;
+  /// For strftime_now; injected so that renders can be repeated. Seconds since the epoch, local
+  /// time UTC.
+  std::int64_t now_unix_seconds = 0;
+};
+
+/// A model's Jinja chat template, parsed once. Rendering follows Python's Jinja2 as transformers
+/// sets it up (trim_blocks, lstrip_blocks, loop controls, sandbox, tojson without ASCII escaping).
+/// Thread-safe.
+class ChatTemplate {
+ public:
+  /// Errors: syntax, with line.
+  static Result<std::unique_ptr<ChatTemplate>> parse(std::string source);
+  ~ChatTemplate();
+
+  /// Spans in order; their texts joined are the prompt. Errors: raise_exception (kInvalidArgument
+  /// with the template's own message), undefined operations, too many steps.
+  Result<std::vector<RenderedSpan>> render(const RenderOptions& options) const;
+
+ private:
+  struct Impl;
+  explicit ChatTemplate(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thaw::text

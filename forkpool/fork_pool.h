@@ -1,0 +1,79 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/clock.h"
+#include "engine/base/fork_plan.h"
+#include "engine/base/generate.h"
+#include "engine/base/pool_status.h"
+#include "engine/base/result.h"
+#include "engine/base/unique_fd.h"
+
+namespace thaw::forkpool {
+
+struct PoolOptions {
+  std::string worker_binary;  ///< path of the `thaw` binary (its `worker` command is run)
+  std::uint32_t num_workers = 1;
+  std::uint32_t threads_per_worker = 1;
+  std::string isa;
+  std::string kv_dtype = "bf16";
+  std::uint64_t kv_bytes = 0;  ///< KV pool of each worker
+  std::uint64_t arena_bytes = 0;  ///< snapshots, all workers
+  std::uint32_t max_num_seqs = 64;
+  std::uint32_t max_waiting = 1024;
+  std::uint32_t prefill_chunk_tokens = 128;
+  std::uint32_t max_model_len = 0;
+  std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
+  std::chrono::milliseconds boot_deadline{60000};
+  std::string log_level = "info";
+};
+
+/// The weights that every worker maps; owned here so that they outlive any worker.
+struct WeightsMemory {
+  UniqueFd fd;
+  std::uint64_t size_bytes = 0;
+};
+
+/// Worker processes behind one door. Owns their memory (weights, one KV pool each, the snapshot
+/// arena), places plans, keeps the ledger of published blocks, notices deaths (pidfd, end of file),
+/// respawns with back-off, and sends what a dead worker had again: from the last token sent, so a
+/// stream just goes on. Thread-safe; one thread of its own runs everything.
+class ForkPool {
+ public:
+  /// Called on the pool's thread; must not block.
+  using EventSink = std::function<void(GenerateEvent)>;
+
+  /// Spawns the workers and returns at once; status().ready tells when the first one serves.
+  static Result<std::unique_ptr<ForkPool>> start(PoolOptions options, WeightsMemory weights,
+                                                 EventSink sink);
+  /// Kills what is left and waits for it.
+  ~ForkPool();
+
+  /// Every request ends with exactly one CompletedEvent or FailedEvent. Never blocks.
+  void submit(ForkPlan plan);
+  void cancel(RequestId request);
+  PoolStatus status() const;
+
+  /// Lets running requests finish, refuses new ones, ends the workers; kills what is left at the
+  /// deadline. True when nothing had to be killed.
+  bool shutdown(std::chrono::milliseconds deadline);
+
+  /// Copies the KV of a prompt's whole blocks from one worker's pool to another's through the
+  /// arena. Waits up to `deadline`. Returns the tokens that arrived. Errors: nothing alive under
+  /// that prompt, no room, a checksum that does not match (nothing is published then).
+  Result<std::uint32_t> transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
+                                 std::chrono::milliseconds deadline);
+
+ private:
+  struct Impl;
+  explicit ForkPool(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thaw::forkpool
