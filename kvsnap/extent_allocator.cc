@@ -54,7 +54,7 @@ void ExtentAllocator::release(const Extent& extent) {
   const bool meets_next = next != free_.end() && extent.offset + reserved > next->first;
   const bool meets_previous =
       next != free_.begin() && std::prev(next)->first + std::prev(next)->second > extent.offset;
-  if (extent.size_bytes == 0 || extent.offset % kAlignment != 0 || reserved > size_ ||
+  if (extent.size_bytes == 0 || extent.size_bytes > size_ || extent.offset % kAlignment != 0 ||
       extent.offset > size_ - reserved || meets_next || meets_previous) {
     throw Exception(make_error(Errc::kInternal, "extent at " + std::to_string(extent.offset) +
                                                     " of " + std::to_string(extent.size_bytes) +

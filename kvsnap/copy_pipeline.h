@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/base/thread_pool.h"
+
+namespace thaw::kvsnap {
+
+enum class CopyDirection { kToArena, kFromArena };
+
+/// One contiguous copy. `source` and `destination` do not overlap; one of them is in the arena, the
+/// other in KV memory (of the device, where there is one).
+struct CopyPiece {
+  const std::byte* source = nullptr;
+  std::byte* destination = nullptr;  ///< null: not wanted, only counted into the checksum
+  std::size_t size_bytes = 0;
+};
+
+/// The pieces of one extent, which lie in the arena one after another from its start.
+struct ExtentCopy {
+  std::vector<CopyPiece> pieces;
+};
+
+/// Names one launched copy.
+using CopyHandle = std::uint64_t;
+
+/// Moves whole KV blocks between KV memory and the arena and computes the CRC32C of every extent's
+/// bytes in the arena along the way. A copy engine works while its caller goes on: launch, ask
+/// done(), collect each handle once. Not thread-safe.
+class CopyPipeline {
+ public:
+  virtual ~CopyPipeline() = default;
+  /// Starts a copy; the memory must stay valid and unchanged until collect().
+  virtual Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) = 0;
+  /// Whether collect() would return at once.
+  virtual bool done(CopyHandle handle) const = 0;
+  /// Waits for the copy. The checksum of each extent, in order. Errors: the device's.
+  virtual Result<std::vector<std::uint32_t>> collect(CopyHandle handle) = 0;
+};
+
+/// The CPU's: `threads` copy with stores that bypass the cache and checksum what they just read.
+/// The work is done when launch() returns. `threads` must outlive it.
+std::unique_ptr<CopyPipeline> make_cpu_copy_pipeline(ThreadPool& threads);
+
+}  // namespace thaw::kvsnap

@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+#include "kvsnap/copy_pipeline.h"
+#include "kvsnap/crc32c.h"
+
+namespace thaw::kvsnap {
+namespace {
+
+// A task: enough work to share out evenly, and few enough checksums to combine.
+constexpr std::size_t kChunkBytes = std::size_t{512} << 10;
+// Copied, then checksummed while it is still in the first-level cache.
+constexpr std::size_t kSliceBytes = std::size_t{16} << 10;
+
+// Destinations are next read much later, or by another core: stores that bypass the cache save
+// reading each line before it is overwritten, a third of the memory traffic.
+void copy_streaming(std::byte* destination, const std::byte* source, std::size_t size_bytes) {
+#if defined(__x86_64__)
+  const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(destination) % 64;
+  const std::size_t head = std::min(size_bytes, misaligned == 0 ? 0 : 64 - misaligned);
+  std::memcpy(destination, source, head);
+  std::size_t at = head;
+  for (; at + 64 <= size_bytes; at += 64) {
+    const auto* from = reinterpret_cast<const __m128i*>(source + at);
+    auto* to = reinterpret_cast<__m128i*>(destination + at);
+    const __m128i a = _mm_loadu_si128(from);
+    const __m128i b = _mm_loadu_si128(from + 1);
+    const __m128i c = _mm_loadu_si128(from + 2);
+    const __m128i d = _mm_loadu_si128(from + 3);
+    _mm_stream_si128(to, a);
+    _mm_stream_si128(to + 1, b);
+    _mm_stream_si128(to + 2, c);
+    _mm_stream_si128(to + 3, d);
+  }
+  std::memcpy(destination + at, source + at, size_bytes - at);
+#else
+  std::memcpy(destination, source, size_bytes);
+#endif
+}
+
+// Streaming stores are ordered by nothing but a fence.
+void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Up to kChunkBytes of one extent: the part of its pieces that one task copies.
+struct Chunk {
+  const ExtentCopy* extent = nullptr;
+  std::size_t first_piece = 0;
+  std::size_t offset = 0;  ///< into the first piece
+  std::size_t size_bytes = 0;
+  std::uint32_t crc = 0;
+};
+
+void run_chunk(Chunk& chunk) {
+  std::uint32_t crc = 0;
+  std::size_t left = chunk.size_bytes;
+  std::size_t offset = chunk.offset;
+  for (std::size_t piece = chunk.first_piece; left > 0;) {
+    const CopyPiece& copy = chunk.extent->pieces[piece];
+    const std::size_t size = std::min({kSliceBytes, left, copy.size_bytes - offset});
+    if (copy.destination != nullptr) {
+      copy_streaming(copy.destination + offset, copy.source + offset, size);
+    }
+    crc = crc32c({copy.source + offset, size}, crc);
+    left -= size;
+    offset += size;
+    if (offset == copy.size_bytes) {
+      offset = 0;
+      ++piece;
+    }
+  }
+  finish_streaming();
+  chunk.crc = crc;
+}
+
+std::vector<Chunk> cut_into_chunks(const std::vector<ExtentCopy>& extents) {
+  std::vector<Chunk> chunks;
+  for (const ExtentCopy& extent : extents) {
+    std::size_t room = 0;  // in the chunk being filled
+    for (std::size_t piece = 0; piece < extent.pieces.size(); ++piece) {
+      for (std::size_t offset = 0; offset < extent.pieces[piece].size_bytes;) {
+        if (room == 0) {
+          chunks.push_back({&extent, piece, offset, 0, 0});
+          room = kChunkBytes;
+        }
+        const std::size_t size = std::min(room, extent.pieces[piece].size_bytes - offset);
+        chunks.back().size_bytes += size;
+        room -= size;
+        offset += size;
+      }
+    }
+  }
+  return chunks;
+}
+
+class CpuCopyPipeline final : public CopyPipeline {
+ public:
+  explicit CpuCopyPipeline(ThreadPool& threads) : threads_(&threads) {}
+
+  Result<CopyHandle> launch(CopyDirection /*direction*/, std::vector<ExtentCopy> extents) override {
+    std::vector<Chunk> chunks = cut_into_chunks(extents);
+    threads_->parallel_for(static_cast<int>(chunks.size()),
+                           [&](int task) { run_chunk(chunks[static_cast<std::size_t>(task)]); });
+    std::vector<std::uint32_t> checksums(extents.size(), 0);
+    for (const Chunk& chunk : chunks) {
+      std::uint32_t& crc = checksums[static_cast<std::size_t>(chunk.extent - extents.data())];
+      crc = crc32c_combine(crc, chunk.crc, chunk.size_bytes);
+    }
+    finished_.emplace(++last_handle_, std::move(checksums));
+    return last_handle_;
+  }
+
+  bool done(CopyHandle /*handle*/) const override { return true; }
+
+  Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override {
+    auto finished = finished_.extract(handle);
+    if (finished.empty()) {
+      return make_error(Errc::kInternal,
+                        "copy " + std::to_string(handle) + " was never launched, or collected");
+    }
+    return std::move(finished.mapped());
+  }
+
+ private:
+  ThreadPool* threads_;
+  CopyHandle last_handle_ = 0;
+  std::map<CopyHandle, std::vector<std::uint32_t>> finished_;
+};
+
+}  // namespace
+
+std::unique_ptr<CopyPipeline> make_cpu_copy_pipeline(ThreadPool& threads) {
+  return std::make_unique<CpuCopyPipeline>(threads);
+}
+
+}  // namespace thaw::kvsnap

@@ -1,0 +1,48 @@
+#include "kvsnap/crc32c.h"
+
+#include <algorithm>
+
+#include <isa-l/crc.h>
+
+namespace thaw::kvsnap {
+namespace {
+
+constexpr std::uint32_t kPolynomial = 0x82F63B78;  // bit-reversed: bit 31 is the coefficient of 1
+
+// a * b modulo the polynomial, both bit-reversed.
+std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product = 0;
+  for (std::uint32_t bit = 0x80000000; bit != 0; bit >>= 1) {
+    if ((a & bit) != 0) product ^= b;
+    b = (b & 1) != 0 ? (b >> 1) ^ kPolynomial : b >> 1;  // b *= x
+  }
+  return product;
+}
+
+}  // namespace
+
+std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous) {
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // the library counts in int
+  std::uint32_t state = ~previous;
+  while (!data.empty()) {
+    const auto part = data.first(std::min(data.size(), kMost));
+    // The library takes a non-const pointer but only reads.
+    auto* bytes = reinterpret_cast<unsigned char*>(const_cast<std::byte*>(part.data()));
+    state = crc32_iscsi(bytes, static_cast<int>(part.size()), state);
+    data = data.subspan(part.size());
+  }
+  return ~state;
+}
+
+std::uint32_t crc32c_combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t size_b_bytes) {
+  // Appending B shifts A's remainder by its bits: times x^(8 * size), by squaring.
+  std::uint32_t power = 0x00800000;  // x^8
+  std::uint32_t shifted = crc_a;
+  for (std::uint64_t rest = size_b_bytes; rest != 0; rest >>= 1) {
+    if ((rest & 1) != 0) shifted = multiply(power, shifted);
+    power = multiply(power, power);
+  }
+  return shifted ^ crc_b;
+}
+
+}  // namespace thaw::kvsnap
