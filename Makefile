@@ -1,0 +1,71 @@
+# Every target does its own set-up and can be run again; what is done is skipped.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+BUILD := build/release
+PYTHON := .venv/bin/python
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup:  ## install what is missing: packages (sudo only where not root) and .venv
+	@scripts/setup.sh
+
+model: setup  ## fetch the default model (93 MB) into the model cache
+	@$(PYTHON) scripts/get_model.py >/dev/null
+
+$(BUILD)/build.ninja: | setup
+	@cmake --preset release >/dev/null
+
+build: setup $(BUILD)/build.ninja  ## build/release/bin/thaw, tests and benches
+	@cmake --build $(BUILD) -j $(JOBS)
+
+binary: setup $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS) --target thaw
+
+demo: binary model  ## a real fan-out on a real model: what the fork saved
+	@$(PYTHON) demos/pr_review_langgraph.py
+
+serve: binary model  ## the server on the default model, 127.0.0.1:8000
+	@$(BUILD)/bin/thaw serve
+
+test: build model  ## every test (under 20 minutes on two cores from a fresh clone)
+	@scripts/run_tests.sh $(BUILD)
+
+test-long: test-tidy test-asan test-tsan test-kills test-exact  ## all of the long checks below (about 35 minutes)
+
+test-tidy: setup-long  ## clang-tidy 19 over every source, and a clang build (about 8 minutes)
+	@scripts/run_tidy.sh
+
+test-asan: build model  ## the tests under AddressSanitizer and UBSan (about 10 minutes)
+	@scripts/run_sanitized.sh asan
+
+test-tsan: build  ## the CPU tests under ThreadSanitizer (about 10 minutes)
+	@scripts/run_sanitized.sh tsan
+
+test-kills: binary model  ## 100 kills of workers under load (about 3 minutes)
+	@$(PYTHON) -m pytest -q tests/e2e/long -k kills
+
+test-exact: binary model  ## long exactness runs on the real model (about 5 minutes)
+	@$(PYTHON) -m pytest -q tests/e2e/long -k exact
+
+bench: build model  ## the benches; JSON under bench/results/
+	@scripts/run_benches.sh $(BUILD)
+
+bench-peers: build model  ## against llama.cpp, built from its PyPI sdist in a scratch folder (about 15 minutes)
+	@$(PYTHON) bench/peers/run.py
+
+fixtures: setup  ## make the reference fixtures again (needs some 5 GB for torch)
+	@scripts/fixtures/make_fixtures.sh
+
+setup-long: setup
+	@scripts/setup.sh scripts/apt_packages.txt scripts/apt_packages_long.txt
+
+format:  ## clang-format and ruff format
+	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+	@.venv/bin/ruff format --quiet demos scripts tests bench
+
+clean:  ## remove the build folders
+	@rm -rf build
+
+.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact bench bench-peers fixtures setup-long format clean

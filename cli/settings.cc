@@ -1,0 +1,110 @@
+#include "cli/settings.h"
+
+#include <algorithm>
+#include <cctype>
+
+namespace thaw::cli {
+namespace {
+
+// "--window-ms" is also THAW_WINDOW_MS.
+std::string environment_name(const std::string& flag) {
+  std::string name = "THAW_";
+  for (const char letter : flag.substr(2)) {
+    name += letter == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+  }
+  return name;
+}
+
+template <typename T>
+CLI::Option* add(CLI::App& command, const std::string& flag, T& value, const std::string& help) {
+  return command.add_option(flag, value, help)->envname(environment_name(flag))->capture_default_str();
+}
+
+constexpr std::uint32_t kMaxCount = 1U << 20;
+
+}  // namespace
+
+void add_serve_options(CLI::App& command, ServeSettings& settings) {
+  ServeSettings& s = settings;
+  command.add_option("model", s.model, "GGUF file to serve; the default model without one")
+      ->envname("THAW_MODEL");
+  add(command, "--served-model-name", s.served_model_names,
+      "Name that clients use; may be given several times. Default: the model's file name")
+      ->delimiter(',');
+
+  const std::string http = "HTTP";
+  add(command, "--host", s.host, "Address to listen on")->group(http);
+  add(command, "--port", s.port, "Port to listen on; 0 takes a free one")->group(http);
+  add(command, "--api-key", s.api_keys,
+      "Accept this key, KEY or TENANT:KEY; may be given several times. Each key is a tenant: nothing is "
+      "shared between tenants. Without any key everybody may call")
+      ->delimiter(',')
+      ->group(http);
+  add(command, "--api-key-file", s.api_key_file, "File with one KEY or TENANT:KEY a line")->group(http);
+  add(command, "--max-body-bytes", s.max_body_bytes, "Largest request body")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(http);
+  add(command, "--max-connections", s.max_connections, "Connections open at once")
+      ->check(CLI::Range(1U, kMaxCount))
+      ->group(http);
+  add(command, "--idle-timeout", s.idle_timeout_s, "Seconds a connection may be idle")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->group(http);
+  add(command, "--write-timeout", s.write_timeout_s,
+      "Seconds after which a client that reads nothing is dropped")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->group(http);
+  add(command, "--drain-timeout", s.drain_timeout_s, "Seconds that running requests get at shutdown")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->group(http);
+
+  const std::string fork = "Fork";
+  add(command, "--window-ms", s.window_ms, "Milliseconds in which arriving requests are placed together")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->group(fork);
+  add(command, "--fork-min-prefix-tokens", s.fork_min_prefix_tokens,
+      "Shorter trunks are never copied to another worker")
+      ->check(CLI::Range(1U, kMaxCount))
+      ->group(fork);
+
+  const std::string engine = "Engine";
+  add(command, "--workers", s.workers, "Worker processes")->check(CLI::Range(1U, 64U))->group(engine);
+  add(command, "--threads", s.threads, "Threads of each worker; 0 shares out the cores")
+      ->check(CLI::Range(0U, 1024U))
+      ->group(engine);
+  add(command, "--isa", s.isa, "Instruction set of the kernels; all give the same bits. Default: the best")
+      ->check(CLI::IsMember({"generic", "avx2", "avx512vnni"}))
+      ->group(engine);
+  add(command, "--dtype", s.dtype, "native, or f32 to expand every weight to float32")
+      ->check(CLI::IsMember({"native", "f32"}))
+      ->group(engine);
+  add(command, "--kv-dtype", s.kv_dtype, "Type of the KV cache")
+      ->check(CLI::IsMember({"bf16", "f16", "f32"}))
+      ->group(engine);
+  add(command, "--kv-bytes", s.kv_bytes, "KV cache of each worker (1GiB, 512MiB, ...)")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(engine);
+  add(command, "--arena-bytes", s.arena_bytes, "Shared memory for KV snapshots between workers")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(engine);
+  add(command, "--max-model-len", s.max_model_len, "Tokens of prompt and output; 0 is the model's own")
+      ->check(CLI::Range(0U, 1U << 24))
+      ->group(engine);
+  add(command, "--max-num-seqs", s.max_num_seqs, "Sequences that decode at once, per worker")
+      ->check(CLI::Range(1U, 4096U))
+      ->group(engine);
+  add(command, "--max-queued-requests", s.max_queued_requests, "Requests in hand before 429 is answered")
+      ->check(CLI::Range(1U, kMaxCount))
+      ->group(engine);
+  add(command, "--prefill-chunk-tokens", s.prefill_chunk_tokens,
+      "Prompt tokens computed between two decode steps")
+      ->check(CLI::Range(16U, 65536U))
+      ->group(engine);
+  add(command, "--boot-timeout", s.boot_timeout_s, "Seconds that a worker gets to start")
+      ->check(CLI::Range(1.0, 3600.0))
+      ->group(engine);
+  add(command, "--log-level", s.log_level, "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+}
+
+}  // namespace thaw::cli

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thaw::cli {
+
+/// Everything `thaw serve` can be told. Each field is a flag and an environment variable
+/// (docs/configuration.md); this is the only place where the environment is read.
+struct ServeSettings {
+  std::string model;  ///< path of a GGUF file; empty: the default model
+  std::vector<std::string> served_model_names;
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 8000;
+  std::vector<std::string> api_keys;
+  std::string api_key_file;
+  std::uint32_t workers = 1;
+  std::uint32_t threads = 0;  ///< a worker's; 0: the cores there are, shared out over the workers
+  std::string isa;
+  std::string dtype = "native";
+  std::string kv_dtype = "bf16";
+  std::uint64_t kv_bytes = 1ULL << 30;
+  std::uint64_t arena_bytes = 256ULL << 20;
+  std::uint32_t max_model_len = 0;
+  std::uint32_t max_num_seqs = 64;
+  std::uint32_t max_queued_requests = 1024;
+  std::uint32_t prefill_chunk_tokens = 128;
+  double window_ms = 2.0;
+  std::uint32_t fork_min_prefix_tokens = 500;
+  std::uint64_t max_body_bytes = 32ULL << 20;
+  std::uint32_t max_connections = 4096;
+  double drain_timeout_s = 30.0;
+  double boot_timeout_s = 60.0;
+  double idle_timeout_s = 75.0;
+  double write_timeout_s = 30.0;
+  std::string log_level = "info";
+};
+
+/// Declares the flags of `serve` on `command`; they write to `settings`, which must outlive the parse.
+void add_serve_options(CLI::App& command, ServeSettings& settings);
+
+}  // namespace thaw::cli

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Builds the tests with a sanitizer (asan: Address and UndefinedBehavior; tsan: Thread) and runs them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:?usage: run_sanitized.sh asan|tsan}
+cmake --preset "$kind" >/dev/null
+cmake --build "build/$kind" -j "$(nproc)"
+case $kind in
+  asan) export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 ;;
+  tsan) export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 ;;
+esac
+# The suite on the real model checks figures, not memory: an instrumented binary takes far too long over it.
+ctest --test-dir "build/$kind" --output-on-failure --no-tests=error -j "$(nproc)" --timeout 900 -E real_model

@@ -1,0 +1,51 @@
+"""Starts the real binary on a real file and talks to it over loopback."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from thaw_server import ThawServer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("THAW_BUILD", ROOT / "build" / "release"))
+
+
+def tiny_model(kind: str = "q4_1") -> pathlib.Path:
+    path = BUILD / "testdata" / f"tiny-{kind}.gguf"
+    if not path.exists():
+        pytest.fail(f"{path} is missing; `make build` makes it")
+    return path
+
+
+def real_model() -> pathlib.Path:
+    cache = os.environ.get("THAW_CACHE_DIR", pathlib.Path.home() / ".cache" / "thaw")
+    path = pathlib.Path(cache) / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.fail(f"{path} is missing; `make model` fetches it")
+    return path
+
+
+@pytest.fixture
+def serve():
+    """serve(*flags, model=None) -> ThawServer; all are ended, and checked for leftovers, afterwards."""
+    servers = []
+
+    def start(*flags: str, model: pathlib.Path | None = None, **kwargs) -> ThawServer:
+        server = ThawServer(BUILD / "bin" / "thaw", model or tiny_model(), flags, **kwargs)
+        servers.append(server)
+        server.wait_healthy()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(serve):
+    """A server on the tiny model with one worker."""
+    return serve()
