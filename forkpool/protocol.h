@@ -19,6 +19,14 @@ inline constexpr std::uint8_t kProtocolVersion = 1;
 inline constexpr std::size_t kFrameHeaderBytes = 8;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;
 
+/// Caps on what one frame may hold. The codec refuses more, so nothing larger may be sent.
+inline constexpr std::size_t kMaxTokens = std::size_t{8} << 20;  ///< in one token array
+inline constexpr std::size_t kMaxNameBytes =
+    1024;  ///< tenant, salt, model, adapter, session, trace
+inline constexpr std::size_t kMaxTextBytes = std::size_t{1} << 20;  ///< grammar; messages are cut
+inline constexpr std::uint32_t kMaxChoices = 1024;
+inline constexpr std::size_t kMaxListItems = std::size_t{1} << 18;  ///< blocks, events, biases, ...
+
 /// Descriptors a worker inherits.
 inline constexpr int kChannelFd = 3;
 inline constexpr int kWeightsFd = 4;
@@ -112,7 +120,16 @@ using Frame = std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, Snap
                            RestoreFrame, ShutdownFrame, ReadyFrame, EventsFrame, PublishFrame,
                            EvictFrame, StatsFrame, SnapshotDoneFrame, RestoreDoneFrame, FatalFrame>;
 
-/// Header and payload of one frame.
+/// The type byte of a frame and its name, such as "submit".
+std::uint8_t frame_type(const Frame& frame);
+const char* frame_name(const Frame& frame);
+
+/// Whether a request can travel: at least one token in the prompt, none negative, sizes within the
+/// caps above, resumed choices that exist, once each. The error (kInvalidArgument) names the field.
+Result<void> check_request(const GenerateRequest& request);
+
+/// Header and payload of one frame. REQUIRES: within the caps (a request: check_request); throws
+/// Exception(kInternal) for a payload above kMaxPayloadBytes.
 std::string encode_frame(const Frame& frame);
 
 /// Cuts frames out of a byte stream. Feed bytes as they come; errors (kProtocol) are final: wrong

@@ -1,0 +1,257 @@
+#include "forkpool/protocol.h"
+
+#include <array>
+#include <utility>
+
+#include "forkpool/protocol_values.h"
+#include "forkpool/wire.h"
+
+namespace thaw::forkpool {
+namespace {
+
+using wire::Fields;
+using wire::Json;
+
+/// Type byte and name of each alternative of Frame, in its order. Bytes 1 to 15 travel from pool to
+/// worker, 16 to 31 from worker to pool; they never change their meaning.
+struct TypeInfo {
+  std::uint8_t type;
+  const char* name;
+};
+constexpr TypeInfo kTypes[] = {
+    {1, "init"},    {2, "adopt"},    {3, "submit"},         {4, "cancel"},        {5, "snapshot"},
+    {6, "restore"}, {7, "shutdown"}, {16, "ready"},         {17, "events"},       {18, "publish"},
+    {19, "evict"},  {20, "stats"},   {21, "snapshot_done"}, {22, "restore_done"}, {23, "fatal"}};
+static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
+
+template <typename Item>
+Json list(const std::vector<Item>& items) {
+  Json array = Json::array();
+  for (const Item& item : items)
+    array.push_back(wire::to_json(item));
+  return array;
+}
+
+std::vector<BlockEntry> read_blocks(const Fields& fields) {
+  std::vector<BlockEntry> blocks;
+  for (const Json& item : fields.array("blocks", kMaxListItems))
+    blocks.push_back(wire::read_block(item));
+  return blocks;
+}
+
+struct PayloadOf {
+  Json operator()(const InitFrame& init) const {
+    return {{"worker", init.worker},
+            {"generation", init.generation},
+            {"num_threads", init.num_threads},
+            {"isa", init.isa},
+            {"kv_dtype", init.kv_dtype},
+            {"max_num_seqs", init.max_num_seqs},
+            {"max_waiting", init.max_waiting},
+            {"prefill_chunk_tokens", init.prefill_chunk_tokens},
+            {"max_model_len", init.max_model_len},
+            {"tp_rank", init.tp_rank},
+            {"tp_size", init.tp_size},
+            {"log_level", init.log_level}};
+  }
+  Json operator()(const AdoptFrame& adopt) const { return {{"blocks", list(adopt.blocks)}}; }
+  Json operator()(const SubmitFrame& submit) const {
+    return {{"request", wire::to_json(submit.request)}};
+  }
+  Json operator()(const CancelFrame& cancel) const { return {{"request", cancel.request}}; }
+  Json operator()(const SnapshotFrame& frame) const {
+    return {{"id", frame.id}, {"manifest", wire::to_json(frame.manifest)}};
+  }
+  Json operator()(const RestoreFrame& frame) const {
+    return {{"id", frame.id}, {"manifest", wire::to_json(frame.manifest)}};
+  }
+  Json operator()(const ShutdownFrame& /*frame*/) const { return Json::object(); }
+  Json operator()(const ReadyFrame& ready) const {
+    return {{"kernel_set", ready.kernel_set},
+            {"engine_fingerprint", wire::pack(ready.engine_fingerprint)},
+            {"system_fingerprint", ready.system_fingerprint},
+            {"kv_layout", ready.kv_layout},
+            {"block_bytes", ready.block_bytes},
+            {"num_blocks", ready.num_blocks},
+            {"adopted_blocks", ready.adopted_blocks},
+            {"max_model_len", ready.max_model_len}};
+  }
+  Json operator()(const EventsFrame& frame) const { return {{"events", list(frame.events)}}; }
+  Json operator()(const PublishFrame& frame) const { return {{"blocks", list(frame.blocks)}}; }
+  Json operator()(const EvictFrame& frame) const {
+    Json hashes = Json::array();
+    for (const Hash128& hash : frame.hashes)
+      hashes.push_back(wire::pack(hash));
+    return {{"hashes", std::move(hashes)}};
+  }
+  Json operator()(const StatsFrame& frame) const { return {{"stats", wire::to_json(frame.stats)}}; }
+  Json operator()(const SnapshotDoneFrame& frame) const {
+    return {{"id", frame.id},
+            {"error", wire::cut_text(frame.error)},
+            {"manifest", wire::to_json(frame.manifest)}};
+  }
+  Json operator()(const RestoreDoneFrame& frame) const {
+    return {
+        {"id", frame.id}, {"error", wire::cut_text(frame.error)}, {"num_tokens", frame.num_tokens}};
+  }
+  Json operator()(const FatalFrame& frame) const { return {{"error", wire::to_json(frame.error)}}; }
+};
+
+InitFrame read_init(const Fields& fields) {
+  InitFrame init;
+  init.worker = fields.u32("worker");
+  init.generation = fields.u32("generation");
+  init.num_threads = fields.u32("num_threads");
+  init.isa = fields.text("isa", kMaxNameBytes);
+  init.kv_dtype = fields.text("kv_dtype", kMaxNameBytes);
+  init.max_num_seqs = fields.u32("max_num_seqs");
+  init.max_waiting = fields.u32("max_waiting");
+  init.prefill_chunk_tokens = fields.u32("prefill_chunk_tokens");
+  init.max_model_len = fields.u32("max_model_len");
+  init.tp_rank = fields.u32("tp_rank");
+  init.tp_size = fields.u32("tp_size");
+  init.log_level = fields.text("log_level", kMaxNameBytes);
+  return init;
+}
+
+ReadyFrame read_ready(const Fields& fields) {
+  ReadyFrame ready;
+  ready.kernel_set = fields.text("kernel_set", kMaxNameBytes);
+  ready.engine_fingerprint = fields.hash("engine_fingerprint");
+  ready.system_fingerprint = fields.text("system_fingerprint", kMaxNameBytes);
+  ready.kv_layout = fields.text("kv_layout", kMaxNameBytes);
+  ready.block_bytes = fields.u64("block_bytes");
+  ready.num_blocks = fields.u64("num_blocks");
+  ready.adopted_blocks = fields.u64("adopted_blocks");
+  ready.max_model_len = fields.u32("max_model_len");
+  return ready;
+}
+
+Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
+  const Fields fields(payload, name);
+  switch (type) {
+    case 1:
+      return read_init(fields);
+    case 2:
+      return AdoptFrame{read_blocks(fields)};
+    case 3:
+      return SubmitFrame{wire::read_request(fields.at("request"))};
+    case 4:
+      return CancelFrame{fields.u64("request")};
+    case 5:
+      return SnapshotFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest"))};
+    case 6:
+      return RestoreFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest"))};
+    case 7:
+      return ShutdownFrame{};
+    case 16:
+      return read_ready(fields);
+    case 17: {
+      EventsFrame frame;
+      for (const Json& item : fields.array("events", kMaxListItems))
+        frame.events.push_back(wire::read_event(item));
+      return frame;
+    }
+    case 18:
+      return PublishFrame{read_blocks(fields)};
+    case 19: {
+      EvictFrame frame;
+      for (const Json& item : fields.array("hashes", kMaxListItems))
+        frame.hashes.push_back(fields.hash(item, "hashes"));
+      return frame;
+    }
+    case 20:
+      return StatsFrame{wire::read_stats(fields.at("stats"))};
+    case 21:
+      return SnapshotDoneFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
+                               wire::read_manifest(fields.at("manifest"))};
+    case 22:
+      return RestoreDoneFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
+                              fields.u32("num_tokens")};
+    default:
+      return FatalFrame{wire::read_error(fields.at("error"))};
+  }
+}
+
+std::uint32_t read_u32(const char* bytes) {
+  std::uint32_t value = 0;
+  for (int i = 0; i < 4; ++i)
+    value |= static_cast<std::uint32_t>(static_cast<unsigned char>(bytes[i])) << (8 * i);
+  return value;
+}
+
+}  // namespace
+
+std::uint8_t frame_type(const Frame& frame) {
+  return kTypes[frame.index()].type;
+}
+
+const char* frame_name(const Frame& frame) {
+  return kTypes[frame.index()].name;
+}
+
+std::string encode_frame(const Frame& frame) {
+  std::string bytes(kFrameHeaderBytes, '\0');
+  Json::to_msgpack(std::visit(PayloadOf{}, frame), bytes);
+  const std::size_t payload_bytes = bytes.size() - kFrameHeaderBytes;
+  if (payload_bytes > kMaxPayloadBytes) {
+    throw Exception(make_error(Errc::kInternal, std::string(frame_name(frame)) + " frame of " +
+                                                    std::to_string(payload_bytes) +
+                                                    " bytes; at most " +
+                                                    std::to_string(kMaxPayloadBytes)));
+  }
+  bytes[0] = static_cast<char>(kProtocolVersion);
+  bytes[1] = static_cast<char>(frame_type(frame));
+  for (int i = 0; i < 4; ++i)
+    bytes[4 + i] = static_cast<char>(payload_bytes >> (8 * i));
+  return bytes;
+}
+
+Result<FrameDecoder::Next> FrameDecoder::next() {
+  const std::size_t available = buffer_.size() - consumed_;
+  if (available < kFrameHeaderBytes) {
+    // What was read is dropped here, once per feed and not once per frame.
+    buffer_.erase(0, std::exchange(consumed_, 0));
+    return Next{};
+  }
+  const char* header = buffer_.data() + consumed_;
+  const auto version = static_cast<std::uint8_t>(header[0]);
+  const auto type = static_cast<std::uint8_t>(header[1]);
+  if (version != kProtocolVersion) {
+    return make_error(Errc::kProtocol, "frame of protocol version " + std::to_string(version) +
+                                           "; this side speaks " +
+                                           std::to_string(kProtocolVersion));
+  }
+  const TypeInfo* info = nullptr;
+  for (const TypeInfo& candidate : kTypes) {
+    if (candidate.type == type) info = &candidate;
+  }
+  if (info == nullptr) {
+    return make_error(Errc::kProtocol, "unknown frame type " + std::to_string(type));
+  }
+  if (header[2] != 0 || header[3] != 0) {
+    return make_error(Errc::kProtocol,
+                      std::string(info->name) + " frame: bytes 2 and 3 of the header are not zero");
+  }
+  const std::size_t payload_bytes = read_u32(header + 4);
+  if (payload_bytes > kMaxPayloadBytes) {
+    return make_error(Errc::kProtocol, std::string(info->name) + " frame of " +
+                                           std::to_string(payload_bytes) + " bytes; at most " +
+                                           std::to_string(kMaxPayloadBytes));
+  }
+  if (available - kFrameHeaderBytes < payload_bytes) {
+    buffer_.erase(0, std::exchange(consumed_, 0));
+    return Next{};
+  }
+  try {
+    const Json payload = wire::parse({header + kFrameHeaderBytes, payload_bytes});
+    Next next{true, read_frame(type, info->name, payload)};
+    consumed_ += kFrameHeaderBytes + payload_bytes;
+    return next;
+  } catch (const Exception& exception) {
+    return make_error(Errc::kProtocol,
+                      std::string(info->name) + " frame: " + exception.error().message);
+  }
+}
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,243 @@
+#include "forkpool/wire.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+namespace thaw::forkpool::wire {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "token arrays are copied as they lie");
+
+/// Builds the document and counts while it does.
+class Builder final : public nlohmann::json_sax<Json> {
+ public:
+  Json take() { return std::move(root_); }
+  const std::string& error() const { return error_; }
+
+  bool null() override { return add(Json(nullptr)); }
+  bool boolean(bool value) override { return add(Json(value)); }
+  bool number_integer(number_integer_t value) override { return add(Json(value)); }
+  bool number_unsigned(number_unsigned_t value) override { return add(Json(value)); }
+  bool number_float(number_float_t value, const string_t& /*text*/) override {
+    return add(Json(value));
+  }
+  bool string(string_t& value) override { return add(Json(std::move(value))); }
+  bool binary(binary_t& value) override { return add(Json(std::move(value))); }
+  bool start_object(std::size_t /*size*/) override { return open(Json::object()); }
+  bool key(string_t& name) override {
+    Json& object = *stack_.back();
+    auto [slot, inserted] = object.get_ref<Json::object_t&>().try_emplace(name, nullptr);
+    if (!inserted) {
+      error_ = "field " + name + " appears twice";
+      return false;
+    }
+    slot_ = &slot->second;
+    return true;
+  }
+  bool end_object() override { return close(); }
+  bool start_array(std::size_t /*size*/) override { return open(Json::array()); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t position, const std::string& /*token*/,
+                   const nlohmann::detail::exception& /*error*/) override {
+    error_ = "not MessagePack at byte " + std::to_string(position);
+    return false;
+  }
+
+ private:
+  Json* place(Json value) {
+    if (++num_values_ > kMaxValues) {
+      error_ = "more than " + std::to_string(kMaxValues) + " values";
+      return nullptr;
+    }
+    if (stack_.empty()) {
+      root_ = std::move(value);
+      return &root_;
+    }
+    Json& parent = *stack_.back();
+    if (parent.is_array()) {
+      parent.push_back(std::move(value));
+      return &parent.back();
+    }
+    *slot_ = std::move(value);
+    return slot_;
+  }
+  bool add(Json value) { return place(std::move(value)) != nullptr; }
+  bool open(Json container) {
+    if (stack_.size() == kMaxDepth) {
+      error_ = "nested deeper than " + std::to_string(kMaxDepth);
+      return false;
+    }
+    Json* placed = place(std::move(container));
+    if (placed == nullptr) return false;
+    stack_.push_back(placed);
+    return true;
+  }
+  bool close() {
+    stack_.pop_back();
+    return true;
+  }
+
+  Json root_;
+  std::vector<Json*> stack_;  // open containers; a parent is not touched while a child is open
+  Json* slot_ = nullptr;  // where the value of the last key goes
+  std::size_t num_values_ = 0;
+  std::string error_;
+};
+
+}  // namespace
+
+void fail(const std::string& what) {
+  throw Exception(make_error(Errc::kProtocol, what));
+}
+
+Json parse(std::span<const char> payload) {
+  Builder builder;
+  if (!Json::sax_parse(payload.begin(), payload.end(), &builder, Json::input_format_t::msgpack)) {
+    fail("payload: " + builder.error());
+  }
+  return builder.take();
+}
+
+Json pack(const Hash128& hash) {
+  return Json::binary({hash.bytes.begin(), hash.bytes.end()});
+}
+
+Json pack(std::span<const TokenId> tokens) {
+  std::vector<std::uint8_t> bytes(tokens.size_bytes());
+  if (!bytes.empty()) std::memcpy(bytes.data(), tokens.data(), bytes.size());
+  return Json::binary(std::move(bytes));
+}
+
+Fields::Fields(const Json& value, std::string_view where) : value_(&value), where_(where) {
+  if (!value.is_object()) fail(std::string(where) + " is " + value.type_name() + ", not a map");
+}
+
+void Fields::wrong(const char* name, const std::string& what) const {
+  fail(std::string(where_) + "." + name + " " + what);
+}
+
+const Json& Fields::at(const char* name) const {
+  const auto found = value_->find(name);
+  if (found == value_->end()) wrong(name, "is missing");
+  return *found;
+}
+
+bool Fields::boolean(const char* name) const {
+  const Json& value = at(name);
+  if (!value.is_boolean()) wrong(name, std::string("is ") + value.type_name() + ", not a boolean");
+  return value.get<bool>();
+}
+
+std::uint64_t Fields::u64(const char* name, std::uint64_t max) const {
+  const Json& value = at(name);
+  if (!value.is_number_integer()) {
+    wrong(name, std::string("is ") + value.type_name() + ", not an integer");
+  }
+  if (!value.is_number_unsigned() && value.get<std::int64_t>() < 0) {
+    wrong(name, "is " + std::to_string(value.get<std::int64_t>()) + "; at least 0");
+  }
+  const auto number = value.get<std::uint64_t>();
+  if (number > max) {
+    wrong(name, "is " + std::to_string(number) + "; at most " + std::to_string(max));
+  }
+  return number;
+}
+
+std::uint32_t Fields::u32(const char* name, std::uint32_t max) const {
+  return static_cast<std::uint32_t>(u64(name, max));
+}
+
+std::int64_t Fields::integer(const Json& value, const char* name, std::int64_t min,
+                             std::int64_t max) const {
+  if (!value.is_number_integer()) {
+    wrong(name, std::string("is ") + value.type_name() + ", not an integer");
+  }
+  const auto number = value.get<std::int64_t>();
+  const bool wrapped = value.is_number_unsigned() && number < 0;  // above int64
+  if (wrapped || number < min || number > max) {
+    wrong(name, "is out of range: " + std::to_string(min) + " to " + std::to_string(max));
+  }
+  return number;
+}
+
+std::int64_t Fields::i64(const char* name) const {
+  return integer(at(name), name, std::numeric_limits<std::int64_t>::min(),
+                 std::numeric_limits<std::int64_t>::max());
+}
+
+std::int32_t Fields::i32(const char* name) const {
+  return static_cast<std::int32_t>(integer(at(name), name, std::numeric_limits<std::int32_t>::min(),
+                                           std::numeric_limits<std::int32_t>::max()));
+}
+
+float Fields::number(const Json& value, const char* name) const {
+  if (!value.is_number()) wrong(name, std::string("is ") + value.type_name() + ", not a number");
+  const auto number = value.get<double>();
+  if (std::isfinite(number) && std::abs(number) > std::numeric_limits<float>::max()) {
+    wrong(name, "does not fit a 32-bit float");
+  }
+  return static_cast<float>(number);
+}
+
+float Fields::f32(const char* name) const {
+  return number(at(name), name);
+}
+
+std::string Fields::text(const char* name, std::size_t max_bytes) const {
+  const Json& value = at(name);
+  if (!value.is_string()) wrong(name, std::string("is ") + value.type_name() + ", not a string");
+  const auto& text = value.get_ref<const std::string&>();
+  if (text.size() > max_bytes) {
+    wrong(name,
+          "has " + std::to_string(text.size()) + " bytes; at most " + std::to_string(max_bytes));
+  }
+  return text;
+}
+
+Hash128 Fields::hash(const Json& value, const char* name) const {
+  Hash128 hash;
+  if (!value.is_binary() || value.get_binary().size() != hash.bytes.size()) {
+    wrong(name, "is no byte string of 16 bytes");
+  }
+  std::memcpy(hash.bytes.data(), value.get_binary().data(), hash.bytes.size());
+  return hash;
+}
+
+Hash128 Fields::hash(const char* name) const {
+  return hash(at(name), name);
+}
+
+std::vector<TokenId> Fields::tokens(const char* name, std::size_t max_tokens) const {
+  const Json& value = at(name);
+  if (!value.is_binary()) {
+    wrong(name, std::string("is ") + value.type_name() + ", not a byte string");
+  }
+  const auto& bytes = value.get_binary();
+  if (bytes.size() % sizeof(TokenId) != 0) {
+    wrong(name, "has " + std::to_string(bytes.size()) + " bytes, no multiple of 4");
+  }
+  const std::size_t count = bytes.size() / sizeof(TokenId);
+  if (count > max_tokens) {
+    wrong(name, "has " + std::to_string(count) + " tokens; at most " + std::to_string(max_tokens));
+  }
+  std::vector<TokenId> tokens(count);
+  if (count != 0) std::memcpy(tokens.data(), bytes.data(), bytes.size());
+  for (const TokenId token : tokens) {
+    if (token < 0) wrong(name, "holds a token above 2147483647");
+  }
+  return tokens;
+}
+
+const Json& Fields::array(const char* name, std::size_t max_items) const {
+  const Json& value = at(name);
+  if (!value.is_array()) wrong(name, std::string("is ") + value.type_name() + ", not an array");
+  if (value.size() > max_items) {
+    wrong(name,
+          "has " + std::to_string(value.size()) + " items; at most " + std::to_string(max_items));
+  }
+  return value;
+}
+
+}  // namespace thaw::forkpool::wire

@@ -1,0 +1,321 @@
+#include "forkpool/protocol.h"
+
+#include <cmath>
+#include <limits>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "tests/forkpool/random_frames.h"
+
+namespace thaw::forkpool {
+namespace {
+
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+constexpr std::uint64_t kSeed = 20260311;
+
+Result<FrameDecoder::Next> decode(const std::string& bytes) {
+  FrameDecoder decoder;
+  decoder.feed(bytes);
+  return decoder.next();
+}
+
+std::string frame_bytes(std::uint8_t type, const std::string& payload) {
+  std::string bytes{static_cast<char>(kProtocolVersion), static_cast<char>(type), 0, 0};
+  for (int i = 0; i < 4; ++i)
+    bytes += static_cast<char>(payload.size() >> (8 * i));
+  return bytes + payload;
+}
+
+std::string frame_bytes(std::uint8_t type, const Json& payload) {
+  std::string bytes;
+  Json::to_msgpack(payload, bytes);
+  return frame_bytes(type, bytes);
+}
+
+/// The payload of a valid frame of this kind, to be spoilt.
+Json payload_of(const Frame& frame) {
+  const std::string bytes = encode_frame(frame);
+  return Json::from_msgpack(bytes.substr(kFrameHeaderBytes));
+}
+
+TEST(Protocol, EveryFrameComesBackAsItWas) {
+  for (std::size_t kind = 0; kind < std::variant_size_v<Frame>; ++kind) {
+    for (std::uint64_t round = 0; round < 200; ++round) {
+      SCOPED_TRACE("kind " + std::to_string(kind) + " seed " + std::to_string(kSeed + round));
+      const std::string bytes = encode_frame(RandomFrames(kSeed + round).frame(kind));
+      auto next = decode(bytes);
+      ASSERT_TRUE(next) << next.error().to_string();
+      ASSERT_TRUE(next->found);
+      EXPECT_EQ(next->frame.index(), kind);
+      EXPECT_EQ(encode_frame(next->frame), bytes);
+    }
+  }
+}
+
+// Equal bytes do not show a field that neither side handles; these count the fields instead.
+TEST(Protocol, NoFieldOfARequestIsLeftOut) {
+  GenerateRequest request = RandomFrames(kSeed).request();
+  request.deadline = std::chrono::milliseconds(1234);
+  request.worker = 3;
+  request.num_choices = 3;
+  request.resumed = {{2, {5, 6, 7}}};
+  request.sampling.logit_bias = {{9, -1.5F}};
+  const auto next = decode(encode_frame(SubmitFrame{request}));
+  ASSERT_TRUE(next) << next.error().to_string();
+  const GenerateRequest& back = std::get<SubmitFrame>(next->frame).request;
+  EXPECT_EQ(back.id, request.id);
+  EXPECT_EQ(back.tenant, request.tenant);
+  EXPECT_EQ(back.cache_salt, request.cache_salt);
+  EXPECT_EQ(back.model, request.model);
+  EXPECT_EQ(back.adapter, request.adapter);
+  EXPECT_EQ(back.session, request.session);
+  EXPECT_EQ(back.parent, request.parent);
+  EXPECT_EQ(back.cut_position, request.cut_position);
+  EXPECT_EQ(back.priority, request.priority);
+  EXPECT_EQ(back.deadline, request.deadline);
+  EXPECT_EQ(back.trace_id, request.trace_id);
+  EXPECT_EQ(back.pin, request.pin);
+  EXPECT_EQ(back.ttl, request.ttl);
+  EXPECT_EQ(back.grammar, request.grammar);
+  EXPECT_EQ(back.worker, request.worker);
+  EXPECT_EQ(back.prompt, request.prompt);
+  EXPECT_EQ(back.num_choices, request.num_choices);
+  ASSERT_EQ(back.resumed.size(), 1U);
+  EXPECT_EQ(back.resumed[0].choice_index, 2U);
+  EXPECT_EQ(back.resumed[0].generated, request.resumed[0].generated);
+  const SamplingParams& was = request.sampling;
+  const SamplingParams& is = back.sampling;
+  EXPECT_EQ(is.temperature, was.temperature);
+  EXPECT_EQ(is.top_k, was.top_k);
+  EXPECT_EQ(is.top_p, was.top_p);
+  EXPECT_EQ(is.min_p, was.min_p);
+  EXPECT_EQ(is.repetition_penalty, was.repetition_penalty);
+  EXPECT_EQ(is.presence_penalty, was.presence_penalty);
+  EXPECT_EQ(is.frequency_penalty, was.frequency_penalty);
+  EXPECT_EQ(is.logit_bias, was.logit_bias);
+  EXPECT_EQ(is.max_tokens, was.max_tokens);
+  EXPECT_EQ(is.min_tokens, was.min_tokens);
+  EXPECT_EQ(is.stop_token_ids, was.stop_token_ids);
+  EXPECT_EQ(is.ignore_eos, was.ignore_eos);
+  EXPECT_EQ(is.seed, was.seed);
+  EXPECT_EQ(is.top_logprobs, was.top_logprobs);
+}
+
+TEST(Protocol, FloatsKeepTheirBits) {
+  const float values[] = {0.1F, -0.0F, std::numeric_limits<float>::denorm_min(),
+                          std::numeric_limits<float>::max(),
+                          -std::numeric_limits<float>::infinity()};
+  for (const float value : values) {
+    const auto next = decode(encode_frame(EventsFrame{{TokenEvent{1, 0, 0, 5, value, {}}}}));
+    ASSERT_TRUE(next) << next.error().to_string();
+    const auto& event = std::get<TokenEvent>(std::get<EventsFrame>(next->frame).events[0]);
+    EXPECT_EQ(std::signbit(event.logprob), std::signbit(value));
+    EXPECT_EQ(event.logprob, value);
+  }
+}
+
+TEST(Protocol, BytesOfACancelFrame) {
+  const std::string bytes = encode_frame(CancelFrame{7});
+  const std::string expected("\x01\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
+  EXPECT_EQ(bytes, expected);
+}
+
+TEST(Protocol, FramesAreCutOutOfAnyPieces) {
+  RandomFrames random(kSeed);
+  std::string stream;
+  std::vector<std::string> frames;
+  for (std::size_t kind = 0; kind < std::variant_size_v<Frame>; ++kind) {
+    frames.push_back(encode_frame(random.frame(kind)));
+    stream += frames.back();
+  }
+  FrameDecoder decoder;
+  std::vector<std::string> seen;
+  for (std::size_t at = 0; at < stream.size();) {
+    const std::size_t piece = std::min<std::size_t>(1 + random.number(40), stream.size() - at);
+    decoder.feed(std::span(stream.data() + at, piece));
+    at += piece;
+    for (;;) {
+      auto next = decoder.next();
+      ASSERT_TRUE(next) << next.error().to_string();
+      if (!next->found) break;
+      seen.push_back(encode_frame(next->frame));
+    }
+  }
+  EXPECT_EQ(seen, frames);
+}
+
+TEST(Protocol, BadHeadersAreNamed) {
+  const std::string good = encode_frame(CancelFrame{7});
+  const auto message = [](std::string bytes) {
+    const auto next = decode(bytes);
+    EXPECT_FALSE(next);
+    EXPECT_EQ(next.error().code, Errc::kProtocol);
+    return next.error().message;
+  };
+  std::string bytes = good;
+  bytes[0] = 9;
+  EXPECT_THAT(message(bytes), HasSubstr("protocol version 9"));
+  bytes = good;
+  bytes[1] = 99;
+  EXPECT_THAT(message(bytes), HasSubstr("unknown frame type 99"));
+  bytes = good;
+  bytes[2] = 1;
+  EXPECT_THAT(message(bytes), HasSubstr("not zero"));
+  bytes = good;
+  bytes[7] = 0x40;  // 1 GiB
+  EXPECT_THAT(message(bytes), HasSubstr("at most 67108864"));
+}
+
+TEST(Protocol, AnErrorIsFinal) {
+  FrameDecoder decoder;
+  decoder.feed(std::string(8, '\xff'));
+  EXPECT_FALSE(decoder.next());
+  decoder.feed(encode_frame(CancelFrame{7}));
+  EXPECT_FALSE(decoder.next());
+}
+
+// Every map of every frame: take each field away, and give it each wrong type.
+void spoil(const Json& whole, Json::json_pointer path, const Json& map, std::uint8_t type) {
+  static const Json kWrong[] = {Json(nullptr), Json(true),    Json(-5),       Json(1.5),
+                                Json("text"),  Json::array(), Json::object(), Json::binary({1, 2})};
+  for (const auto& [name, value] : map.items()) {
+    Json without = whole;
+    without[path].erase(name);
+    auto next = decode(frame_bytes(type, without));
+    ASSERT_FALSE(next) << path / name << " was not missed";
+    EXPECT_EQ(next.error().code, Errc::kProtocol);
+    EXPECT_THAT(next.error().message, HasSubstr(name + " is missing"));
+    for (const Json& wrong : kWrong) {
+      if (wrong.type() == value.type()) continue;
+      const bool nullable = name == "deadline_ms" || name == "worker" || name == "stop_token";
+      if (nullable && wrong.is_null()) continue;
+      if (value.is_number() && wrong.is_number()) continue;  // ranges: below
+      if (value.is_null()) continue;
+      Json changed = whole;
+      changed[path][name] = wrong;
+      next = decode(frame_bytes(type, changed));
+      ASSERT_FALSE(next) << path / name << " as " << wrong.type_name() << " was taken";
+      EXPECT_EQ(next.error().code, Errc::kProtocol);
+    }
+    if (value.is_object()) spoil(whole, path / name, value, type);
+    if (value.is_array() && !value.empty() && value[0].is_object()) {
+      spoil(whole, path / name / 0, value[0], type);
+    }
+  }
+}
+
+TEST(Protocol, MissingFieldsAndWrongTypesAreNamed) {
+  for (std::size_t kind = 0; kind < std::variant_size_v<Frame>; ++kind) {
+    for (std::uint64_t seed = kSeed; seed < kSeed + 4; ++seed) {
+      const Frame frame = RandomFrames(seed).frame(kind);
+      SCOPED_TRACE(std::string(frame_name(frame)) + " seed " + std::to_string(seed));
+      const Json payload = payload_of(frame);
+      spoil(payload, Json::json_pointer(), payload, frame_type(frame));
+    }
+  }
+}
+
+TEST(Protocol, ValuesOutOfRangeAreNamed) {
+  GenerateRequest request;
+  request.prompt = {1, 2};
+  const Json good = payload_of(SubmitFrame{request});
+  const std::uint8_t type = frame_type(SubmitFrame{});
+  const auto message = [&](const char* path, const Json& value) {
+    Json changed = good;
+    changed[Json::json_pointer(path)] = value;
+    const auto next = decode(frame_bytes(type, changed));
+    EXPECT_FALSE(next) << path;
+    return next ? std::string() : next.error().message;
+  };
+  EXPECT_THAT(message("/request/id", -1), HasSubstr("request.id is -1"));
+  EXPECT_THAT(message("/request/cut_position", 1ULL << 32), HasSubstr("request.cut_position"));
+  EXPECT_THAT(message("/request/priority", 1LL << 31), HasSubstr("request.priority"));
+  EXPECT_THAT(message("/request/num_choices", 0), HasSubstr("num_choices is 0"));
+  EXPECT_THAT(message("/request/num_choices", kMaxChoices + 1), HasSubstr("num_choices"));
+  EXPECT_THAT(message("/request/prompt", Json::binary({})), HasSubstr("prompt has no token"));
+  EXPECT_THAT(message("/request/prompt", Json::binary({1, 2, 3})), HasSubstr("multiple of 4"));
+  EXPECT_THAT(message("/request/prompt", Json::binary({0, 0, 0, 0x80})), HasSubstr("prompt"));
+  EXPECT_THAT(message("/request/tenant", std::string(kMaxNameBytes + 1, 'x')), HasSubstr("tenant"));
+  EXPECT_THAT(message("/request/sampling/temperature", 1e300), HasSubstr("temperature"));
+  EXPECT_THAT(message("/request/sampling/logit_bias", Json::array({Json::array({-1, 0.5})})),
+              HasSubstr("logit_bias"));
+  const Json choice = {{"choice", 0}, {"generated", Json::binary({})}};
+  EXPECT_THAT(message("/request/resumed", Json::array({choice, choice})), HasSubstr("twice"));
+  // An integer where a float belongs is what a Python peer sends for 1.0.
+  Json integral = good;
+  integral["request"]["sampling"]["temperature"] = 1;
+  EXPECT_TRUE(decode(frame_bytes(type, integral)));
+}
+
+TEST(Protocol, ARequestThatCouldNotTravelIsRefusedBefore) {
+  GenerateRequest request;
+  EXPECT_THAT(check_request(request).error().message, HasSubstr("prompt has no token"));
+  request.prompt = {1};
+  EXPECT_TRUE(check_request(request));
+  request.cache_salt = std::string(kMaxNameBytes + 1, 's');
+  EXPECT_THAT(check_request(request).error().message, HasSubstr("cache_salt has 1025 bytes"));
+  request.cache_salt.clear();
+  request.prompt.assign(kMaxTokens + 1, 1);
+  EXPECT_THAT(check_request(request).error().message, HasSubstr("tokens; at most"));
+}
+
+TEST(Protocol, UnknownFieldsAreIgnored) {
+  Json payload = payload_of(CancelFrame{7});
+  payload["later"] = Json::array({1, "two"});
+  const auto next = decode(frame_bytes(frame_type(CancelFrame{}), payload));
+  ASSERT_TRUE(next);
+  EXPECT_EQ(std::get<CancelFrame>(next->frame).request, 7U);
+}
+
+TEST(Protocol, DeepOrHugePayloadsCostNothing) {
+  // A small payload that nests a million arrays, and one that claims four thousand million items.
+  EXPECT_THAT(decode(frame_bytes(17, std::string(1 << 20, '\x91'))).error().message,
+              HasSubstr("nested deeper"));
+  EXPECT_FALSE(decode(frame_bytes(17, std::string("\xdd\xff\xff\xff\xff", 5))));
+  EXPECT_FALSE(decode(frame_bytes(17, std::string("\xc6\xff\xff\xff\xff", 5))));
+  EXPECT_FALSE(decode(frame_bytes(17, std::string("\x81\xa1k\x01\x02", 5))));  // trailing byte
+  EXPECT_THAT(decode(frame_bytes(4, std::string("\x82\xa1k\x01\xa1k\x01", 7))).error().message,
+              HasSubstr("twice"));
+}
+
+TEST(Protocol, MutatedBytesNeverCrash) {
+  RandomFrames random(kSeed);
+  std::size_t accepted = 0;
+  for (int round = 0; round < 20000; ++round) {
+    std::string bytes = encode_frame(random.frame(random.number(14)));
+    for (std::uint64_t i = 1 + random.number(3); i > 0; --i) {
+      switch (random.number(3)) {
+        case 0:
+          bytes[random.number(bytes.size() - 1)] = static_cast<char>(random.number(255));
+          break;
+        case 1:
+          bytes.erase(random.number(bytes.size() - 1), 1 + random.number(3));
+          break;
+        case 2:
+          bytes.insert(random.number(bytes.size() - 1), 1, static_cast<char>(random.number(255)));
+          break;
+        default:  // inside the payload, its length put right: past the header's checks
+          if (bytes.size() <= kFrameHeaderBytes + 1) break;
+          bytes[kFrameHeaderBytes + random.number(bytes.size() - kFrameHeaderBytes - 1)] =
+              static_cast<char>(random.number(255));
+          break;
+      }
+      if (bytes.size() <= kFrameHeaderBytes) break;
+    }
+    FrameDecoder decoder;
+    decoder.feed(bytes);
+    for (;;) {
+      const auto next = decoder.next();
+      if (!next || !next->found) break;
+      ++accepted;
+    }
+  }
+  EXPECT_GT(accepted, 0U);  // some mutations hit only a value: the decoder was really reached
+}
+
+}  // namespace
+}  // namespace thaw::forkpool
