@@ -33,7 +33,8 @@ struct TextSpan {
 /// Byte-level BPE. Immutable after creation and thread-safe.
 class Tokenizer {
  public:
-  /// Errors: unknown pre-tokenizer (named, with the supported ones), inconsistent spec.
+  /// Errors: unknown pre-tokenizer (named, with the supported ones), inconsistent spec. A byte that
+  /// has no token of its own is left out when text holds it, as Hugging Face does.
   static Result<std::unique_ptr<Tokenizer>> create(TokenizerSpec spec);
   ~Tokenizer();
 
@@ -55,7 +56,8 @@ class Tokenizer {
   TokenId bos() const;
   bool add_bos() const;
   const std::vector<TokenId>& eos() const;
-  /// Id of a token by its text ("<|im_end|>"), -1 where there is none.
+  /// Id of a token by its bytes ("<|im_end|>", " the"), control tokens first; -1 where there is
+  /// none.
   TokenId find(std::string_view token_text) const;
 
  private:
@@ -63,6 +65,10 @@ class Tokenizer {
   explicit Tokenizer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+/// The text with every maximal invalid piece of UTF-8 replaced by one U+FFFD (as Python's
+/// errors="replace").
+std::string replace_invalid_utf8(std::string_view bytes);
 
 /// Turns a growing token sequence into text that never ends inside a UTF-8 character. Invalid bytes
 /// come out as U+FFFD, as a whole-sequence decode with replacement would give.
