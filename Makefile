@@ -53,7 +53,7 @@ bench: build model  ## the benches; JSON under bench/results/
 	@scripts/run_benches.sh $(BUILD)
 
 bench-peers: build model  ## against llama.cpp, built from its PyPI sdist in a scratch folder (about 15 minutes)
-	@$(PYTHON) bench/peers/run.py
+	@$(PYTHON) bench/e2e/peers.py
 
 fixtures: setup  ## make the reference fixtures again (needs some 5 GB for torch)
 	@scripts/fixtures/make_fixtures.sh
