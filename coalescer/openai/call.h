@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "coalescer/openai/api_error.h"
+#include "coalescer/openai/text_codec.h"
+#include "engine/base/generate.h"
+
+namespace thaw::coalescer {
+
+enum class ApiKind : std::uint8_t { kChat, kCompletions };
+
+/// A prompt as the client gave it.
+using ApiPrompt = std::variant<ChatPrompt, std::string, std::vector<TokenId>>;
+
+/// One body of /v1/chat/completions or /v1/completions, validated, not tokenized yet.
+struct ApiCall {
+  ApiKind kind = ApiKind::kChat;
+  std::string model;  ///< as asked for; empty where it was left out
+  std::vector<ApiPrompt> prompts;  ///< one for chat
+  std::uint32_t num_choices = 1;  ///< for each prompt
+  std::optional<std::uint32_t> max_tokens;
+  std::optional<std::uint64_t> seed;
+  SamplingParams sampling;  ///< max_tokens and seed are not resolved here
+  std::vector<std::string> stop;
+  bool logprobs = false;
+  bool keep_special = false;  ///< special tokens show in the text
+  bool stream = false;
+  bool include_usage = false;
+  bool explain = false;
+  std::string cache_salt;
+  std::int32_t priority = 0;
+  std::optional<std::uint32_t> worker;
+};
+
+struct ParseLimits {
+  std::uint32_t max_choices = 64;  ///< bound of n, and of n times the number of prompts
+  int vocab_size = 0;  ///< token ids in requests are below
+};
+
+/// Reads a body. Fields that are not known are ignored; a known one of a wrong type or out of range
+/// is an error that names it. simdjson checks UTF-8 and nesting.
+ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits);
+
+/// A prompt ready to run.
+struct PreparedPrompt {
+  std::vector<TokenId> tokens;
+  std::uint32_t max_tokens = 0;
+};
+
+/// Renders and tokenizes the prompts (slow for long ones) and checks them against the context.
+ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, const TextCodec& codec,
+                                                       std::uint32_t max_model_len);
+
+/// The requests of a call, one for each prompt, without ids. `seed` is used where the call has
+/// none.
+std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<PreparedPrompt> prompts,
+                                           const std::string& model, const std::string& tenant,
+                                           std::uint64_t seed);
+
+/// POST /tokenize and /detokenize, with vLLM's fields. Both give the response body.
+ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
+                                std::uint32_t max_model_len);
+ApiResult<std::string> detokenize(std::string_view body, const TextCodec& codec);
+
+}  // namespace thaw::coalescer

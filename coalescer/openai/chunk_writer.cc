@@ -1,0 +1,200 @@
+#include "coalescer/openai/chunk_writer.h"
+
+#include "coalescer/openai/json_text.h"
+
+namespace thaw::coalescer {
+namespace {
+
+std::string head(const CompletionLabel& label, std::string_view object) {
+  std::string out = R"({"id":)";
+  append_json_string(out, label.id);
+  out += R"(,"object":)";
+  append_json_string(out, object);
+  out += R"(,"created":)";
+  append_json_integer(out, label.created);
+  out += R"(,"model":)";
+  append_json_string(out, label.model);
+  out += R"(,"system_fingerprint":)";
+  append_json_string_or_null(out, label.system_fingerprint);
+  out += R"(,"choices":[)";
+  return out;
+}
+
+void append_bytes(std::string& out, std::string_view bytes) {
+  out += '[';
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (i > 0) out += ',';
+    append_json_integer(out, static_cast<unsigned char>(bytes[i]));
+  }
+  out += ']';
+}
+
+void append_candidate(std::string& out, const LogprobEntry::Candidate& candidate) {
+  out += R"({"token":)";
+  append_json_string(out, candidate.bytes);
+  out += R"(,"logprob":)";
+  append_json_float(out, candidate.logprob);
+  out += R"(,"bytes":)";
+  append_bytes(out, candidate.bytes);
+}
+
+void append_chat_logprobs(std::string& out, const std::vector<LogprobEntry>& entries) {
+  out += R"({"content":[)";
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (i > 0) out += ',';
+    append_candidate(out, entries[i].chosen);
+    out += R"(,"top_logprobs":[)";
+    for (std::size_t j = 0; j < entries[i].best.size(); ++j) {
+      if (j > 0) out += ',';
+      append_candidate(out, entries[i].best[j]);
+      out += '}';
+    }
+    out += "]}";
+  }
+  out += R"(],"refusal":null})";
+}
+
+/// The older form of /v1/completions: parallel lists. Two tokens that read alike (parts of
+/// characters) keep the better one.
+void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& entries) {
+  const auto list = [&](const char* name, auto&& append_one) {
+    out += name;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (i > 0) out += ',';
+      append_one(entries[i]);
+    }
+    out += ']';
+  };
+  list(R"({"tokens":[)", [&](const LogprobEntry& e) { append_json_string(out, e.chosen.bytes); });
+  list(R"(,"token_logprobs":[)",
+       [&](const LogprobEntry& e) { append_json_float(out, e.chosen.logprob); });
+  list(R"(,"top_logprobs":[)", [&](const LogprobEntry& entry) {
+    std::vector<std::string> seen;
+    out += '{';
+    for (const auto& candidate : entry.best) {
+      std::string key;
+      append_json_string(key, candidate.bytes);
+      bool repeated = false;
+      for (const std::string& other : seen)
+        repeated = repeated || other == key;
+      if (repeated) continue;
+      if (!seen.empty()) out += ',';
+      out += key;
+      out += ':';
+      append_json_float(out, candidate.logprob);
+      seen.push_back(std::move(key));
+    }
+    out += '}';
+  });
+  list(R"(,"text_offset":[)", [&](const LogprobEntry& e) {
+    append_json_integer(out, static_cast<std::int64_t>(e.text_offset));
+  });
+  out += '}';
+}
+
+void append_end(std::string& out, const std::optional<ChoiceEnd>& end) {
+  out += R"(,"finish_reason":)";
+  if (!end) {
+    out += "null";
+    return;
+  }
+  append_json_string(out, end->reason);
+  out += R"(,"stop_reason":)";
+  if (end->stop_string)
+    append_json_string(out, *end->stop_string);
+  else if (end->stop_token)
+    append_json_integer(out, *end->stop_token);
+  else
+    out += "null";
+}
+
+}  // namespace
+
+ChunkWriter::ChunkWriter(ApiKind kind, CompletionLabel label, bool logprobs, bool null_usage)
+    : kind_(kind), logprobs_(logprobs), null_usage_(null_usage) {
+  const bool chat = kind == ApiKind::kChat;
+  frame_head_ = "data: " + head(label, chat ? "chat.completion.chunk" : "text_completion");
+  body_head_ = head(label, chat ? "chat.completion" : "text_completion");
+}
+
+void ChunkWriter::append_logprobs(std::string& out,
+                                  const std::vector<LogprobEntry>& entries) const {
+  out += R"(,"logprobs":)";
+  if (!logprobs_ || entries.empty())
+    out += "null";
+  else if (kind_ == ApiKind::kChat)
+    append_chat_logprobs(out, entries);
+  else
+    append_text_logprobs(out, entries);
+}
+
+void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
+  out += frame_head_;
+  out += R"({"index":)";
+  append_json_integer(out, static_cast<std::int64_t>(delta.choice));
+  if (kind_ == ApiKind::kChat) {
+    out += R"(,"delta":{)";
+    if (delta.role) out += R"("role":"assistant",)";
+    if (delta.role || !delta.end || !delta.text.empty()) {
+      out += R"("content":)";
+      append_json_string(out, delta.text);
+    }
+    out += '}';
+  } else {
+    out += R"(,"text":)";
+    append_json_string(out, delta.text);
+  }
+  append_logprobs(out, delta.logprobs);
+  append_end(out, delta.end);
+  out += null_usage_ ? "}],\"usage\":null}\n\n" : "}]}\n\n";
+}
+
+void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& usage) {
+  const auto number = [&](const char* name, std::uint64_t value) {
+    out += name;
+    append_json_integer(out, static_cast<std::int64_t>(value));
+  };
+  number(R"("usage":{"prompt_tokens":)", usage.prompt_tokens);
+  number(R"(,"completion_tokens":)", usage.completion_tokens);
+  number(R"(,"total_tokens":)", usage.prompt_tokens + usage.completion_tokens);
+  number(R"(,"prompt_tokens_details":{"cached_tokens":)", usage.cached_tokens);
+  out += "}}";
+}
+
+void ChunkWriter::append_usage(std::string& out, const CompletionUsage& usage,
+                               const std::string& explanation) const {
+  out += frame_head_;
+  out += "],";
+  append_usage_object(out, usage);
+  if (!explanation.empty()) out += ",\"thaw\":" + explanation;
+  out += "}\n\n";
+}
+
+void ChunkWriter::append_explanation(std::string& out, const std::string& explanation) const {
+  out += frame_head_;
+  out += "],\"thaw\":" + explanation + "}\n\n";
+}
+
+void ChunkWriter::append_choice(std::string& out, std::size_t index, std::string_view text,
+                                const std::vector<LogprobEntry>& logprobs,
+                                const ChoiceEnd& end) const {
+  out += R"({"index":)";
+  append_json_integer(out, static_cast<std::int64_t>(index));
+  if (kind_ == ApiKind::kChat) {
+    out += R"(,"message":{"role":"assistant","content":)";
+    append_json_string(out, text);
+    out += R"(,"refusal":null})";
+  } else {
+    out += R"(,"text":)";
+    append_json_string(out, text);
+  }
+  append_logprobs(out, logprobs);
+  append_end(out, end);
+  out += '}';
+}
+
+std::string error_frame(const ApiError& error) {
+  return "data: " + error_body(error) + "\n\n";
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,199 @@
+#include "coalescer/openai/completion.h"
+
+#include <type_traits>
+#include <utility>
+
+namespace thaw::coalescer {
+
+Completion::Completion(const ApiCall& call, std::size_t num_prompts, CompletionLabel label,
+                       const TextCodec* codec)
+    : codec_(codec),
+      kind_(call.kind),
+      streamed_(call.stream),
+      logprobs_(call.logprobs),
+      include_usage_(call.include_usage),
+      num_choices_(call.num_choices),
+      min_tokens_(call.sampling.min_tokens),
+      writer_(call.kind, std::move(label), call.logprobs, call.include_usage),
+      choices_(num_prompts * call.num_choices),
+      prompt_open_(num_prompts, true),
+      num_open_(num_prompts) {
+  for (Choice& choice : choices_) {
+    choice.stream = codec->new_stream(call.keep_special);
+    choice.matcher = StopMatcher(call.stop);
+  }
+}
+
+std::size_t Completion::choice_index(std::size_t prompt, std::uint32_t choice) const {
+  return prompt * num_choices_ + choice;
+}
+
+void Completion::on_event(std::size_t prompt, const GenerateEvent& event) {
+  if (ended() || !prompt_open_[prompt]) return;
+  std::visit(
+      [&](const auto& concrete) {
+        using Event = std::decay_t<decltype(concrete)>;
+        if constexpr (std::is_same_v<Event, FailedEvent>) {
+          fail(to_api_error(concrete.error));
+        } else {
+          begin();
+          if constexpr (std::is_same_v<Event, TokenEvent>) on_token(prompt, concrete);
+          if constexpr (std::is_same_v<Event, FinishedEvent>) on_finished(prompt, concrete);
+          if constexpr (std::is_same_v<Event, CompletedEvent>) on_completed(prompt, concrete);
+        }
+      },
+      event);
+}
+
+void Completion::begin() {
+  if (started_) return;
+  started_ = true;
+  if (!streamed_ || kind_ != ApiKind::kChat) return;
+  // Sent at admission: clients give up on a stream that shows no chunk for two minutes.
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    Delta& delta = pending_.emplace_back();
+    delta.choice = i;
+    delta.role = true;
+  }
+}
+
+void Completion::fail(ApiError error) {
+  if (!ended()) error_ = std::move(error);
+}
+
+LogprobEntry Completion::logprob_entry(const TokenEvent& event) const {
+  const auto candidate = [&](TokenId token, float logprob) {
+    return LogprobEntry::Candidate{codec_->decode({&token, 1}, /*keep_special=*/true), logprob};
+  };
+  LogprobEntry entry;
+  entry.chosen = candidate(event.token, event.logprob);
+  for (const TokenLogprob& best : event.top_logprobs)
+    entry.best.push_back(candidate(best.token, best.logprob));
+  return entry;
+}
+
+void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
+  if (event.choice >= num_choices_) return;
+  const std::size_t index = choice_index(prompt, event.choice);
+  Choice& choice = choices_[index];
+  if (choice.end || event.index < choice.num_tokens) return;
+  if (event.index > choice.num_tokens) {
+    fail(to_api_error(make_error(Errc::kInternal, "tokens of the stream were lost: index " +
+                                                      std::to_string(event.index) + " came after " +
+                                                      std::to_string(choice.num_tokens))));
+    return;
+  }
+  const bool may_stop = ++choice.num_tokens > min_tokens_;
+  std::vector<LogprobEntry> logprobs;
+  if (logprobs_) {
+    logprobs.push_back(logprob_entry(event));
+    logprobs.back().text_offset = choice.text_length;
+  }
+  std::string text = choice.stream->push(event.token);
+  // Text of the first min_tokens tokens cannot stop the choice and is not held back.
+  if (may_stop) text = choice.matcher.push(text);
+  if (!text.empty() || !logprobs.empty()) emit(index, std::move(text), std::move(logprobs));
+  if (choice.matcher.matched())
+    end_choice(index, ChoiceEnd{"stop", std::nullopt, choice.matcher.matched()});
+}
+
+void Completion::on_finished(std::size_t prompt, const FinishedEvent& event) {
+  if (event.choice >= num_choices_) return;
+  const std::size_t index = choice_index(prompt, event.choice);
+  Choice& choice = choices_[index];
+  if (choice.end) return;
+  if (event.stop_token) ++usage_.completion_tokens;
+  std::string text = choice.stream->finish();
+  text = choice.matcher.push(text);
+  text += choice.matcher.finish();
+  if (!text.empty()) emit(index, std::move(text), {});
+  ChoiceEnd end;
+  end.reason = event.reason == FinishReason::kStop ? "stop" : "length";
+  end.stop_token = event.stop_token;
+  if (choice.matcher.matched()) end = ChoiceEnd{"stop", std::nullopt, choice.matcher.matched()};
+  end_choice(index, std::move(end));
+}
+
+void Completion::on_completed(std::size_t prompt, const CompletedEvent& event) {
+  usage_.prompt_tokens += event.usage.prompt_tokens;
+  usage_.cached_tokens += event.usage.cached_tokens;
+  for (std::uint32_t i = 0; i < num_choices_; ++i) {
+    const std::size_t index = choice_index(prompt, i);
+    // Cancelled below us without a word on this choice: what there is was cut off.
+    if (!choices_[index].end) end_choice(index, ChoiceEnd{"length", std::nullopt, std::nullopt});
+  }
+  prompt_open_[prompt] = false;
+  --num_open_;
+}
+
+void Completion::emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs) {
+  Choice& choice = choices_[index];
+  choice.text_length += text.size();
+  if (streamed_) {
+    Delta& delta = pending_.emplace_back();
+    delta.choice = index;
+    delta.text = std::move(text);
+    delta.logprobs = std::move(logprobs);
+    return;
+  }
+  choice.text += text;
+  for (LogprobEntry& entry : logprobs)
+    choice.logprobs.push_back(std::move(entry));
+}
+
+void Completion::end_choice(std::size_t index, ChoiceEnd end) {
+  Choice& choice = choices_[index];
+  usage_.completion_tokens += choice.num_tokens;
+  if (streamed_) {
+    Delta& delta = pending_.emplace_back();
+    delta.choice = index;
+    delta.end = end;
+  }
+  const bool by_string = end.stop_string.has_value();
+  choice.end = std::move(end);
+  choice.stream.reset();
+  if (!by_string) return;
+  const std::size_t prompt = index / num_choices_;
+  for (std::uint32_t i = 0; i < num_choices_; ++i)
+    if (!choices_[choice_index(prompt, i)].end) return;
+  cancellations_.push_back(prompt);
+}
+
+std::vector<std::size_t> Completion::take_cancellations() {
+  return std::exchange(cancellations_, {});
+}
+
+std::string Completion::take_frames() {
+  std::string out;
+  for (const Delta& delta : pending_)
+    writer_.append_delta(out, delta);
+  pending_.clear();
+  return out;
+}
+
+std::string Completion::last_frames(const std::string& explanation) const {
+  if (error_) return error_frame(*error_);
+  std::string out;
+  if (include_usage_)
+    writer_.append_usage(out, usage_, explanation);
+  else if (!explanation.empty())
+    writer_.append_explanation(out, explanation);
+  out += kDoneFrame;
+  return out;
+}
+
+std::string Completion::body(const std::string& explanation) const {
+  std::string out = writer_.body_head();
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    if (i > 0) out += ',';
+    const Choice& choice = choices_[i];
+    writer_.append_choice(out, i, choice.text, choice.logprobs, choice.end.value_or(ChoiceEnd{}));
+  }
+  out += "],";
+  ChunkWriter::append_usage_object(out, usage_);
+  if (!explanation.empty()) out += ",\"thaw\":" + explanation;
+  out += "}";
+  return out;
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coalescer/openai/call.h"
+#include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/stop_matcher.h"
+#include "coalescer/openai/text_codec.h"
+
+namespace thaw::coalescer {
+
+/// One call while it runs: takes the events of its requests, makes text of the tokens, looks for
+/// stop strings, and renders what the client reads, as one body or as a stream. Choice numbers run
+/// over all prompts: prompt * n + choice. Streamed text is rendered when it is taken, so that a
+/// client that reads slowly costs little more than its tokens. Not thread-safe.
+class Completion {
+ public:
+  /// `codec` must outlive this.
+  Completion(const ApiCall& call, std::size_t num_prompts, CompletionLabel label,
+             const TextCodec* codec);
+
+  /// An event of the request made from prompt `prompt`.
+  void on_event(std::size_t prompt, const GenerateEvent& event);
+
+  /// Ends the call from our side, such as at a shutdown.
+  void fail(ApiError error);
+
+  /// At least one request was accepted: a stream may begin.
+  bool started() const { return started_; }
+  /// Nothing more will come: all requests completed, or error() is set.
+  bool ended() const { return error_.has_value() || num_open_ == 0; }
+  const std::optional<ApiError>& error() const { return error_; }
+
+  /// Prompts whose choices have all found a stop string, so that their requests should be
+  /// cancelled; each is given once.
+  std::vector<std::size_t> take_cancellations();
+
+  /// True while take_frames() has something to give.
+  bool has_frames() const { return !pending_.empty(); }
+  /// SSE frames of what came since the last call. REQUIRES: call.stream.
+  std::string take_frames();
+  /// The end of a stream: usage, explanation (JSON text, empty for none), [DONE]. On an error the
+  /// error frame instead.
+  std::string last_frames(const std::string& explanation) const;
+
+  /// The body of an unstreamed answer. REQUIRES: ended() without error().
+  std::string body(const std::string& explanation) const;
+
+  const CompletionUsage& usage() const { return usage_; }
+
+ private:
+  struct Choice {
+    std::unique_ptr<TextStream> stream;
+    StopMatcher matcher{{}};
+    std::string text;  // unstreamed only
+    std::vector<LogprobEntry> logprobs;  // unstreamed only
+    std::uint32_t num_tokens = 0;
+    std::size_t text_length = 0;  // bytes given out, for text_offset
+    std::optional<ChoiceEnd> end;
+  };
+
+  void begin();
+  void on_token(std::size_t prompt, const TokenEvent& event);
+  void on_finished(std::size_t prompt, const FinishedEvent& event);
+  void on_completed(std::size_t prompt, const CompletedEvent& event);
+  /// Gives text to the client's side: into the body or into the queue of deltas.
+  void emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs);
+  void end_choice(std::size_t index, ChoiceEnd end);
+  std::size_t choice_index(std::size_t prompt, std::uint32_t choice) const;
+  LogprobEntry logprob_entry(const TokenEvent& event) const;
+
+  const TextCodec* codec_;
+  ApiKind kind_;
+  bool streamed_;
+  bool logprobs_;
+  bool include_usage_;
+  std::uint32_t num_choices_;
+  std::uint32_t min_tokens_;
+  ChunkWriter writer_;
+  std::vector<Choice> choices_;
+  std::vector<bool> prompt_open_;
+  std::size_t num_open_;
+  std::vector<std::size_t> cancellations_;
+  std::vector<Delta> pending_;
+  bool started_ = false;
+  std::optional<ApiError> error_;
+  CompletionUsage usage_;
+};
+
+}  // namespace thaw::coalescer

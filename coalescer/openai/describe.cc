@@ -1,0 +1,119 @@
+#include "coalescer/openai/describe.h"
+
+#include <nlohmann/json.hpp>
+
+namespace thaw::coalescer {
+namespace {
+
+using nlohmann::ordered_json;
+
+/// Text of prompts may be cut inside a character: write it as valid UTF-8 all the same.
+std::string dump(const ordered_json& value) {
+  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
+ordered_json model_json(const std::string& name, std::int64_t created,
+                        std::uint32_t max_model_len) {
+  return {{"id", name},
+          {"object", "model"},
+          {"created", created},
+          {"owned_by", "thaw"},
+          {"max_model_len", max_model_len}};
+}
+
+ordered_json explanation_json(const Explanation& explanation) {
+  ordered_json out = {{"request", explanation.request},
+                      {"prompt_tokens", explanation.prompt_tokens},
+                      {"shared_with", ordered_json::array()},
+                      {"parted", nullptr}};
+  for (const SharedWith& shared : explanation.shared_with)
+    out["shared_with"].push_back({{"request", shared.request}, {"tokens", shared.tokens}});
+  if (const auto& parted = explanation.parted) {
+    out["parted"] = {{"other", parted->other},
+                     {"position", parted->position},
+                     {"text_before", parted->text_before},
+                     {"text_here", parted->text_here},
+                     {"text_other", parted->text_other},
+                     {"other_root", parted->other_root},
+                     {"identical_tokens_after", parted->identical_tokens_after},
+                     {"advice", parted->advice}};
+  }
+  return out;
+}
+
+ordered_json stats_json(const EngineStats& stats) {
+  return {{"steps", stats.steps},
+          {"tokens_prefilled", stats.tokens_prefilled},
+          {"tokens_reprefilled", stats.tokens_reprefilled},
+          {"tokens_cached", stats.tokens_cached},
+          {"tokens_decoded", stats.tokens_decoded},
+          {"preemptions", stats.preemptions},
+          {"evicted_blocks", stats.evicted_blocks},
+          {"copied_blocks", stats.copied_blocks},
+          {"trunk_waits", stats.trunk_waits},
+          {"snapshots", stats.snapshots},
+          {"restores", stats.restores},
+          {"blocks_total", stats.blocks_total},
+          {"blocks_free", stats.blocks_free},
+          {"running", stats.running},
+          {"waiting", stats.waiting}};
+}
+
+}  // namespace
+
+std::string models_body(const std::vector<std::string>& names, std::int64_t created,
+                        std::uint32_t max_model_len) {
+  ordered_json out = {{"object", "list"}, {"data", ordered_json::array()}};
+  for (const std::string& name : names)
+    out["data"].push_back(model_json(name, created, max_model_len));
+  return dump(out);
+}
+
+std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len) {
+  return dump(model_json(name, created, max_model_len));
+}
+
+std::string pool_status_body(const PoolStatus& status) {
+  ordered_json out = {{"ready", status.ready},
+                      {"draining", status.draining},
+                      {"requests_running", status.requests_running},
+                      {"requests_retried", status.requests_retried},
+                      {"requests_resumed", status.requests_resumed},
+                      {"worker_deaths", status.worker_deaths},
+                      {"arena_bytes", status.arena_bytes},
+                      {"arena_used_bytes", status.arena_used_bytes},
+                      {"snapshots", status.snapshots},
+                      {"workers", ordered_json::array()}};
+  for (const WorkerStatus& worker : status.workers) {
+    out["workers"].push_back({{"worker", worker.worker},
+                              {"pid", worker.pid},
+                              {"ready", worker.ready},
+                              {"generation", worker.generation},
+                              {"adopted_blocks", worker.adopted_blocks},
+                              {"system_fingerprint", worker.system_fingerprint},
+                              {"stats", stats_json(worker.stats)}});
+  }
+  return dump(out);
+}
+
+std::string explanations_json(const std::vector<Explanation>& explanations) {
+  if (explanations.empty()) return "null";
+  if (explanations.size() == 1) return dump(explanation_json(explanations.front()));
+  ordered_json out = ordered_json::array();
+  for (const Explanation& explanation : explanations)
+    out.push_back(explanation_json(explanation));
+  return dump(out);
+}
+
+std::string windows_body(const std::vector<ForkHistory::WindowExplanation>& windows) {
+  ordered_json out = {{"windows", ordered_json::array()}};
+  for (const ForkHistory::WindowExplanation& window : windows) {
+    ordered_json requests = ordered_json::array();
+    for (const Explanation& explanation : window.requests)
+      requests.push_back(explanation_json(explanation));
+    out["windows"].push_back({{"window", window.window}, {"requests", std::move(requests)}});
+  }
+  return dump(out);
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <simdjson.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "coalescer/openai/api_error.h"
+#include "engine/base/types.h"
+
+namespace thaw::coalescer {
+
+/// A parsed body; keeps the memory that its elements point into.
+class JsonBody {
+ public:
+  /// Errors: not JSON, invalid UTF-8, nested too deeply, not an object. Each says where or what.
+  std::optional<ApiError> parse(std::string_view text);
+  simdjson::dom::object root() const { return root_; }
+
+ private:
+  simdjson::dom::parser parser_;
+  simdjson::dom::object root_;
+};
+
+/// Deepest nesting that is accepted.
+inline constexpr std::size_t kMaxJsonDepth = 100;
+
+/// "a string", "null", ...
+const char* json_type_name(simdjson::dom::element element);
+
+/// The same value for the template interpreter; keeps the order of keys.
+nlohmann::ordered_json to_ordered_json(simdjson::dom::element element);
+nlohmann::ordered_json to_ordered_json(simdjson::dom::object object);
+
+/// A token id, or nothing where the element is no integer in [0, vocab_size).
+std::optional<TokenId> as_token_id(simdjson::dom::element element, int vocab_size);
+
+/// A list of token ids, or an error that names the first odd element.
+ApiResult<std::vector<TokenId>> token_list(simdjson::dom::array list, const std::string& name,
+                                           int vocab_size);
+
+/// Reads the fields of an object. The first error sticks and everything after it is skipped. A
+/// field that is absent or null leaves its target untouched.
+class JsonFields {
+ public:
+  /// `prefix` stands before names in errors ("stream_options.").
+  explicit JsonFields(simdjson::dom::object object, std::string prefix = "")
+      : object_(object), prefix_(std::move(prefix)) {}
+
+  /// The element; nullopt where it is absent or null.
+  std::optional<simdjson::dom::element> find(std::string_view name) const;
+
+  void read(std::string_view name, bool& target);
+  void read(std::string_view name, std::string& target);
+  void read(std::string_view name, float& target, double min, double max);
+  /// Whole numbers; 3.0 counts as one. Target types: the integers used below.
+  template <typename Integer>
+  void read(std::string_view name, Integer& target, std::int64_t min, std::int64_t max) {
+    if (const auto value = integer(name, min, max)) target = static_cast<Integer>(*value);
+  }
+  std::optional<std::int64_t> integer(std::string_view name, std::int64_t min, std::int64_t max);
+  std::optional<simdjson::dom::array> array(std::string_view name);
+  std::optional<JsonFields> object(std::string_view name);
+
+  void fail(ApiError error);
+  /// "`name` is <value>; it must be <right>".
+  void fail(std::string_view name, simdjson::dom::element found, const std::string& right);
+  bool failed() const { return error_.has_value(); }
+  const std::optional<ApiError>& error() const { return error_; }
+  simdjson::dom::object raw() const { return object_; }
+  std::string full_name(std::string_view name) const { return prefix_ + std::string(name); }
+
+ private:
+  simdjson::dom::object object_;
+  std::string prefix_;
+  std::optional<ApiError> error_;
+};
+
+}  // namespace thaw::coalescer

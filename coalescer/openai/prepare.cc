@@ -1,0 +1,95 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "coalescer/openai/call.h"
+
+namespace thaw::coalescer {
+namespace {
+
+constexpr std::uint32_t kDefaultCompletionTokens = 16;
+
+ApiError too_long(const ApiCall& call, std::size_t prompt_tokens, std::uint32_t max_model_len) {
+  std::string message = "the context of this model is " + std::to_string(max_model_len) +
+                        " tokens, but the prompt has " + std::to_string(prompt_tokens);
+  if (prompt_tokens < max_model_len && call.max_tokens) {
+    message += " and `max_tokens` asks for " + std::to_string(*call.max_tokens) + " more (" +
+               std::to_string(prompt_tokens + *call.max_tokens) + " in all); at most " +
+               std::to_string(max_model_len - prompt_tokens) + " fit";
+  } else {
+    message += "; it must leave room for at least one";
+  }
+  const bool is_chat = call.kind == ApiKind::kChat;
+  return invalid_field(is_chat ? "messages" : "prompt", std::move(message),
+                       "context_length_exceeded");
+}
+
+ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec& codec) {
+  if (const auto* chat = std::get_if<ChatPrompt>(&prompt)) {
+    auto tokens = codec.encode_chat(*chat);
+    if (!tokens) {
+      ApiError error = to_api_error(tokens.error());
+      error.param = "messages";
+      return error;
+    }
+    return std::move(*tokens);
+  }
+  if (const auto* text = std::get_if<std::string>(&prompt))
+    return codec.encode_text(*text, /*add_special=*/true);
+  return std::get<std::vector<TokenId>>(prompt);
+}
+
+}  // namespace
+
+ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, const TextCodec& codec,
+                                                       std::uint32_t max_model_len) {
+  std::vector<PreparedPrompt> prepared;
+  prepared.reserve(call.prompts.size());
+  for (const ApiPrompt& prompt : call.prompts) {
+    auto encoded = encode(prompt, codec);
+    if (auto* error = std::get_if<ApiError>(&encoded)) return std::move(*error);
+    PreparedPrompt& result = prepared.emplace_back();
+    result.tokens = std::move(std::get<std::vector<TokenId>>(encoded));
+    const std::size_t length = result.tokens.size();
+    if (length == 0) {
+      return invalid_field(call.kind == ApiKind::kChat ? "messages" : "prompt",
+                           "the prompt is empty; it must have at least one token");
+    }
+    const std::size_t room = max_model_len > length ? max_model_len - length : 0;
+    if (room == 0 || call.max_tokens.value_or(1) > room)
+      return too_long(call, length, max_model_len);
+    const std::size_t wanted =
+        call.kind == ApiKind::kChat ? room : std::min<std::size_t>(room, kDefaultCompletionTokens);
+    result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
+    if (call.sampling.min_tokens > result.max_tokens) {
+      return invalid_field("min_tokens", "`min_tokens` is " +
+                                             std::to_string(call.sampling.min_tokens) +
+                                             "; it must not exceed `max_tokens`, here " +
+                                             std::to_string(result.max_tokens));
+    }
+  }
+  return prepared;
+}
+
+std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<PreparedPrompt> prompts,
+                                           const std::string& model, const std::string& tenant,
+                                           std::uint64_t seed) {
+  std::vector<GenerateRequest> requests;
+  requests.reserve(prompts.size());
+  for (PreparedPrompt& prompt : prompts) {
+    GenerateRequest& request = requests.emplace_back();
+    request.tenant = tenant;
+    request.cache_salt = call.cache_salt;
+    request.model = model;
+    request.priority = call.priority;
+    request.worker = call.worker;
+    request.num_choices = call.num_choices;
+    request.sampling = call.sampling;
+    request.sampling.max_tokens = prompt.max_tokens;
+    request.sampling.seed = call.seed.value_or(seed + requests.size() - 1);
+    request.prompt = std::move(prompt.tokens);
+  }
+  return requests;
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,81 @@
+#include "coalescer/openai/text_codec.h"
+
+#include <chrono>
+#include <utility>
+
+namespace thaw::coalescer {
+namespace {
+
+class ModelTextStream final : public TextStream {
+ public:
+  ModelTextStream(const text::Tokenizer& tokenizer, bool keep_special)
+      : decoder_(tokenizer, keep_special) {}
+  std::string push(TokenId token) override { return decoder_.push(token); }
+  std::string finish() override { return decoder_.finish(); }
+
+ private:
+  text::IncrementalDecoder decoder_;
+};
+
+class ModelTextCodec final : public TextCodec {
+ public:
+  ModelTextCodec(const text::Tokenizer* tokenizer, const text::ChatTemplate* chat_template)
+      : tokenizer_(tokenizer), chat_template_(chat_template) {}
+
+  Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override {
+    if (chat_template_ == nullptr) {
+      return make_error(Errc::kUnsupported,
+                        "this model has no chat template; use /v1/completions with the whole "
+                        "prompt as text");
+    }
+    text::RenderOptions options;
+    options.messages = prompt.messages;
+    options.tools = prompt.tools;
+    options.add_generation_prompt = prompt.add_generation_prompt;
+    options.extra = prompt.template_kwargs;
+    if (tokenizer_->bos() >= 0)
+      options.bos_token = tokenizer_->token_bytes(tokenizer_->bos(), true);
+    if (!tokenizer_->eos().empty())
+      options.eos_token = tokenizer_->token_bytes(tokenizer_->eos().front(), true);
+    options.now_unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(
+                                   std::chrono::system_clock::now().time_since_epoch())
+                                   .count();
+    auto rendered = chat_template_->render(options);
+    if (!rendered) return std::move(rendered).error();
+    std::vector<text::TextSpan> spans;
+    spans.reserve(rendered->size());
+    for (const text::RenderedSpan& span : *rendered)
+      spans.push_back({span.text, span.from_template});
+    return tokenizer_->encode_spans(spans);
+  }
+
+  std::vector<TokenId> encode_text(std::string_view text, bool add_special) const override {
+    std::vector<TokenId> tokens = tokenizer_->encode(text, /*parse_special=*/true);
+    if (add_special && tokenizer_->add_bos() && tokenizer_->bos() >= 0)
+      tokens.insert(tokens.begin(), tokenizer_->bos());
+    return tokens;
+  }
+
+  std::string decode(std::span<const TokenId> tokens, bool keep_special) const override {
+    return tokenizer_->decode(tokens, keep_special);
+  }
+
+  std::unique_ptr<TextStream> new_stream(bool keep_special) const override {
+    return std::make_unique<ModelTextStream>(*tokenizer_, keep_special);
+  }
+
+  int vocab_size() const override { return tokenizer_->vocab_size(); }
+
+ private:
+  const text::Tokenizer* tokenizer_;
+  const text::ChatTemplate* chat_template_;
+};
+
+}  // namespace
+
+std::unique_ptr<TextCodec> make_model_codec(const text::Tokenizer* tokenizer,
+                                            const text::ChatTemplate* chat_template) {
+  return std::make_unique<ModelTextCodec>(tokenizer, chat_template);
+}
+
+}  // namespace thaw::coalescer

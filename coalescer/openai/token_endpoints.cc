@@ -1,0 +1,64 @@
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "coalescer/openai/call.h"
+#include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/parse_messages.h"
+
+namespace thaw::coalescer {
+
+ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
+                                std::uint32_t max_model_len) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  bool with_texts = false;
+  fields.read("return_token_strs", with_texts);
+  std::vector<TokenId> tokens;
+  if (fields.find("messages")) {
+    ChatPrompt prompt;
+    read_chat_prompt(fields, prompt);
+    if (fields.failed()) return *fields.error();
+    auto encoded = codec.encode_chat(prompt);
+    if (!encoded) return to_api_error(encoded.error());
+    tokens = std::move(*encoded);
+  } else {
+    std::string prompt;
+    bool add_special = true;
+    if (!fields.find("prompt"))
+      fields.fail(invalid_field("prompt", "`prompt` (a string) or `messages` is missing"));
+    fields.read("prompt", prompt);
+    fields.read("add_special_tokens", add_special);
+    if (fields.failed()) return *fields.error();
+    tokens = codec.encode_text(prompt, add_special);
+  }
+  nlohmann::ordered_json reply;
+  reply["count"] = tokens.size();
+  reply["max_model_len"] = max_model_len;
+  reply["tokens"] = tokens;
+  reply["token_strs"] = nullptr;
+  if (with_texts) {
+    reply["token_strs"] = nlohmann::ordered_json::array();
+    for (const TokenId token : tokens)
+      reply["token_strs"].push_back(codec.decode({&token, 1}, /*keep_special=*/true));
+  }
+  return reply.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+ApiResult<std::string> detokenize(std::string_view body, const TextCodec& codec) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  const auto list = fields.array("tokens");
+  if (!list && !fields.failed())
+    fields.fail(invalid_field("tokens", "`tokens` is missing; it must be a list of token ids"));
+  if (fields.failed()) return *fields.error();
+  auto tokens = token_list(*list, "tokens", codec.vocab_size());
+  if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
+  nlohmann::ordered_json reply;
+  reply["prompt"] = codec.decode(std::get<std::vector<TokenId>>(tokens), /*keep_special=*/true);
+  return reply.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+}  // namespace thaw::coalescer
