@@ -33,44 +33,37 @@ def test_exact_over_every_path(serve, sampling):
         {
             "messages": [
                 {"role": "system", "content": trunk},
-                {"role": "user", "content": f"Tell me about {t}."},
+                {"role": "user", "content": f"Tell me about {topic}."},
             ],
             "max_tokens": 64,
             "logprobs": True,
             **sampling,
         }
-        for t in TOPICS
+        for topic in TOPICS
     ]
 
-    def answer(body: dict):
-        status, reply = server.post("/v1/chat/completions", body)
+    def answer(body: dict, salt: str, worker: int):
+        status, reply = server.post(
+            "/v1/chat/completions", {**body, "cache_salt": salt, "thaw": {"worker": worker}}
+        )
         assert status == 200, reply
         choice = reply["choices"][0]
         marks = [(entry["token"], entry["logprob"]) for entry in choice["logprobs"]["content"]]
         return choice["message"]["content"], marks
 
-    cold = [
-        answer({**body, "cache_salt": f"cold-{i}", "thaw": {"worker": 0}}) for i, body in enumerate(bodies)
-    ]
+    def together(salt: str, worker: int):
+        return in_parallel([lambda b=body: answer(b, salt, worker) for body in bodies])
+
+    cold = [answer(body, f"cold-{i}", 0) for i, body in enumerate(bodies)]
     assert len({text for text, _ in cold}) > 4, "answers hardly differ: a weak test"
-    batch = in_parallel(
-        [lambda b=b: answer({**b, "cache_salt": "batch", "thaw": {"worker": 0}}) for b in bodies]
-    )
-    assert batch == cold
-    warm = [answer({**body, "cache_salt": "batch", "thaw": {"worker": 0}}) for body in bodies]
-    assert warm == cold
+    assert together("batch", 0) == cold
+    assert [answer(body, "batch", 0) for body in bodies] == cold  # all of it cached
 
     restores = server.wait_idle()["thaw_restores_total"]
-    moved = in_parallel(
-        [lambda b=b: answer({**b, "cache_salt": "batch", "thaw": {"worker": 1}}) for b in bodies]
-    )
-    assert moved == cold
+    assert together("batch", 1) == cold
     assert server.wait_idle()["thaw_restores_total"] > restores, "no snapshot was restored"
 
     pids = {worker["worker"]: worker["pid"] for worker in server.pool()["workers"]}
     os.kill(pids[0], signal.SIGKILL)
     server.wait_healthy()
-    adopted = in_parallel(
-        [lambda b=b: answer({**b, "cache_salt": "batch", "thaw": {"worker": 0}}) for b in bodies]
-    )
-    assert adopted == cold
+    assert together("batch", 0) == cold  # in the successor, on the blocks it adopted
