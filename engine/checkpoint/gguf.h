@@ -55,8 +55,7 @@ class GgufFile {
   const std::vector<std::int64_t>* get_ints(std::string_view key) const;
   const std::vector<double>* get_floats(std::string_view key) const;
 
-  /// Names the file's content: SHA-256 of everything before the tensor data, of the file size, and
-  /// of all tensor data.
+  /// Names the file's content: SHA-256 of the whole file (about 2 GB/s on one core).
   Hash128 digest() const;
 
  private:
@@ -64,6 +63,7 @@ class GgufFile {
   Mapping mapping_;
   std::map<std::string_view, GgufValue> metadata_;
   std::vector<GgufTensor> tensors_;
+  std::map<std::string_view, std::size_t> tensor_index_;
 };
 
 }  // namespace thaw::checkpoint

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -47,6 +48,7 @@ class WeightImageView {
  private:
   std::span<const std::byte> bytes_;
   std::vector<WeightEntry> entries_;
+  std::map<std::string, std::size_t> index_;
   std::string document_;
   Hash128 digest_;
 };

@@ -1,0 +1,422 @@
+#include "engine/checkpoint/gguf.h"
+
+#include <array>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "engine/base/hash.h"
+
+namespace thaw::checkpoint {
+namespace {
+
+constexpr std::uint64_t kMaxDimensions = 4;
+// Vocabularies stay under a million entries; the cap keeps a damaged count from costing memory.
+constexpr std::uint64_t kMaxArrayElements = 1 << 24;
+constexpr std::uint64_t kDefaultAlignment = 32;
+constexpr std::uint64_t kMaxAlignment = 1 << 20;
+// A name's length, the number of dimensions, the type and the offset.
+constexpr std::uint64_t kSmallestTensorInfo = 8 + 4 + 4 + 8;
+
+enum ValueType : std::uint32_t {
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12
+};
+
+struct TensorType {
+  std::uint32_t id;
+  std::string_view name;
+  std::optional<DType> dtype;  ///< none: known, not supported
+};
+
+constexpr TensorType kTensorTypes[] = {
+    {0, "F32", DType::kF32},      {1, "F16", DType::kF16},       {2, "Q4_0", DType::kQ4_0},
+    {3, "Q4_1", DType::kQ4_1},    {6, "Q5_0", std::nullopt},     {7, "Q5_1", std::nullopt},
+    {8, "Q8_0", DType::kQ8_0},    {9, "Q8_1", std::nullopt},     {10, "Q2_K", std::nullopt},
+    {11, "Q3_K", std::nullopt},   {12, "Q4_K", DType::kQ4_K},    {13, "Q5_K", std::nullopt},
+    {14, "Q6_K", DType::kQ6_K},   {15, "Q8_K", std::nullopt},    {16, "IQ2_XXS", std::nullopt},
+    {17, "IQ2_XS", std::nullopt}, {18, "IQ3_XXS", std::nullopt}, {19, "IQ1_S", std::nullopt},
+    {20, "IQ4_NL", std::nullopt}, {21, "IQ3_S", std::nullopt},   {22, "IQ2_S", std::nullopt},
+    {23, "IQ4_XS", std::nullopt}, {24, "I8", std::nullopt},      {25, "I16", std::nullopt},
+    {26, "I32", std::nullopt},    {27, "I64", std::nullopt},     {28, "F64", std::nullopt},
+    {29, "IQ1_M", std::nullopt},  {30, "BF16", DType::kBF16},    {34, "TQ1_0", std::nullopt},
+    {35, "TQ2_0", std::nullopt},  {39, "MXFP4", std::nullopt}};
+
+std::string supported_types() {
+  std::string names;
+  for (const TensorType& type : kTensorTypes) {
+    if (!type.dtype) continue;
+    if (!names.empty()) names += ", ";
+    names += type.name;
+  }
+  return names;
+}
+
+/// Text from a file as it may stand in a message: short and printable.
+std::string quoted(std::string_view text) {
+  std::string out = "'";
+  for (const char c : text.substr(0, 64))
+    out += c >= ' ' && c < 127 ? c : '?';
+  return out + (text.size() > 64 ? "...'" : "'");
+}
+
+/// Reads little-endian values off a byte range. The first failure sticks: later reads give zeros
+/// and change nothing, so that callers check once where it matters.
+class Cursor {
+ public:
+  Cursor(std::string path, std::span<const std::byte> bytes)
+      : path_(std::move(path)), bytes_(bytes) {}
+
+  bool ok() const { return !error_.has_value(); }
+  const Error& error() const { return *error_; }
+  std::size_t position() const { return position_; }
+  std::size_t left() const { return bytes_.size() - position_; }
+
+  void fail(Errc code, const std::string& what) {
+    if (!error_) error_ = make_error(code, path_ + ": " + what);
+  }
+
+  template <typename T>
+  T read(const char* what) {
+    static_assert(std::endian::native == std::endian::little);
+    T value{};
+    if (const std::byte* at = take(sizeof(T), what)) std::memcpy(&value, at, sizeof(T));
+    return value;
+  }
+
+  std::string_view read_string(const char* what) {
+    const auto length = read<std::uint64_t>(what);
+    const std::byte* at = take(length, what);
+    return at == nullptr ? std::string_view()
+                         : std::string_view(reinterpret_cast<const char*>(at),
+                                            static_cast<std::size_t>(length));
+  }
+
+ private:
+  const std::byte* take(std::uint64_t size, const char* what) {
+    if (!ok()) return nullptr;
+    if (size > left()) {
+      fail(Errc::kDataLoss, "truncated: " + std::string(what) + " at byte " +
+                                std::to_string(position_) + " needs " + std::to_string(size) +
+                                " bytes, the file has " + std::to_string(left()) + " left");
+      return nullptr;
+    }
+    const std::byte* at = bytes_.data() + position_;
+    position_ += static_cast<std::size_t>(size);
+    return at;
+  }
+
+  std::string path_;
+  std::span<const std::byte> bytes_;
+  std::size_t position_ = 0;
+  std::optional<Error> error_;
+};
+
+std::size_t value_bytes(std::uint32_t type) {
+  switch (type) {
+    case kU8:
+    case kI8:
+    case kBool:
+      return 1;
+    case kU16:
+    case kI16:
+      return 2;
+    case kU32:
+    case kI32:
+    case kF32:
+      return 4;
+    default:
+      return 8;  // and the length of a string
+  }
+}
+
+std::int64_t read_integer(Cursor& cursor, std::uint32_t type) {
+  constexpr const char* kWhat = "a metadata integer";
+  switch (type) {
+    case kU8:
+      return cursor.read<std::uint8_t>(kWhat);
+    case kI8:
+      return cursor.read<std::int8_t>(kWhat);
+    case kU16:
+      return cursor.read<std::uint16_t>(kWhat);
+    case kI16:
+      return cursor.read<std::int16_t>(kWhat);
+    case kU32:
+      return cursor.read<std::uint32_t>(kWhat);
+    case kI32:
+      return cursor.read<std::int32_t>(kWhat);
+    default:
+      return cursor.read<std::int64_t>(kWhat);  // u64 beyond 2^63 wraps; nothing uses such values
+  }
+}
+
+double read_real(Cursor& cursor, std::uint32_t type) {
+  return type == kF32 ? cursor.read<float>("a metadata number")
+                      : cursor.read<double>("a metadata number");
+}
+
+template <typename T, typename Read>
+GgufValue read_elements(std::uint64_t count, const Cursor& cursor, Read read) {
+  std::vector<T> values;
+  values.reserve(count);
+  for (std::uint64_t i = 0; i < count && cursor.ok(); ++i)
+    values.push_back(read());
+  return values;
+}
+
+GgufValue read_array(Cursor& cursor, std::string_view key) {
+  const auto type = cursor.read<std::uint32_t>("an array's element type");
+  const auto count = cursor.read<std::uint64_t>("an array's length");
+  if (!cursor.ok()) return {};
+  if (type > kF64 || type == kArray) {
+    cursor.fail(Errc::kUnsupported, "metadata key " + quoted(key) + " is an array of type " +
+                                        std::to_string(type) +
+                                        "; supported are arrays of numbers, booleans and strings");
+    return {};
+  }
+  if (count > kMaxArrayElements || count > cursor.left() / value_bytes(type)) {
+    cursor.fail(Errc::kDataLoss, "metadata key " + quoted(key) + " claims " +
+                                     std::to_string(count) + " elements, the file has " +
+                                     std::to_string(cursor.left()) + " bytes left");
+    return {};
+  }
+  switch (type) {
+    case kString:
+      return read_elements<std::string_view>(
+          count, cursor, [&] { return cursor.read_string("a metadata string"); });
+    case kF32:
+    case kF64:
+      return read_elements<double>(count, cursor, [&] { return read_real(cursor, type); });
+    case kBool:
+      return read_elements<bool>(
+          count, cursor, [&] { return cursor.read<std::uint8_t>("a metadata boolean") != 0; });
+    default:
+      return read_elements<std::int64_t>(count, cursor, [&] { return read_integer(cursor, type); });
+  }
+}
+
+GgufValue read_value(Cursor& cursor, std::string_view key) {
+  const auto type = cursor.read<std::uint32_t>("a metadata type");
+  switch (type) {
+    case kU64:
+      return cursor.read<std::uint64_t>("a metadata integer");
+    case kF32:
+    case kF64:
+      return read_real(cursor, type);
+    case kBool:
+      return cursor.read<std::uint8_t>("a metadata boolean") != 0;
+    case kString:
+      return cursor.read_string("a metadata string");
+    case kArray:
+      return read_array(cursor, key);
+    default:
+      break;
+  }
+  if (type > kF64) {
+    cursor.fail(Errc::kUnsupported, "metadata key " + quoted(key) + " has type " +
+                                        std::to_string(type) + "; supported are 0 to 12");
+    return {};
+  }
+  return read_integer(cursor, type);
+}
+
+struct TensorInfo {
+  GgufTensor tensor;
+  std::uint64_t offset = 0;  ///< from the start of the tensor data
+  std::uint64_t size_bytes = 0;
+};
+
+/// Elements and bytes of the tensor; fails on shapes that cannot be.
+void size_tensor(Cursor& cursor, TensorInfo& info) {
+  const std::string name = quoted(info.tensor.name);
+  std::uint64_t elements = 1;
+  for (const std::int64_t extent : info.tensor.shape) {
+    if (extent <= 0 ||
+        __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements)) {
+      return cursor.fail(Errc::kDataLoss, "tensor " + name + " has an impossible shape");
+    }
+  }
+  const auto block = static_cast<std::uint64_t>(dtype_block_elements(info.tensor.dtype));
+  if (static_cast<std::uint64_t>(info.tensor.cols()) % block != 0) {
+    return cursor.fail(Errc::kDataLoss, "tensor " + name + " has rows of " +
+                                            std::to_string(info.tensor.cols()) + " elements; " +
+                                            std::string(dtype_name(info.tensor.dtype)) +
+                                            " needs a multiple of " + std::to_string(block));
+  }
+  if (__builtin_mul_overflow(elements / block,
+                             static_cast<std::uint64_t>(dtype_block_bytes(info.tensor.dtype)),
+                             &info.size_bytes)) {
+    cursor.fail(Errc::kDataLoss, "tensor " + name + " has an impossible shape");
+  }
+}
+
+TensorInfo read_tensor_info(Cursor& cursor) {
+  TensorInfo info;
+  info.tensor.name = cursor.read_string("a tensor's name");
+  const std::string name = quoted(info.tensor.name);
+  const auto dimensions = cursor.read<std::uint32_t>("a tensor's number of dimensions");
+  if (dimensions > kMaxDimensions) {
+    cursor.fail(Errc::kDataLoss, "tensor " + name + " has " + std::to_string(dimensions) +
+                                     " dimensions; supported are up to " +
+                                     std::to_string(kMaxDimensions));
+  }
+  for (std::uint32_t i = 0; i < dimensions && cursor.ok(); ++i)
+    info.tensor.shape.push_back(cursor.read<std::int64_t>("a tensor's shape"));
+  const auto type = cursor.read<std::uint32_t>("a tensor's type");
+  info.offset = cursor.read<std::uint64_t>("a tensor's offset");
+  if (!cursor.ok()) return info;
+
+  const TensorType* known = nullptr;
+  for (const TensorType& candidate : kTensorTypes)
+    if (candidate.id == type) known = &candidate;
+  if (known == nullptr || !known->dtype) {
+    cursor.fail(Errc::kUnsupported,
+                "tensor " + name + " has type " +
+                    (known != nullptr ? std::string(known->name) : std::to_string(type)) +
+                    "; supported are " + supported_types());
+    return info;
+  }
+  info.tensor.dtype = *known->dtype;
+  size_tensor(cursor, info);
+  return info;
+}
+
+/// Magic and version; fails where the file is something else.
+void read_magic(Cursor& cursor) {
+  const auto magic = cursor.read<std::array<char, 4>>("the magic");
+  if (cursor.ok() && std::string_view(magic.data(), 4) != "GGUF") {
+    cursor.fail(Errc::kInvalidArgument,
+                "not a GGUF file: it starts with " + quoted({magic.data(), 4}) + ", not 'GGUF'");
+  }
+  const auto version = cursor.read<std::uint32_t>("the version");
+  if (!cursor.ok() || version == 2 || version == 3) return;
+  const bool swapped = version != 0 && (version & 0xffffu) == 0;
+  cursor.fail(Errc::kUnsupported,
+              swapped ? "big-endian GGUF; supported is little-endian, versions 2 and 3"
+                      : "GGUF version " + std::to_string(version) + "; supported are 2 and 3");
+}
+
+template <typename T>
+const T* get_if(const std::map<std::string_view, GgufValue>& metadata, std::string_view key) {
+  const auto found = metadata.find(key);
+  return found == metadata.end() ? nullptr : std::get_if<T>(&found->second);
+}
+
+}  // namespace
+
+std::int64_t GgufTensor::rows() const {
+  std::int64_t product = 1;
+  for (std::size_t i = 1; i < shape.size(); ++i)
+    product *= shape[i];
+  return product;
+}
+
+Result<GgufFile> GgufFile::open(const std::string& path) {
+  Result<Mapping> mapping = map_file(path);
+  if (!mapping) return std::move(mapping).error();
+  GgufFile file;
+  file.path_ = path;
+  file.mapping_ = *std::move(mapping);
+  const std::span<const std::byte> bytes = file.mapping_.bytes();
+  Cursor cursor(path, bytes);
+
+  read_magic(cursor);
+  const auto num_tensors = cursor.read<std::uint64_t>("the number of tensors");
+  const auto num_values = cursor.read<std::uint64_t>("the number of metadata keys");
+  for (std::uint64_t i = 0; i < num_values && cursor.ok(); ++i) {
+    const std::string_view key = cursor.read_string("a metadata key");
+    GgufValue value = read_value(cursor, key);
+    if (cursor.ok() && !file.metadata_.emplace(key, std::move(value)).second)
+      cursor.fail(Errc::kDataLoss, "metadata key " + quoted(key) + " occurs twice");
+  }
+  if (cursor.ok() && num_tensors > cursor.left() / kSmallestTensorInfo) {
+    cursor.fail(Errc::kDataLoss, "truncated: it claims " + std::to_string(num_tensors) +
+                                     " tensors and has " + std::to_string(cursor.left()) +
+                                     " bytes left");
+  }
+  std::vector<TensorInfo> infos;
+  for (std::uint64_t i = 0; i < num_tensors && cursor.ok(); ++i) {
+    infos.push_back(read_tensor_info(cursor));
+    if (cursor.ok() && !file.tensor_index_.emplace(infos.back().tensor.name, i).second) {
+      cursor.fail(Errc::kDataLoss, "tensor " + quoted(infos.back().tensor.name) + " occurs twice");
+    }
+  }
+  const std::int64_t wanted = file.get_int("general.alignment").value_or(kDefaultAlignment);
+  const auto alignment = static_cast<std::uint64_t>(wanted);
+  if (wanted <= 0 || alignment > kMaxAlignment || !std::has_single_bit(alignment))
+    cursor.fail(Errc::kDataLoss, "general.alignment is " + std::to_string(wanted) +
+                                     "; a power of two up to " + std::to_string(kMaxAlignment) +
+                                     " is right");
+  if (!cursor.ok()) return cursor.error();
+
+  const std::uint64_t data_start = (cursor.position() + alignment - 1) / alignment * alignment;
+  for (TensorInfo& info : infos) {
+    const std::uint64_t available = bytes.size() > data_start ? bytes.size() - data_start : 0;
+    if (info.offset > available || info.size_bytes > available - info.offset) {
+      return make_error(Errc::kDataLoss, path + ": truncated: tensor " + quoted(info.tensor.name) +
+                                             " needs " + std::to_string(info.size_bytes) +
+                                             " bytes at byte " + std::to_string(info.offset) +
+                                             " of the tensor data, which has " +
+                                             std::to_string(available));
+    }
+    info.tensor.data = bytes.subspan(data_start + info.offset, info.size_bytes);
+    file.tensors_.push_back(std::move(info.tensor));
+  }
+  return file;
+}
+
+const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
+  const auto found = tensor_index_.find(name);
+  return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
+}
+
+std::optional<std::int64_t> GgufFile::get_int(std::string_view key) const {
+  if (const auto* value = get_if<std::int64_t>(metadata_, key)) return *value;
+  const auto* value = get_if<std::uint64_t>(metadata_, key);
+  if (value == nullptr || *value > std::numeric_limits<std::int64_t>::max()) return std::nullopt;
+  return static_cast<std::int64_t>(*value);
+}
+
+std::optional<double> GgufFile::get_float(std::string_view key) const {
+  const auto* value = get_if<double>(metadata_, key);
+  return value == nullptr ? std::nullopt : std::optional(*value);
+}
+
+std::optional<bool> GgufFile::get_bool(std::string_view key) const {
+  const auto* value = get_if<bool>(metadata_, key);
+  return value == nullptr ? std::nullopt : std::optional(*value);
+}
+
+std::optional<std::string_view> GgufFile::get_string(std::string_view key) const {
+  const auto* value = get_if<std::string_view>(metadata_, key);
+  return value == nullptr ? std::nullopt : std::optional(*value);
+}
+
+const std::vector<std::string_view>* GgufFile::get_strings(std::string_view key) const {
+  return get_if<std::vector<std::string_view>>(metadata_, key);
+}
+
+const std::vector<std::int64_t>* GgufFile::get_ints(std::string_view key) const {
+  return get_if<std::vector<std::int64_t>>(metadata_, key);
+}
+
+const std::vector<double>* GgufFile::get_floats(std::string_view key) const {
+  return get_if<std::vector<double>>(metadata_, key);
+}
+
+Hash128 GgufFile::digest() const {
+  return hash_bytes(mapping_.bytes());
+}
+
+}  // namespace thaw::checkpoint
