@@ -7,6 +7,7 @@
 namespace thaw::kvsnap {
 namespace {
 
+constexpr std::size_t kMostAtOnce = std::size_t{1} << 30;  // the library counts in int
 constexpr std::uint32_t kPolynomial = 0x82F63B78;  // bit-reversed: bit 31 is the coefficient of 1
 
 // a * b modulo the polynomial, both bit-reversed.
@@ -22,10 +23,9 @@ std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
 }  // namespace
 
 std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous) {
-  constexpr std::size_t kMost = std::size_t{1} << 30;  // the library counts in int
   std::uint32_t state = ~previous;
   while (!data.empty()) {
-    const auto part = data.first(std::min(data.size(), kMost));
+    const auto part = data.first(std::min(data.size(), kMostAtOnce));
     // The library takes a non-const pointer but only reads.
     auto* bytes = reinterpret_cast<unsigned char*>(const_cast<std::byte*>(part.data()));
     state = crc32_iscsi(bytes, static_cast<int>(part.size()), state);

@@ -1,0 +1,77 @@
+#include "forkpool/worker/channel.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <span>
+
+namespace thaw::forkpool::worker {
+
+Result<void> Channel::write_some() {
+  while (pending_bytes() > 0 && !ended_) {
+    const ssize_t count =
+        ::send(socket_.get(), out_.data() + sent_, pending_bytes(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (count >= 0) {
+      sent_ += static_cast<std::size_t>(count);
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      break;
+    } else if (errno == EPIPE || errno == ECONNRESET) {
+      ended_ = true;
+    } else if (errno != EINTR) {
+      return io_error("cannot write to the pool", errno);
+    }
+  }
+  if (pending_bytes() == 0 || ended_) {
+    out_.clear();
+    sent_ = 0;
+  }
+  return {};
+}
+
+Result<void> Channel::read_some() {
+  std::array<char, std::size_t{64} << 10> buffer;
+  while (!ended_) {
+    const ssize_t count = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (count > 0) {
+      decoder_.feed(std::span<const char>(buffer.data(), static_cast<std::size_t>(count)));
+    } else if (count == 0 || errno == ECONNRESET) {
+      ended_ = true;
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      break;
+    } else if (errno != EINTR) {
+      return io_error("cannot read from the pool", errno);
+    }
+  }
+  return {};
+}
+
+Result<void> Channel::wait(std::chrono::milliseconds timeout) {
+  if (ended_) return {};
+  const auto events = static_cast<short>(POLLIN | (pending_bytes() > 0 ? POLLOUT : 0));
+  pollfd polled{socket_.get(), events, 0};
+  if (::poll(&polled, 1, static_cast<int>(timeout.count())) < 0 && errno != EINTR) {
+    return io_error("cannot poll the pool's channel", errno);
+  }
+  return {};
+}
+
+Result<void> Channel::flush(std::chrono::milliseconds deadline) {
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  while (true) {
+    if (auto written = write_some(); !written) return written;
+    if (pending_bytes() == 0) return {};
+    if (auto received = read_some(); !received) return received;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    if (left.count() <= 0) {
+      return make_error(Errc::kDeadlineExceeded,
+                        "the pool has not taken " + std::to_string(pending_bytes()) +
+                            " bytes within " + std::to_string(deadline.count()) + " ms");
+    }
+    if (auto waited = wait(left); !waited) return waited;
+  }
+}
+
+}  // namespace thaw::forkpool::worker

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+
+#include "engine/base/result.h"
+#include "engine/base/unique_fd.h"
+#include "forkpool/protocol.h"
+
+namespace thaw::forkpool::worker {
+
+/// The worker's end of its socketpair: frames in, frames out. Nothing here waits for the pool
+/// without reading from it at the same time, so two ends that both have much to say never block
+/// each other. One thread.
+class Channel {
+ public:
+  explicit Channel(UniqueFd socket) : socket_(std::move(socket)) {}
+
+  /// Appends a frame to the out-buffer; sends nothing yet.
+  void queue(const Frame& frame) { queue_encoded(encode_frame(frame)); }
+  void queue_encoded(const std::string& bytes) { out_ += bytes; }
+  std::size_t pending_bytes() const { return out_.size() - sent_; }
+
+  /// Sends what the socket takes now. Errors: kIo.
+  Result<void> write_some();
+  /// Sends everything, reading meanwhile. Errors: kDeadlineExceeded, kIo, what next() may return.
+  Result<void> flush(std::chrono::milliseconds deadline);
+
+  /// Reads what has arrived. Errors: kIo.
+  Result<void> read_some();
+  /// The next whole frame among what was read. Errors (kProtocol) are final.
+  Result<FrameDecoder::Next> next() { return decoder_.next(); }
+  /// No more frames will come: the pool has closed its end or is gone. Writing is pointless then.
+  bool ended() const { return ended_; }
+
+  /// Until something arrived, more can be sent, or the timeout is over. Errors: kIo.
+  Result<void> wait(std::chrono::milliseconds timeout);
+
+ private:
+  UniqueFd socket_;
+  std::string out_;
+  std::size_t sent_ = 0;  ///< of out_
+  FrameDecoder decoder_;
+  bool ended_ = false;
+};
+
+}  // namespace thaw::forkpool::worker

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/base/generate.h"
+#include "engine/base/pool_status.h"
+#include "engine/kv/radix_index.h"
+#include "forkpool/protocol.h"
+#include "forkpool/worker/channel.h"
+
+namespace thaw::forkpool::worker {
+
+/// Collects what one step has to tell the pool and sends it in few frames. Publications and
+/// evictions keep their order. One thread.
+class Outbox {
+ public:
+  explicit Outbox(Channel& channel) : channel_(&channel) {}
+
+  void add(GenerateEvent event);
+  void publish(const kv::RadixIndex::Published& block);
+  void evict(const Hash128& hash);
+
+  /// To be called before any block's bytes may be overwritten: once this has returned, the pool
+  /// will read of every eviction so far, even if this process dies next. Errors: the channel's;
+  /// nothing may be written to a block then.
+  Result<void> flush_evictions();
+
+  /// Queues publications and evictions, then events, then `stats` if they have changed, and sends
+  /// what the socket takes. A pool that lags behind by much is waited for. Errors: the channel's.
+  Result<void> flush(const EngineStats& stats);
+
+  /// Queues `frame` behind everything that came before it.
+  void queue(const Frame& frame);
+
+ private:
+  void queue_all();
+  void queue_published();
+  void queue_evicted();
+
+  Channel* channel_;
+  EventsFrame events_;
+  // At most one of these two holds entries.
+  PublishFrame published_;
+  EvictFrame evicted_;
+  bool unsent_evictions_ = false;  ///< in evicted_ or in the channel's buffer
+  std::string last_stats_;  ///< encoded
+};
+
+}  // namespace thaw::forkpool::worker

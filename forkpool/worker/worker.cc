@@ -1,0 +1,167 @@
+#include "forkpool/worker/worker.h"
+
+#include <chrono>
+#include <csignal>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "engine/base/log.h"
+#include "forkpool/worker/boot.h"
+#include "forkpool/worker/channel.h"
+#include "forkpool/worker/outbox.h"
+
+namespace thaw::forkpool {
+namespace worker {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kBootDeadline{60000};
+constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
+constexpr milliseconds kCopyWait{1};  // a copy engine at work does not wake us
+constexpr milliseconds kFarewellDeadline{5000};
+
+Error unexpected(const Frame& frame, const std::string& wanted) {
+  return make_error(Errc::kProtocol, std::string("the pool sent a ") + frame_name(frame) +
+                                         " frame; expected " + wanted);
+}
+
+// The next frame, or an error once the deadline is over. found == false: the pool has gone.
+Result<FrameDecoder::Next> await_frame(Channel& channel, milliseconds deadline) {
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  while (true) {
+    if (auto received = channel.read_some(); !received) return received.error();
+    auto next = channel.next();
+    if (!next || next->found || channel.ended()) return next;
+    const auto left =
+        std::chrono::duration_cast<milliseconds>(end - std::chrono::steady_clock::now());
+    if (left.count() <= 0) {
+      return make_error(Errc::kDeadlineExceeded, "the pool has not sent init and adopt within " +
+                                                     std::to_string(deadline.count()) + " ms");
+    }
+    if (auto waited = channel.wait(left); !waited) return waited.error();
+  }
+}
+
+// From Ready to the end.
+class Server {
+ public:
+  Server(Channel& channel, Outbox& outbox, Engine& engine)
+      : channel_(&channel), outbox_(&outbox), engine_(&engine) {}
+
+  Result<void> run() {
+    outbox_->queue(engine_->ready());
+    while (true) {
+      if (auto flushed = outbox_->flush(engine_->stats()); !flushed) return flushed;
+      if (auto waited = wait_unless_busy(); !waited) return waited;
+      const Result<bool> going_on = take_frames();
+      if (!going_on) return going_on.error();
+      if (!*going_on) return {};
+      if (engine_->scheduler().has_work()) {
+        if (auto stepped = engine_->scheduler().step(); !stepped) return stepped;
+      }
+      engine_->snapshots().poll();
+    }
+  }
+
+ private:
+  Result<void> wait_unless_busy() {
+    if (engine_->scheduler().has_work()) return {};
+    return channel_->wait(engine_->snapshots().busy() ? kCopyWait : kIdleWait);
+  }
+
+  // False: it is time to go.
+  Result<bool> take_frames() {
+    if (auto received = channel_->read_some(); !received) return received.error();
+    while (true) {
+      auto next = channel_->next();
+      if (!next) return next.error();
+      if (!next->found) return !channel_->ended();
+      if (std::holds_alternative<ShutdownFrame>(next->frame)) {
+        if (auto flushed = channel_->flush(kFarewellDeadline); !flushed) return flushed.error();
+        return false;
+      }
+      if (auto handled = handle(std::move(next->frame)); !handled) return handled.error();
+    }
+  }
+
+  Result<void> handle(Frame frame) {
+    if (auto* submit = std::get_if<SubmitFrame>(&frame)) {
+      const RequestId id = submit->request.id;
+      if (auto added = engine_->scheduler().add(std::move(submit->request)); !added)
+        outbox_->add(FailedEvent{id, added.error()});
+    } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
+      engine_->scheduler().cancel(cancel->request);
+    } else if (auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
+      engine_->snapshots().snapshot(std::move(*snapshot));
+    } else if (auto* restore = std::get_if<RestoreFrame>(&frame)) {
+      engine_->snapshots().restore(std::move(*restore));
+    } else {
+      return unexpected(frame, "submit, cancel, snapshot, restore or shutdown");
+    }
+    return {};
+  }
+
+  Channel* channel_;
+  Outbox* outbox_;
+  Engine* engine_;
+};
+
+Result<void> serve(Channel& channel, const WorkerFds& fds) {
+  auto first = await_frame(channel, kBootDeadline);
+  if (!first) return first.error();
+  if (!first->found) return {};
+  const auto* init = std::get_if<InitFrame>(&first->frame);
+  if (init == nullptr) return unexpected(first->frame, "init");
+  set_log_prefix("worker=" + std::to_string(init->worker));
+  if (!set_log_level(init->log_level)) {
+    return make_error(Errc::kInvalidArgument, "log level '" + init->log_level + "'");
+  }
+  auto second = await_frame(channel, kBootDeadline);
+  if (!second) return second.error();
+  if (!second->found) return {};
+  const auto* adopt = std::get_if<AdoptFrame>(&second->frame);
+  if (adopt == nullptr) return unexpected(second->frame, "adopt");
+
+  Outbox outbox(channel);
+  auto engine = Engine::boot(fds, *init, *adopt, outbox);
+  if (!engine) return engine.error();
+  const ReadyFrame& ready = (*engine)->ready();
+  logger("worker")->info("ready generation={} kernels={} threads={} blocks={} adopted={}",
+                         init->generation, ready.kernel_set, init->num_threads, ready.num_blocks,
+                         ready.adopted_blocks);
+  return Server(channel, outbox, **engine).run();
+}
+
+// Exceptions end here: the process is the unit of recovery.
+Result<void> serve_without_throwing(Channel& channel, const WorkerFds& fds) {
+  try {
+    return serve(channel, fds);
+  } catch (const Exception& exception) {
+    return exception.error();
+  } catch (const std::exception& exception) {
+    return make_error(Errc::kInternal, exception.what());
+  }
+}
+
+}  // namespace
+}  // namespace worker
+
+int run_worker(const WorkerFds& fds) {
+  std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGTERM, SIG_IGN);
+  worker::Channel channel{UniqueFd(fds.channel)};
+  const Result<void> served = worker::serve_without_throwing(channel, fds);
+  if (served) return 0;
+  logger("worker")->error("fatal error=\"{}\"", served.error().to_string());
+  channel.queue(FatalFrame{served.error()});
+  if (auto flushed = channel.flush(worker::kFarewellDeadline); !flushed) {
+    logger("worker")->error("cannot report it error=\"{}\"", flushed.error().message);
+  }
+  return 1;
+}
+
+}  // namespace thaw::forkpool
