@@ -27,6 +27,9 @@ enum class Packing : std::uint32_t {
 /// path); `kNative` keeps the stored precision, with 8-bit activations for quantised weights.
 enum class ComputeMode { kNative, kExact32 };
 
+/// True for the panels of integers, whose products round x to int8 blocks.
+bool is_quantized(Packing packing);
+
 Packing choose_packing(checkpoint::DType source, ComputeMode mode);
 
 /// Bytes of a packed matrix. Rows are padded to 16. REQUIRES: cols fits the packing's blocks.

@@ -1,0 +1,305 @@
+// Attention of a set of query rows over one split of keys. Included inside an anonymous namespace
+// after one of the simd_*.h headers. Every row is computed as if it were alone: tiles only share
+// the loads of K and V.
+
+#include "engine/ops/cpu/elementwise_kernels.h"
+
+struct KvF32 {
+  using Element = float;
+  static inline F32 load_lanes(const float* p) { return load(p); }
+};
+struct KvF16 {
+  using Element = std::uint16_t;
+  static inline F32 load_lanes(const std::uint16_t* p) { return load_f16(p); }
+};
+struct KvBF16 {
+  using Element = std::uint16_t;
+  static inline F32 load_lanes(const std::uint16_t* p) { return load_bf16(p); }
+};
+
+/// Slabs of the split's blocks: K is [head_dim][16 keys], V [16 keys][v_stride].
+template <class Kv>
+struct Slabs {
+  const typename Kv::Element* k[kSplitBlocks];
+  const typename Kv::Element* v[kSplitBlocks];
+  int v_stride;
+};
+
+/// scores[r][16 * b + lane] for kRows rows and kBlocks blocks from first_block: per key, fma over
+/// head_dim in order. q: [head_dim][kRows], scaled.
+template <class Kv, int kRows, int kBlocks>
+inline void score_tile(const Slabs<Kv>& slabs, int first_block, int head_dim, const float* q,
+                       float* scores) {
+  const typename Kv::Element* k[kBlocks];
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlocks; ++b)
+    k[b] = slabs.k[first_block + b];
+  F32 acc[kRows][kBlocks];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+      acc[r][b] = zero();
+  }
+  for (int d = 0; d < head_dim; ++d) {
+    F32 keys[kBlocks];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+      keys[b] = Kv::load_lanes(k[b] + d * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const F32 value = splat(q[d * kRows + r]);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b)
+        acc[r][b] = fma(value, keys[b], acc[r][b]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+      store(scores + r * kSplitKeys + (first_block + b) * kLanes, acc[r][b]);
+  }
+}
+
+/// out[r][16 * v ...] += sum over keys begin .. end - 1, in order, of p[r][key] * V[key].
+template <class Kv, int kRows, int kVectors>
+inline void value_tile(const Slabs<Kv>& slabs, int begin, int end, int first_dim,
+                       const float* scores, float* const* out) {
+  F32 acc[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = load(out[r] + first_dim + v * kLanes);
+  }
+  for (int key = begin; key < end;) {
+    const int block = key / kLanes;
+    const int block_end = (block + 1) * kLanes < end ? (block + 1) * kLanes : end;
+    const typename Kv::Element* value =
+        slabs.v[block] + (key - block * kLanes) * slabs.v_stride + first_dim;
+    for (; key < block_end; ++key, value += slabs.v_stride) {
+      F32 lanes[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        lanes[v] = Kv::load_lanes(value + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const F32 p = splat(scores[r * kSplitKeys + key]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          acc[r][v] = fma(p, lanes[v], acc[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      store(out[r] + first_dim + v * kLanes, acc[r][v]);
+  }
+}
+
+template <class Kv, int kRows>
+inline void add_values(const Slabs<Kv>& slabs, int begin, int end, int padded_dim,
+                       const float* scores, float* const* out) {
+  int dim = 0;
+  for (; dim + kKeyTile * kLanes <= padded_dim; dim += kKeyTile * kLanes)
+    value_tile<Kv, kRows, kKeyTile>(slabs, begin, end, dim, scores, out);
+  for (; dim < padded_dim; dim += kLanes)
+    value_tile<Kv, kRows, 1>(slabs, begin, end, dim, scores, out);
+}
+
+/// Scores of one row to exp(score - max); writes max and sum behind the row's output.
+inline void softmax_row(float* scores, int num_keys, float* max_and_sum) {
+  constexpr float kInfinity = __builtin_inff();
+  const int whole = num_keys / kLanes * kLanes;
+  const int rest = num_keys - whole;
+  F32 largest = splat(-kInfinity);
+  for (int i = 0; i < whole; i += kLanes)
+    largest = max(load(scores + i), largest);
+  if (rest > 0) largest = max(fill_after(load(scores + whole), rest, -kInfinity), largest);
+  const float row_max = reduce_max(largest);
+  const F32 bound = splat(row_max);
+  F32 sum = zero();
+  for (int i = 0; i < whole; i += kLanes) {
+    const F32 p = exp(sub(load(scores + i), bound));
+    store(scores + i, p);
+    sum = add(sum, p);
+  }
+  if (rest > 0) {
+    const F32 p = fill_after(exp(sub(load(scores + whole), bound)), rest, 0.0F);
+    store(scores + whole, p);
+    sum = add(sum, p);
+  }
+  max_and_sum[0] = row_max;
+  max_and_sum[1] = reduce_add(sum);
+}
+
+template <class Kv, int kRows>
+void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* rows, float* q,
+                 float* scores) {
+  const int head_dim = args.head_dim;
+  const int padded_dim = padded_head_dim(head_dim);
+  int most = 0;
+  int least = kSplitKeys;
+  for (int r = 0; r < kRows; ++r) {
+    most = rows[r].num_keys > most ? rows[r].num_keys : most;
+    least = rows[r].num_keys < least ? rows[r].num_keys : least;
+    for (int d = 0; d < head_dim; ++d)
+      q[d * kRows + r] = rows[r].q[d] * args.scale;
+  }
+  const int blocks = (most + kLanes - 1) / kLanes;
+  int block = 0;
+  for (; block + kKeyTile <= blocks; block += kKeyTile)
+    score_tile<Kv, kRows, kKeyTile>(slabs, block, head_dim, q, scores);
+  for (; block < blocks; ++block)
+    score_tile<Kv, kRows, 1>(slabs, block, head_dim, q, scores);
+
+  float* out[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    out[r] = rows[r].partial;
+    for (int d = 0; d < padded_dim; d += kLanes)
+      store(out[r] + d, zero());
+    softmax_row(scores + r * kSplitKeys, rows[r].num_keys, out[r] + padded_dim);
+  }
+  add_values<Kv, kRows>(slabs, 0, least, padded_dim, scores, out);
+  // A row that sees more keys than the tile's shortest goes on alone; one that ends never touches
+  // what lies behind its end.
+  for (int r = 0; r < kRows; ++r) {
+    if (rows[r].num_keys > least) {
+      add_values<Kv, 1>(slabs, least, rows[r].num_keys, padded_dim, scores + r * kSplitKeys,
+                        out + r);
+    }
+  }
+}
+
+template <class Kv>
+void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch) {
+  float* q = scratch;
+  float* scores = scratch + kMaxQueryTile * padded_head_dim(args.head_dim);
+  int row = 0;
+  while (row < args.num_rows) {
+    const int left = args.num_rows - row;
+    const SplitRow* rows = args.rows + row;
+    if constexpr (kRowTile >= 6) {
+      if (left >= 6) {
+        attend_rows<Kv, 6>(slabs, args, rows, q, scores);
+        row += 6;
+        continue;
+      }
+      if (left >= 4) {
+        if (left == 4) {
+          attend_rows<Kv, 4>(slabs, args, rows, q, scores);
+        } else {
+          attend_rows<Kv, 5>(slabs, args, rows, q, scores);
+        }
+        row += left;
+        continue;
+      }
+    }
+    if constexpr (kRowTile >= 3) {
+      if (left >= 3) {
+        attend_rows<Kv, 3>(slabs, args, rows, q, scores);
+        row += 3;
+        continue;
+      }
+    }
+    if (left >= 2) {
+      attend_rows<Kv, 2>(slabs, args, rows, q, scores);
+      row += 2;
+    } else {
+      attend_rows<Kv, 1>(slabs, args, rows, q, scores);
+      row += 1;
+    }
+  }
+}
+
+template <class Kv>
+void attend_stored(const SplitArgs& args) {
+  using Element = typename Kv::Element;
+  const int head_dim = args.head_dim;
+  const int padded_dim = padded_head_dim(head_dim);
+  int most = 0;
+  for (int r = 0; r < args.num_rows; ++r)
+    most = args.rows[r].num_keys > most ? args.rows[r].num_keys : most;
+  const int blocks = (most + kLanes - 1) / kLanes;
+
+  const bool wide = sizeof(Element) == 4;
+  const bool aligned = head_dim % kLanes == 0;
+  if (aligned && (wide || args.num_rows <= 2 * kRowTile)) {
+    Slabs<Kv> slabs;
+    slabs.v_stride = head_dim;
+    for (int b = 0; b < blocks; ++b) {
+      slabs.k[b] = reinterpret_cast<const Element*>(args.k_slabs[b]);
+      slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
+    }
+    attend_split<Kv>(slabs, args, args.scratch);
+    return;
+  }
+
+  // Many rows: widen K and V once.
+  Slabs<KvF32> slabs;
+  slabs.v_stride = padded_dim;
+  float* wide_k = args.scratch;
+  float* wide_v = args.scratch + kSplitKeys * padded_dim;
+  for (int b = 0; b < blocks; ++b) {
+    const auto* k = reinterpret_cast<const Element*>(args.k_slabs[b]);
+    float* to_k = wide_k + b * kLanes * padded_dim;
+    for (int d = 0; d < head_dim; ++d)
+      store(to_k + d * kLanes, Kv::load_lanes(k + d * kLanes));
+    slabs.k[b] = to_k;
+
+    const auto* v = reinterpret_cast<const Element*>(args.v_slabs[b]);
+    float* to_v = wide_v + b * kLanes * padded_dim;
+    const int keys = most - b * kLanes < kLanes ? most - b * kLanes : kLanes;
+    for (int key = 0; key < keys; ++key) {
+      const Element* from = v + key * head_dim;
+      float* to = to_v + key * padded_dim;
+      int d = 0;
+      for (; d + kLanes <= head_dim; d += kLanes)
+        store(to + d, Kv::load_lanes(from + d));
+      if (d < head_dim) {
+        Element last[kLanes] = {};
+        __builtin_memcpy(last, from + d, sizeof(Element) * static_cast<unsigned>(head_dim - d));
+        store(to + d, Kv::load_lanes(last));
+      }
+    }
+    slabs.v[b] = to_v;
+  }
+  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim);
+}
+
+void attention_split(const SplitArgs& args) {
+  switch (args.element) {
+    case KvElement::kBF16:
+      return attend_stored<KvBF16>(args);
+    case KvElement::kF16:
+      return attend_stored<KvF16>(args);
+    case KvElement::kF32:
+      return attend_stored<KvF32>(args);
+  }
+}
+
+void attention_merge(float* state, const float* partial, int head_dim) {
+  const int padded_dim = padded_head_dim(head_dim);
+  const float old_max = state[padded_dim];
+  const float new_max = partial[padded_dim];
+  const float top = old_max > new_max ? old_max : new_max;
+  const F32 keep = exp(splat(old_max - top));
+  const F32 take = exp(splat(new_max - top));
+  for (int d = 0; d < padded_dim; d += kLanes)
+    store(state + d, fma(load(partial + d), take, mul(load(state + d), keep)));
+  float sums[kLanes];
+  store(sums, fma(splat(partial[padded_dim + 1]), take, mul(splat(state[padded_dim + 1]), keep)));
+  state[padded_dim] = top;
+  state[padded_dim + 1] = sums[0];
+}
+
+void attention_finish(const float* state, int head_dim, float* out) {
+  const F32 inverse = splat(1.0F / state[padded_head_dim(head_dim) + 1]);
+  int d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes)
+    store(out + d, mul(load(state + d), inverse));
+  if (d < head_dim) store_first(out + d, mul(load(state + d), inverse), head_dim - d);
+}

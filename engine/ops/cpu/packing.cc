@@ -1,0 +1,272 @@
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "engine/base/half.h"
+#include "engine/checkpoint/dequantize.h"
+#include "engine/ops/cpu/kernels.h"
+#include "engine/ops/packed_weight.h"
+
+// Block layouts of the stored formats: the GGUF specification and ggml's type definitions.
+
+namespace thaw::ops {
+namespace {
+
+using checkpoint::DType;
+using cpu::kBlockCols;
+using cpu::kLanes;
+
+constexpr std::uint32_t kLowNibbles = 0x0f0f0f0fu;
+
+std::uint32_t read_u32(const std::byte* p) {
+  std::uint32_t value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+std::uint16_t read_u16(const std::byte* p) {
+  std::uint16_t value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+float read_f16(const std::byte* p) {
+  return f16_to_float(read_u16(p));
+}
+template <typename T>
+void write(std::byte* p, T value) {
+  std::memcpy(p, &value, sizeof(value));
+}
+
+/// Bytes of 16 rows x `cols` columns.
+std::size_t panel_bytes(Packing packing, std::int64_t cols) {
+  const auto width = static_cast<std::size_t>(cols);
+  switch (packing) {
+    case Packing::kVectorF32:
+    case Packing::kPanelF32:
+      return width * kLanes * 4;
+    case Packing::kPanelF16:
+    case Packing::kPanelBF16:
+      return width * kLanes * 2;
+    case Packing::kPanelQ4Scale16:
+      return width / kBlockCols * 320;
+    case Packing::kPanelQ4Scale32:
+      return width / kBlockCols * 384;
+    case Packing::kPanelQ8:
+      return width / kBlockCols * 544;
+    case Packing::kPanelQ6:
+      return width / kBlockCols * 640;
+  }
+  return 0;
+}
+
+/// Columns that one packed block of `packing` made from `source` needs together.
+int column_unit(DType source, Packing packing) {
+  const int stored = checkpoint::dtype_block_elements(source);
+  return is_quantized(packing) ? std::max(stored, kBlockCols) : stored;
+}
+
+bool can_pack(DType source, Packing packing) {
+  return packing == Packing::kVectorF32 || packing == Packing::kPanelF32 ||
+         packing == choose_packing(source, ComputeMode::kNative);
+}
+
+// Each of these writes one stored row into lane `lane` of a zeroed panel. A packed block keeps four
+// columns of a row in one 32-bit word at [group of four columns][lane].
+
+void pack_q8_0(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t block = 0; block < cols / 32; ++block, row += 34, panel += 544) {
+    write(panel + 2 * lane, read_u16(row));
+    for (int g = 0; g < 8; ++g)
+      write(panel + 32 + 64 * g + 4 * lane, read_u32(row + 2 + 4 * g) ^ 0x80808080u);
+  }
+}
+
+/// -8 * scale as f16 bits; exact but for overflow, which stays infinite.
+std::uint16_t minimum_of_q4_0(std::uint16_t scale) {
+  return float_to_f16(-8.0F * f16_to_float(scale));
+}
+
+void pack_q4(DType source, const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  const int header = source == DType::kQ4_0 ? 2 : 4;
+  for (std::int64_t block = 0; block < cols / 32; ++block, row += header + 16, panel += 320) {
+    const std::uint16_t scale = read_u16(row);
+    write(panel + 2 * lane, scale);
+    write(panel + 32 + 2 * lane,
+          source == DType::kQ4_0 ? minimum_of_q4_0(scale) : read_u16(row + 2));
+    for (int g = 0; g < 4; ++g)
+      write(panel + 64 + 64 * g + 4 * lane, read_u32(row + header + 4 * g));
+  }
+}
+
+void pack_q4_k(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t super = 0; super < cols / 256; ++super, row += 144) {
+    const float d = read_f16(row);
+    const float dmin = read_f16(row + 2);
+    const auto* packed = reinterpret_cast<const std::uint8_t*>(row + 4);
+    for (int sub = 0; sub < 8; ++sub, panel += 384) {
+      int scale = packed[sub] & 63;
+      int minimum = packed[sub + 4] & 63;
+      if (sub >= 4) {
+        scale = (packed[sub + 4] & 15) | packed[sub - 4] >> 6 << 4;
+        minimum = packed[sub + 4] >> 4 | packed[sub] >> 6 << 4;
+      }
+      write(panel + 4 * lane, d * static_cast<float>(scale));
+      write(panel + 64 + 4 * lane, -(dmin * static_cast<float>(minimum)));
+      const std::byte* quants = row + 16 + 32 * (sub / 2);
+      const int shift = sub % 2 == 0 ? 0 : 4;
+      for (int g = 0; g < 4; ++g) {
+        const std::uint32_t low = read_u32(quants + 4 * g) >> shift & kLowNibbles;
+        const std::uint32_t high = read_u32(quants + 16 + 4 * g) >> shift & kLowNibbles;
+        write(panel + 128 + 64 * g + 4 * lane, low | high << 4);
+      }
+    }
+  }
+}
+
+void pack_q6_k(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t super = 0; super < cols / 256; ++super, row += 210) {
+    const float d = read_f16(row + 208);
+    const auto* scales = reinterpret_cast<const std::int8_t*>(row + 192);
+    for (int part = 0; part < 8; ++part, panel += 640) {  // 32 columns each
+      const int quarter = part % 4;
+      const std::byte* low = row + 64 * (part / 4) + 32 * (quarter % 2);
+      const std::byte* high = row + 128 + 32 * (part / 4);
+      const int low_shift = quarter < 2 ? 0 : 4;
+      write(panel + 4 * lane, d * static_cast<float>(scales[2 * part]));
+      write(panel + 64 + 4 * lane, d * static_cast<float>(scales[2 * part + 1]));
+      for (int g = 0; g < 8; ++g) {
+        const std::uint32_t bottom = read_u32(low + 4 * g) >> low_shift & kLowNibbles;
+        const std::uint32_t top = read_u32(high + 4 * g) >> 2 * quarter & 0x03030303u;
+        write(panel + 128 + 64 * g + 4 * lane, bottom | top << 4);
+      }
+    }
+  }
+}
+
+void pack_f16_bits(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t k = 0; k < cols; ++k)
+    write(panel + 2 * (k * kLanes + lane), read_u16(row + 2 * k));
+}
+
+void pack_f32(DType source, std::span<const std::byte> row, std::int64_t cols, int lane,
+              std::byte* panel) {
+  thread_local std::vector<float> expanded;
+  expanded.resize(static_cast<std::size_t>(cols));
+  checkpoint::dequantize(source, row, expanded);
+  for (std::int64_t k = 0; k < cols; ++k)
+    write(panel + 4 * (k * kLanes + lane), expanded[static_cast<std::size_t>(k)]);
+}
+
+void pack_row(DType source, Packing packing, std::span<const std::byte> row, std::int64_t cols,
+              int lane, std::byte* panel) {
+  switch (packing) {
+    case Packing::kPanelF16:
+    case Packing::kPanelBF16:
+      return pack_f16_bits(row.data(), cols, lane, panel);
+    case Packing::kPanelQ4Scale16:
+      return pack_q4(source, row.data(), cols, lane, panel);
+    case Packing::kPanelQ4Scale32:
+      return pack_q4_k(row.data(), cols, lane, panel);
+    case Packing::kPanelQ8:
+      return pack_q8_0(row.data(), cols, lane, panel);
+    case Packing::kPanelQ6:
+      return pack_q6_k(row.data(), cols, lane, panel);
+    case Packing::kVectorF32:
+    case Packing::kPanelF32:
+      return pack_f32(source, row, cols, lane, panel);
+  }
+}
+
+Error size_error(const char* what, std::size_t given, std::size_t needed) {
+  return make_error(Errc::kInvalidArgument, std::string("pack_matrix: ") + what + " is " +
+                                                std::to_string(given) + " bytes, needed are " +
+                                                std::to_string(needed));
+}
+
+}  // namespace
+
+bool is_quantized(Packing packing) {
+  return packing == Packing::kPanelQ4Scale16 || packing == Packing::kPanelQ4Scale32 ||
+         packing == Packing::kPanelQ8 || packing == Packing::kPanelQ6;
+}
+
+Packing choose_packing(DType source, ComputeMode mode) {
+  if (mode == ComputeMode::kExact32) return Packing::kPanelF32;
+  switch (source) {
+    case DType::kF16:
+      return Packing::kPanelF16;
+    case DType::kBF16:
+      return Packing::kPanelBF16;
+    case DType::kQ8_0:
+      return Packing::kPanelQ8;
+    case DType::kQ4_0:
+    case DType::kQ4_1:
+      return Packing::kPanelQ4Scale16;
+    case DType::kQ4_K:
+      return Packing::kPanelQ4Scale32;
+    case DType::kQ6_K:
+      return Packing::kPanelQ6;
+    case DType::kF32:
+      break;
+  }
+  return Packing::kPanelF32;
+}
+
+std::size_t packed_bytes(Packing packing, std::int64_t rows, std::int64_t cols) {
+  if (packing == Packing::kVectorF32) return static_cast<std::size_t>(rows * cols) * 4;
+  const std::int64_t panels = (rows + kLanes - 1) / kLanes;
+  return static_cast<std::size_t>(panels) * panel_bytes(packing, cols);
+}
+
+Result<void> pack_matrix(DType source, std::span<const std::byte> stored, std::int64_t rows,
+                         std::int64_t cols, Packing packing, std::span<std::byte> out,
+                         ThreadPool& threads) {
+  const std::string source_name(checkpoint::dtype_name(source));
+  if (!can_pack(source, packing)) {
+    return make_error(Errc::kInvalidArgument,
+                      "pack_matrix: " + source_name + " cannot be packed as packing " +
+                          std::to_string(static_cast<std::uint32_t>(packing)));
+  }
+  const int unit = column_unit(source, packing);
+  if (rows < 1 || cols < 1 || cols % unit != 0) {
+    return make_error(Errc::kInvalidArgument, "pack_matrix: " + std::to_string(rows) + " x " +
+                                                  std::to_string(cols) + " matrix of " +
+                                                  source_name + ": columns must be a multiple of " +
+                                                  std::to_string(unit));
+  }
+  const std::size_t row_bytes =
+      static_cast<std::size_t>(cols / checkpoint::dtype_block_elements(source)) *
+      checkpoint::dtype_block_bytes(source);
+  const std::size_t stored_bytes = row_bytes * static_cast<std::size_t>(rows);
+  if (stored.size() != stored_bytes) return size_error("the input", stored.size(), stored_bytes);
+  const std::size_t out_bytes = packed_bytes(packing, rows, cols);
+  if (out.size() != out_bytes) return size_error("the output", out.size(), out_bytes);
+
+  if (packing == Packing::kVectorF32) {
+    threads.parallel_for(static_cast<int>(rows), [&](int row) {
+      const auto index = static_cast<std::size_t>(row);
+      const auto width = static_cast<std::size_t>(cols);
+      // Entries are 4-byte floats at any alignment: expand aside, then copy.
+      std::vector<float> expanded(width);
+      checkpoint::dequantize(source, stored.subspan(index * row_bytes, row_bytes), expanded);
+      std::memcpy(out.data() + index * width * 4, expanded.data(), width * 4);
+    });
+    return {};
+  }
+
+  const std::size_t bytes = panel_bytes(packing, cols);
+  threads.parallel_for(static_cast<int>((rows + kLanes - 1) / kLanes), [&](int index) {
+    std::byte* panel = out.data() + static_cast<std::size_t>(index) * bytes;
+    const std::int64_t first = static_cast<std::int64_t>(index) * kLanes;
+    const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, rows - first));
+    if (lanes < kLanes) std::memset(panel, 0, bytes);
+    for (int lane = 0; lane < lanes; ++lane) {
+      pack_row(source, packing,
+               stored.subspan(static_cast<std::size_t>(first + lane) * row_bytes, row_bytes), cols,
+               lane, panel);
+    }
+  });
+  return {};
+}
+
+}  // namespace thaw::ops

@@ -1,0 +1,160 @@
+// 16 float lanes in one zmm register. Included inside an anonymous namespace by one source file.
+
+using F32 = __m512;
+using I32 = __m512i;
+
+constexpr int kRowTile = 6;  // attention: query rows held in registers
+constexpr int kKeyTile = 4;  // attention: vectors of keys (or of head_dim) held in registers
+constexpr int kMaxTokenTile = 16;
+
+inline F32 load(const float* p) {
+  return _mm512_loadu_ps(p);
+}
+inline F32 load_bf16(const std::uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+inline F32 load_f16(const std::uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline __mmask16 lane_mask(int count) {
+  return static_cast<__mmask16>((1u << count) - 1u);
+}
+/// The first `count` lanes, 0 .. 16; the others are +0.
+inline F32 load_first(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(lane_mask(count), p);
+}
+inline void store(float* p, F32 v) {
+  _mm512_storeu_ps(p, v);
+}
+inline void store_first(float* p, F32 v, int count) {
+  _mm512_mask_storeu_ps(p, lane_mask(count), v);
+}
+/// Lanes from `count` on become `fill`.
+inline F32 fill_after(F32 v, int count, float fill) {
+  return _mm512_mask_mov_ps(_mm512_set1_ps(fill), lane_mask(count), v);
+}
+inline F32 splat(float v) {
+  return _mm512_set1_ps(v);
+}
+inline F32 zero() {
+  return _mm512_setzero_ps();
+}
+inline F32 add(F32 a, F32 b) {
+  return _mm512_add_ps(a, b);
+}
+inline F32 sub(F32 a, F32 b) {
+  return _mm512_sub_ps(a, b);
+}
+inline F32 mul(F32 a, F32 b) {
+  return _mm512_mul_ps(a, b);
+}
+inline F32 div(F32 a, F32 b) {
+  return _mm512_div_ps(a, b);
+}
+inline F32 fma(F32 a, F32 b, F32 c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+/// a > b ? a : b, so that a NaN in a yields b.
+inline F32 max(F32 a, F32 b) {
+  return _mm512_max_ps(a, b);
+}
+/// a < b ? a : b.
+inline F32 min(F32 a, F32 b) {
+  return _mm512_min_ps(a, b);
+}
+/// v where !(x < bound) (NaN included), else +0.
+inline F32 zero_below(F32 x, F32 bound, F32 v) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), v);
+}
+inline F32 bits_shifted_left_23(F32 v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23));
+}
+inline F32 to_float(I32 v) {
+  return _mm512_cvtepi32_ps(v);
+}
+
+inline __m128 halves_added(__m512 v) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+/// Lane i plus lane i + 8, then + 4, + 2, + 1.
+inline float reduce_add(F32 v) {
+  const __m128 four = halves_added(v);
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+/// The same tree with max.
+inline float reduce_max(F32 v) {
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+/// Largest magnitude of 32 floats as bits (a NaN's are above infinity's).
+inline std::uint32_t max_magnitude_bits(F32 a, F32 b) {
+  const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+  return static_cast<std::uint32_t>(
+      _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), mask),
+                                               _mm512_and_si512(_mm512_castps_si512(b), mask))));
+}
+/// Low bytes of the lanes' bits to 16 int8; returns their sum.
+inline std::int32_t store_low_bytes(std::int8_t* p, F32 v, std::int32_t bias) {
+  const __m512i value = _mm512_sub_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(bias));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(value));
+  return _mm512_reduce_add_epi32(value);
+}
+
+/// 32 columns of a panel: vector g holds columns 4g .. 4g+3 of 16 rows, four bytes a lane.
+struct Quads {
+  __m512i v[8];
+};
+inline Quads load_nibbles(const std::uint8_t* p) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  Quads quads;
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) {
+    const __m512i both = _mm512_loadu_si512(p + 64 * g);
+    quads.v[g] = _mm512_and_si512(both, mask);
+    quads.v[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+  return quads;
+}
+inline Quads load_bytes(const std::uint8_t* p) {
+  Quads quads;
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    quads.v[g] = _mm512_loadu_si512(p + 64 * g);
+  return quads;
+}
+inline __m512i splat_quad(const std::int8_t* a) {
+  int word;
+  __builtin_memcpy(&word, a, 4);
+  return _mm512_set1_epi32(word);
+}
+/// Sum over 32 columns of w * a, w in 0 .. 15.
+inline I32 dot32_nibbles(const Quads& w, const std::int8_t* a) {
+  I32 sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
+  return sum;
+}
+/// Sum over 32 columns of (w - 128) * a; sum_a is the sum of a.
+inline I32 dot32_bytes(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
+  I32 sum = _mm512_set1_epi32(-128 * sum_a);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
+  return sum;
+}
+/// Sum over columns 16 * kHalf .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
+template <int kHalf>
+inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
+  I32 sum = _mm512_set1_epi32(-32 * sum_a);
+#pragma GCC unroll 4
+  for (int g = 4 * kHalf; g < 4 * kHalf + 4; ++g)
+    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
+  return sum;
+}

@@ -1,0 +1,183 @@
+// 16 float lanes in an array, for processors without a unit of their own and as the statement of
+// what the vector units compute. Included inside an anonymous namespace by one source file.
+
+struct F32 {
+  float v[16];
+};
+struct I32 {
+  std::int32_t v[16];
+};
+
+constexpr int kRowTile = 2;
+constexpr int kKeyTile = 2;
+constexpr int kMaxTokenTile = 2;
+
+template <typename Function>
+inline F32 each_lane(Function function) {
+  F32 out;
+  for (int i = 0; i < 16; ++i)
+    out.v[i] = function(i);
+  return out;
+}
+inline std::uint32_t bits_of(float v) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float float_of(std::uint32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, 4);
+  return v;
+}
+
+inline F32 load(const float* p) {
+  return each_lane([p](int i) { return p[i]; });
+}
+inline F32 load_bf16(const std::uint16_t* p) {
+  return each_lane([p](int i) { return bf16_to_float(p[i]); });
+}
+inline F32 load_f16(const std::uint16_t* p) {
+  return each_lane([p](int i) { return f16_to_float(p[i]); });
+}
+/// The first `count` lanes, 0 .. 16; the others are +0.
+inline F32 load_first(const float* p, int count) {
+  return each_lane([p, count](int i) { return i < count ? p[i] : 0.0F; });
+}
+inline void store(float* p, F32 v) {
+  for (int i = 0; i < 16; ++i)
+    p[i] = v.v[i];
+}
+inline void store_first(float* p, F32 v, int count) {
+  for (int i = 0; i < count; ++i)
+    p[i] = v.v[i];
+}
+/// Lanes from `count` on become `fill`.
+inline F32 fill_after(F32 v, int count, float fill) {
+  return each_lane([&](int i) { return i < count ? v.v[i] : fill; });
+}
+inline F32 splat(float v) {
+  return each_lane([v](int) { return v; });
+}
+inline F32 zero() {
+  return splat(0.0F);
+}
+inline F32 add(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F32 sub(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F32 mul(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline F32 div(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline F32 fma(F32 a, F32 b, F32 c) {
+  return each_lane([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+/// a > b ? a : b, so that a NaN in a yields b.
+inline F32 max(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+/// a < b ? a : b.
+inline F32 min(F32 a, F32 b) {
+  return each_lane([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+/// v where !(x < bound) (NaN included), else +0.
+inline F32 zero_below(F32 x, F32 bound, F32 v) {
+  return each_lane([&](int i) { return x.v[i] < bound.v[i] ? 0.0F : v.v[i]; });
+}
+inline F32 bits_shifted_left_23(F32 v) {
+  return each_lane([&](int i) { return float_of(bits_of(v.v[i]) << 23); });
+}
+inline F32 to_float(I32 v) {
+  return each_lane([&](int i) { return static_cast<float>(v.v[i]); });
+}
+
+/// Lane i plus lane i + 8, then + 4, + 2, + 1.
+inline float reduce_add(F32 v) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i)
+      v.v[i] = v.v[i] + v.v[i + half];
+  }
+  return v.v[0];
+}
+/// The same tree with max.
+inline float reduce_max(F32 v) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i)
+      v.v[i] = v.v[i] > v.v[i + half] ? v.v[i] : v.v[i + half];
+  }
+  return v.v[0];
+}
+
+/// Largest magnitude of 32 floats as bits (a NaN's are above infinity's).
+inline std::uint32_t max_magnitude_bits(F32 a, F32 b) {
+  std::uint32_t largest = 0;
+  for (int i = 0; i < 16; ++i) {
+    const std::uint32_t x = bits_of(a.v[i]) & 0x7fffffffu;
+    const std::uint32_t y = bits_of(b.v[i]) & 0x7fffffffu;
+    largest = largest > x ? largest : x;
+    largest = largest > y ? largest : y;
+  }
+  return largest;
+}
+/// Low bytes of the lanes' bits to 16 int8; returns their sum.
+inline std::int32_t store_low_bytes(std::int8_t* p, F32 v, std::int32_t bias) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    const auto value = static_cast<std::int32_t>(bits_of(v.v[i])) - bias;
+    p[i] = static_cast<std::int8_t>(value);
+    sum += value;
+  }
+  return sum;
+}
+
+/// 32 columns of a panel: byte [g][row][i] is column 4g + i.
+struct Quads {
+  std::uint8_t v[8][16][4];
+};
+inline Quads load_nibbles(const std::uint8_t* p) {
+  Quads quads;
+  for (int g = 0; g < 4; ++g) {
+    for (int r = 0; r < 16; ++r) {
+      for (int i = 0; i < 4; ++i) {
+        const std::uint8_t both = p[64 * g + 4 * r + i];
+        quads.v[g][r][i] = both & 15;
+        quads.v[g + 4][r][i] = both >> 4;
+      }
+    }
+  }
+  return quads;
+}
+inline Quads load_bytes(const std::uint8_t* p) {
+  Quads quads;
+  __builtin_memcpy(&quads, p, sizeof(quads));
+  return quads;
+}
+inline I32 dot(const Quads& w, const std::int8_t* a, int first, int count, std::int32_t start) {
+  I32 sum;
+  for (int r = 0; r < 16; ++r) {
+    std::int32_t total = start;
+    for (int g = first; g < first + count; ++g) {
+      for (int i = 0; i < 4; ++i)
+        total += w.v[g][r][i] * a[4 * g + i];
+    }
+    sum.v[r] = total;
+  }
+  return sum;
+}
+/// Sum over 32 columns of w * a, w in 0 .. 15.
+inline I32 dot32_nibbles(const Quads& w, const std::int8_t* a) {
+  return dot(w, a, 0, 8, 0);
+}
+/// Sum over 32 columns of (w - 128) * a; sum_a is the sum of a.
+inline I32 dot32_bytes(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
+  return dot(w, a, 0, 8, -128 * sum_a);
+}
+/// Sum over columns 16 * kHalf .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
+template <int kHalf>
+inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
+  return dot(w, a, 4 * kHalf, 4, -32 * sum_a);
+}

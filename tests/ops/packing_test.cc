@@ -1,0 +1,100 @@
+#include "engine/ops/linear.h"
+#include "tests/ops/ops_test_util.h"
+
+namespace thaw::ops {
+namespace {
+
+using namespace testing;  // NOLINT: the tests' own helpers
+
+TEST(Packing, ValuesAreStoredInImagesAndFixed) {
+  EXPECT_EQ(static_cast<int>(Packing::kVectorF32), 0);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelF32), 1);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelF16), 2);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelBF16), 3);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ4Scale16), 4);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ4Scale32), 5);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ8), 6);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ6), 7);
+}
+
+TEST(Packing, BytesAWeight) {
+  // 5 and 8.5 bits a weight: what the decode speed rests on.
+  EXPECT_EQ(packed_bytes(Packing::kPanelQ4Scale16, 576, 576), 576U * 576 * 5 / 8);
+  EXPECT_EQ(packed_bytes(Packing::kPanelQ8, 49152, 576), 49152U * 576 * 17 / 16);
+  EXPECT_EQ(packed_bytes(Packing::kPanelF32, 17, 3), 32U * 3 * 4);
+  EXPECT_EQ(packed_bytes(Packing::kVectorF32, 1, 7), 28U);
+}
+
+TEST(Packing, ThreadsGiveTheSameBytesAndFillAllOfThem) {
+  for (const DType dtype : kAllDTypes) {
+    for (const ComputeMode mode : {ComputeMode::kNative, ComputeMode::kExact32}) {
+      const std::vector<std::byte> stored = random_matrix(dtype, 37, 256, 7);
+      const Packing packing = choose_packing(dtype, mode);
+      const std::size_t bytes = packed_bytes(packing, 37, 256);
+      std::vector<std::byte> one(bytes, std::byte{0x00});
+      std::vector<std::byte> three(bytes, std::byte{0xff});
+      ThreadPool single(1);
+      ThreadPool several(3);
+      ASSERT_TRUE(pack_matrix(dtype, stored, 37, 256, packing, one, single));
+      ASSERT_TRUE(pack_matrix(dtype, stored, 37, 256, packing, three, several));
+      EXPECT_EQ(one, three) << checkpoint::dtype_name(dtype);
+    }
+  }
+}
+
+TEST(Packing, VectorsStayRowMajor) {
+  const std::vector<std::byte> stored = random_matrix(DType::kBF16, 3, 5, 8);
+  std::vector<float> expected(15);
+  checkpoint::dequantize(DType::kBF16, stored, expected);
+  std::vector<std::byte> packed(60);
+  ThreadPool threads(2);
+  ASSERT_TRUE(pack_matrix(DType::kBF16, stored, 3, 5, Packing::kVectorF32, packed, threads));
+  EXPECT_EQ(std::memcmp(packed.data(), expected.data(), 60), 0);
+  auto device = make_device("generic");
+  std::vector<float> row(5);
+  const std::int32_t id = 2;
+  embedding(*device, {Packing::kVectorF32, 3, 5, packed.data()}, {&id, 1}, row.data());
+  EXPECT_EQ(row, std::vector<float>(expected.begin() + 10, expected.end()));
+}
+
+std::string error_of(DType dtype, std::int64_t rows, std::int64_t cols, Packing packing,
+                     std::size_t stored_bytes, std::size_t out_bytes) {
+  const std::vector<std::byte> stored(stored_bytes);
+  std::vector<std::byte> out(out_bytes);
+  ThreadPool threads(1);
+  const Result<void> result = pack_matrix(dtype, stored, rows, cols, packing, out, threads);
+  return result ? "" : result.error().message;
+}
+
+TEST(Packing, BadShapesAreNamed) {
+  EXPECT_NE(error_of(DType::kQ4_1, 1, 33, Packing::kPanelQ4Scale16, 20, 320).find("multiple of 32"),
+            std::string::npos);
+  EXPECT_NE(error_of(DType::kQ6_K, 1, 32, Packing::kPanelQ6, 210, 640).find("multiple of 256"),
+            std::string::npos);
+  EXPECT_NE(error_of(DType::kQ4_1, 0, 32, Packing::kPanelQ4Scale16, 0, 0).find("0 x 32"),
+            std::string::npos);
+  EXPECT_NE(error_of(DType::kQ4_1, 1, 32, Packing::kPanelQ8, 20, 544).find("Q4_1"),
+            std::string::npos);
+  EXPECT_NE(error_of(DType::kQ4_1, 1, 32, Packing::kPanelQ4Scale16, 19, 320).find("19 bytes"),
+            std::string::npos);
+  EXPECT_NE(error_of(DType::kQ4_1, 1, 32, Packing::kPanelQ4Scale16, 20, 300).find("300 bytes"),
+            std::string::npos);
+}
+
+TEST(CpuDevice, ChoosesAndNamesInstructionSets) {
+  EXPECT_EQ(make_device("generic")->isa(), CpuIsa::kGeneric);
+  auto best = make_device("", 2);
+  EXPECT_EQ(best->kernel_set(), "cpu-1");
+  EXPECT_EQ(available_isas().back(), cpu_isa_name(best->isa()));
+  const auto unknown = CpuDevice::create(1, "sse9");
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code, Errc::kInvalidArgument);
+  EXPECT_NE(unknown.error().message.find("sse9"), std::string::npos);
+  EXPECT_NE(unknown.error().message.find("avx512vnni"), std::string::npos);
+  const auto none = CpuDevice::create(0);
+  ASSERT_FALSE(none);
+  EXPECT_NE(none.error().message.find("0"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace thaw::ops
