@@ -14,6 +14,8 @@
 
 namespace thaw::coalescer {
 
+class TextCodec;
+
 /// An API key and the tenant it names.
 struct ApiKey {
   std::string key;
@@ -32,9 +34,10 @@ struct ServerOptions {
   std::uint32_t max_connections = 4096;
   std::uint32_t max_num_seqs = 64;  ///< bounds n
   std::uint32_t max_queued_requests = 1024;  ///< beyond it 429
-  std::chrono::seconds idle_timeout{75};
-  std::chrono::seconds header_timeout{20};
-  std::chrono::seconds write_timeout{30};  ///< a client that reads nothing for that long is dropped
+  std::chrono::milliseconds idle_timeout{75000};
+  std::chrono::milliseconds header_timeout{20000};
+  std::chrono::milliseconds write_timeout{
+      30000};  ///< a client that reads nothing for that long is dropped
   std::uint32_t num_text_threads = 1;  ///< tokenize long prompts off the I/O thread
   std::string version;
   std::string system_fingerprint;
@@ -48,7 +51,12 @@ class Server {
   static Result<std::unique_ptr<Server>> create(ServerOptions options, Backend* backend,
                                                 const text::Tokenizer* tokenizer,
                                                 const text::ChatTemplate* chat_template);
+  /// The same with any codec.
+  static Result<std::unique_ptr<Server>> create(ServerOptions options, Backend* backend,
+                                                std::shared_ptr<const TextCodec> codec);
   ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
 
   /// The port it listens on (bound in create()).
   std::uint16_t port() const;

@@ -1,0 +1,308 @@
+// The half of Session that answers requests.
+
+#include <exception>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <nlohmann/json.hpp>
+
+#include "coalescer/http/session.h"
+#include "coalescer/openai/describe.h"
+#include "engine/base/log.h"
+
+namespace thaw::coalescer {
+namespace {
+
+namespace net = boost::asio;
+
+/// Longer bodies are parsed and tokenized on the text threads.
+constexpr std::size_t kInlineBodyBytes = 2048;
+constexpr std::size_t kRecentWindows = 32;
+
+struct PreparedCall {
+  ApiCall call;
+  std::string shown_model;
+  std::vector<PreparedPrompt> prompts;
+};
+
+/// Parsing, rendering and tokenizing. Any thread.
+ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
+                                     const std::string& body) {
+  ParseLimits limits;
+  limits.max_choices = context->options.max_num_seqs;
+  limits.vocab_size = context->codec->vocab_size();
+  auto parsed = parse_call(kind, body, limits);
+  if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
+  PreparedCall prepared;
+  prepared.call = std::move(std::get<ApiCall>(parsed));
+  const std::string* name = context->served_name(prepared.call.model);
+  if (name == nullptr) {
+    ApiError error = invalid_field("model",
+                                   "the model `" + prepared.call.model.substr(0, 200) +
+                                       "` is not served here; `" +
+                                       context->options.served_model_names.front() + "` is",
+                                   "model_not_found");
+    error.status = 404;
+    return error;
+  }
+  prepared.shown_model = *name;
+  auto prompts = prepare_prompts(prepared.call, *context->codec, context->options.max_model_len);
+  if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
+  prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
+  return prepared;
+}
+
+net::awaitable<ApiResult<PreparedCall>> prepare_on_pool(const ServerContext* context, ApiKind kind,
+                                                        std::string body) {
+  co_return prepare_call(context, kind, body);
+}
+
+ApiResult<std::string> token_reply(const ServerContext* context, Endpoint endpoint,
+                                   const std::string& body) {
+  if (endpoint == Endpoint::kTokenize)
+    return tokenize(body, *context->codec, context->options.max_model_len);
+  return detokenize(body, *context->codec);
+}
+
+net::awaitable<ApiResult<std::string>> token_reply_on_pool(const ServerContext* context,
+                                                           Endpoint endpoint, std::string body) {
+  co_return token_reply(context, endpoint, body);
+}
+
+net::awaitable<std::string> explain_on_pool(const ServerContext* context,
+                                            std::vector<RequestId> requests) {
+  std::vector<Explanation> explanations;
+  for (const RequestId request : requests)
+    if (auto explanation = context->history.explain(request))
+      explanations.push_back(std::move(*explanation));
+  co_return explanations_json(explanations);
+}
+
+net::awaitable<std::vector<ForkHistory::WindowExplanation>> recent_on_pool(
+    const ServerContext* context) {
+  co_return context->history.recent(kRecentWindows);
+}
+
+HttpReply json_reply(std::string body, int status = 200) {
+  HttpReply reply;
+  reply.status = status;
+  reply.body = std::move(body);
+  return reply;
+}
+
+ApiError not_ready(bool draining) {
+  return to_api_error(make_error(
+      Errc::kUnavailable, draining ? "the server is shutting down" : "the model is still loading"));
+}
+
+HttpReply health_reply(ServerContext* context) {
+  if (!context->draining && context->backend->status().ready)
+    return json_reply(R"({"status":"ok"})");
+  HttpReply reply = error_reply(not_ready(context->draining));
+  reply.body = context->draining ? R"({"status":"draining"})" : R"({"status":"loading"})";
+  return reply;
+}
+
+}  // namespace
+
+net::awaitable<bool> Session::answer(Request request) {
+  std::string failure;
+  const RequestHead head = request.head;
+  try {
+    if (request.route.endpoint == Endpoint::kChat)
+      co_return co_await answer_call(ApiKind::kChat, std::move(request));
+    if (request.route.endpoint == Endpoint::kCompletions)
+      co_return co_await answer_call(ApiKind::kCompletions, std::move(request));
+    Request seen;
+    seen.head = head;
+    seen.route = request.route;
+    seen.received = request.received;
+    co_return co_await reply(seen, co_await simple_reply(std::move(request)));
+  } catch (const std::exception& exception) {
+    failure = exception.what();
+  }
+  logger("http")->error("event=request_failed path={} error=\"{}\"", head.path, failure);
+  if (call_ != nullptr) {
+    std::exchange(call_, nullptr)->abandon();
+    co_return false;  // part of an answer may be out
+  }
+  ApiError error = to_api_error(make_error(Errc::kInternal, "the server failed on this request"));
+  co_await refuse(error_reply(error), mode_for(head));
+  co_return false;
+}
+
+net::awaitable<HttpReply> Session::simple_reply(Request request) {
+  const ServerOptions& options = context_->options;
+  switch (request.route.endpoint) {
+    case Endpoint::kModels:
+      co_return json_reply(
+          models_body(options.served_model_names, context_->created, options.max_model_len));
+    case Endpoint::kModel: {
+      const std::string* name = context_->served_name(request.route.model);
+      if (name != nullptr)
+        co_return json_reply(model_body(*name, context_->created, options.max_model_len));
+      ApiError error = invalid_field(
+          "model", "the model `" + request.route.model.substr(0, 200) + "` is not served here",
+          "model_not_found");
+      error.status = 404;
+      co_return error_reply(error);
+    }
+    case Endpoint::kHealth:
+      co_return health_reply(context_);
+    case Endpoint::kVersion:
+      co_return json_reply(nlohmann::json{{"version", options.version}}.dump());
+    case Endpoint::kMetrics: {
+      HttpReply reply;
+      reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
+      reply.body = context_->metrics_text();
+      co_return reply;
+    }
+    case Endpoint::kAdminPool: {
+      PoolStatus status = context_->backend->status();
+      status.draining = status.draining || context_->draining;
+      co_return json_reply(pool_status_body(status));
+    }
+    case Endpoint::kForksRecent: {
+      auto windows =
+          co_await net::co_spawn(context_->text_pool, recent_on_pool(context_), net::use_awaitable);
+      // A tenant sees its own requests only.
+      for (auto& window : windows)
+        std::erase_if(window.requests, [&](const Explanation& explanation) {
+          return context_->dispatcher.tenant_of(explanation.request) != request.tenant;
+        });
+      std::erase_if(windows, [](const auto& window) { return window.requests.empty(); });
+      co_return json_reply(windows_body(windows));
+    }
+    default:
+      break;
+  }
+  ApiResult<std::string> result;
+  if (request.body.size() <= kInlineBodyBytes) {
+    result = token_reply(context_, request.route.endpoint, request.body);
+  } else {
+    result = co_await net::co_spawn(
+        context_->text_pool,
+        token_reply_on_pool(context_, request.route.endpoint, std::move(request.body)),
+        net::use_awaitable);
+  }
+  if (auto* error = std::get_if<ApiError>(&result)) co_return error_reply(*error);
+  co_return json_reply(std::move(std::get<std::string>(result)));
+}
+
+net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
+  if (context_->draining || !context_->backend_was_ready())
+    co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+  std::string body = std::exchange(request.body, {});
+  ApiResult<PreparedCall> result;
+  if (body.size() <= kInlineBodyBytes) {
+    result = prepare_call(context_, kind, body);
+  } else {
+    result = co_await net::co_spawn(
+        context_->text_pool, prepare_on_pool(context_, kind, std::move(body)), net::use_awaitable);
+  }
+  if (auto* error = std::get_if<ApiError>(&result))
+    co_return co_await reply(request, error_reply(*error));
+  // The server may have begun to drain meanwhile.
+  if (context_->draining)
+    co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+
+  PreparedCall& prepared = std::get<PreparedCall>(result);
+  const ApiCall& call = prepared.call;
+  const std::size_t num_prompts = prepared.prompts.size();
+  CompletionLabel label;
+  label.id = context_->next_response_id(kind);
+  label.created = context_->unix_seconds();
+  label.model = prepared.shown_model;
+  label.system_fingerprint = context_->system_fingerprint();
+  const std::string id = label.id;
+  auto live = std::make_shared<LiveCall>(
+      socket_.get_executor(), Completion(call, num_prompts, std::move(label), context_->codec),
+      call.stream, &context_->dispatcher, &context_->metrics, request.received);
+  auto submitted = context_->dispatcher.submit(
+      make_requests(call, std::move(prepared.prompts), context_->options.served_model_names.front(),
+                    request.tenant, context_->random()),
+      live);
+  if (auto* error = std::get_if<ApiError>(&submitted))
+    co_return co_await reply(request, error_reply(*error));
+  live->set_requests(std::move(std::get<std::vector<RequestId>>(submitted)));
+  context_->schedule_flush();
+
+  call_ = live;
+  watch_client(live);
+  bool open = false;
+  if (call.stream)
+    open = co_await answer_stream(live, std::move(request), id, call.explain);
+  else
+    open = co_await answer_whole(live, std::move(request), id, call.explain);
+  call_ = nullptr;
+  live->abandon();
+  boost::system::error_code ignored;
+  socket_.cancel(ignored);  // ends the watch
+  if (live->hung_up()) ++context_->metrics.client_disconnects;
+  co_return open;
+}
+
+net::awaitable<std::string> Session::explanation(std::vector<RequestId> requests) {
+  co_return co_await net::co_spawn(
+      context_->text_pool, explain_on_pool(context_, std::move(requests)), net::use_awaitable);
+}
+
+net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Request request,
+                                           std::string id, bool explain) {
+  constexpr int kClientClosed = 499;  // in metrics only
+  Completion& completion = call->completion();
+  while (!completion.ended() && !call->hung_up())
+    co_await call->wait();
+  if (call->hung_up()) {
+    count(request, kClientClosed);
+    co_return false;
+  }
+  if (completion.error()) co_return co_await reply(request, error_reply(*completion.error()));
+  std::string explained;
+  if (explain) explained = co_await explanation(call->requests());
+  HttpReply whole = json_reply(completion.body(explained));
+  whole.headers.emplace_back("x-request-id", id);
+  co_return co_await reply(request, std::move(whole));
+}
+
+net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Request request,
+                                            std::string id, bool explain) {
+  constexpr int kClientClosed = 499;
+  Completion& completion = call->completion();
+  const ReplyMode mode = [&] {
+    ReplyMode result = mode_for(request.head);
+    if (result.http_1_0) result.keep_alive = false;  // the end of the body is the connection's
+    return result;
+  }();
+  bool head_written = false;
+  for (;;) {
+    while (!completion.ended() && !call->hung_up() &&
+           !(completion.started() && (completion.has_frames() || !head_written)))
+      co_await call->wait();
+    const bool last = completion.ended();
+    if (call->hung_up()) break;
+    // What failed before it began is an ordinary error with its own status.
+    if (completion.error() && !head_written)
+      co_return co_await reply(request, error_reply(*completion.error()));
+    std::string explained;
+    if (last && explain && !completion.error()) explained = co_await explanation(call->requests());
+    std::string bytes;
+    if (!head_written) bytes = stream_head(mode, id);
+    head_written = true;
+    std::string frames = completion.take_frames();
+    if (last) frames += completion.last_frames(explained);
+    bytes += stream_chunk(mode, std::move(frames));
+    if (last) bytes += stream_end(mode);
+    if (!co_await write(std::move(bytes))) break;
+    if (!last) continue;
+    count(request, completion.error() ? completion.error()->status : 200);
+    co_return mode.keep_alive;
+  }
+  count(request, kClientClosed);
+  co_return false;
+}
+
+}  // namespace thaw::coalescer

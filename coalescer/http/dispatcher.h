@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "coalescer/core/backend.h"
+#include "coalescer/core/history.h"
+#include "coalescer/core/window.h"
+#include "coalescer/http/metrics.h"
+#include "coalescer/openai/api_error.h"
+#include "engine/base/clock.h"
+
+namespace thaw::coalescer {
+
+/// Takes the events of the requests that it submitted.
+class EventReceiver {
+ public:
+  virtual ~EventReceiver() = default;
+  /// `slot`: which of the submitted requests.
+  virtual void on_event(std::size_t slot, const GenerateEvent& event) = 0;
+  /// After all events that came together.
+  virtual void on_batch_end() = 0;
+};
+
+/// Between HTTP calls and the backend: numbers requests, collects them in windows, makes the plans,
+/// routes the events back. Has no thread, no timer and no lock: the I/O thread calls everything and
+/// wakes at deadline().
+class Dispatcher {
+ public:
+  /// All pointers must outlive the dispatcher.
+  Dispatcher(Clock::Duration window, std::uint32_t max_queued, Backend* backend,
+             ForkHistory* history, Metrics* metrics, const Clock* clock);
+
+  /// Puts the requests into the window; gives their ids, or the 429 of a full queue.
+  ApiResult<std::vector<RequestId>> submit(std::vector<GenerateRequest> requests,
+                                           const std::shared_ptr<EventReceiver>& receiver);
+
+  /// Asks the backend to end a request; its last event still arrives, unless it had not been sent.
+  void cancel(RequestId request);
+  /// The same for a receiver that wants no more events.
+  void abandon(RequestId request);
+
+  /// When flush() is due; nullopt while the window is empty.
+  std::optional<Clock::TimePoint> deadline() const { return window_.deadline(); }
+  /// Sends the window to the backend as one fork plan.
+  void flush();
+
+  /// Events from the backend, in its order. Events of unknown requests are dropped.
+  void deliver(const std::vector<GenerateEvent>& events);
+
+  /// Requests that the backend has not ended yet, the window's included.
+  std::size_t num_in_flight() const { return routes_.size(); }
+  /// Of these, requests without a token yet.
+  std::size_t num_queued() const { return num_queued_; }
+  /// Lets all receivers go, at the end of the server.
+  void drop_receivers();
+
+  /// Tenant of a recent request; nullopt once it has been forgotten.
+  std::optional<std::string> tenant_of(RequestId request) const;
+
+ private:
+  struct Route {
+    std::shared_ptr<EventReceiver> receiver;  // null once abandoned
+    std::size_t slot = 0;
+    Clock::TimePoint submitted;
+    bool has_token = false;
+  };
+
+  void erase(std::unordered_map<RequestId, Route>::iterator route);
+  std::chrono::milliseconds estimated_wait() const;
+
+  Window window_;
+  std::uint32_t max_queued_;
+  Backend* backend_;
+  ForkHistory* history_;
+  Metrics* metrics_;
+  const Clock* clock_;
+  RequestId next_id_ = 1;
+  std::unordered_map<RequestId, Route> routes_;
+  std::size_t num_queued_ = 0;  // routes without a token yet
+  std::deque<std::string> recent_tenants_;  // of the ids just below next_id_
+  double mean_wait_seconds_ = 0.1;  // moving average of the time to the first token
+};
+
+}  // namespace thaw::coalescer

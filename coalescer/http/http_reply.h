@@ -1,0 +1,39 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "coalescer/openai/api_error.h"
+
+namespace thaw::coalescer {
+
+/// A whole answer.
+struct HttpReply {
+  int status = 200;
+  std::string content_type = "application/json";
+  std::string body;
+  std::vector<std::pair<std::string, std::string>> headers;
+};
+
+/// How an answer goes out on a connection.
+struct ReplyMode {
+  bool keep_alive = true;
+  bool http_1_0 = false;
+  bool head_only = false;  ///< the method was HEAD
+};
+
+HttpReply error_reply(const ApiError& error);
+
+/// The bytes of an answer.
+std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode);
+
+/// The head of a server-sent event stream: chunked, or up to the connection's end in HTTP/1.0.
+std::string stream_head(const ReplyMode& mode, std::string_view request_id);
+
+/// One chunk of a chunked body; `data` itself in HTTP/1.0. Empty data gives nothing.
+std::string stream_chunk(const ReplyMode& mode, std::string data);
+std::string stream_end(const ReplyMode& mode);
+
+}  // namespace thaw::coalescer

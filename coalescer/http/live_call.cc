@@ -1,0 +1,69 @@
+#include "coalescer/http/live_call.h"
+
+#include <utility>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+namespace thaw::coalescer {
+namespace {
+
+namespace net = boost::asio;
+
+/// A generation may take long: this bounds only how long a lost wake-up could hurt.
+constexpr std::chrono::seconds kLongestWait{5};
+
+}  // namespace
+
+LiveCall::LiveCall(net::any_io_executor executor, Completion completion, bool streamed,
+                   Dispatcher* dispatcher, Metrics* metrics, Clock::TimePoint received)
+    : completion_(std::move(completion)),
+      streamed_(streamed),
+      dispatcher_(dispatcher),
+      metrics_(metrics),
+      received_(received),
+      wake_timer_(std::move(executor)) {}
+
+void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
+  if (!has_token_ && std::holds_alternative<TokenEvent>(event)) {
+    has_token_ = true;
+    metrics_->time_to_first_token.observe(std::chrono::steady_clock::now() - received_);
+  }
+  completion_.on_event(slot, event);
+  for (const std::size_t finished : completion_.take_cancellations())
+    dispatcher_->cancel(requests_[finished]);
+}
+
+void LiveCall::on_batch_end() {
+  if (completion_.ended() || (streamed_ && completion_.started())) wake();
+}
+
+void LiveCall::hang_up() {
+  hung_up_ = true;
+  wake();
+}
+
+void LiveCall::fail(ApiError error) {
+  completion_.fail(std::move(error));
+  wake();
+}
+
+void LiveCall::wake() {
+  woken_ = true;
+  wake_timer_.cancel();
+}
+
+net::awaitable<void> LiveCall::wait() {
+  if (!woken_) {
+    wake_timer_.expires_after(kLongestWait);
+    co_await wake_timer_.async_wait(net::as_tuple(net::use_awaitable));
+  }
+  woken_ = false;
+}
+
+void LiveCall::abandon() {
+  for (const RequestId request : requests_)
+    dispatcher_->abandon(request);
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,156 @@
+#include "coalescer/http/metrics.h"
+
+#include <functional>
+#include <string_view>
+
+#include <spdlog/fmt/fmt.h>
+
+namespace thaw::coalescer {
+namespace {
+
+void append_header(std::string& out, std::string_view name, std::string_view help,
+                   std::string_view type) {
+  out += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
+}
+
+void append_single(std::string& out, std::string_view name, std::string_view help,
+                   std::string_view type, std::uint64_t value) {
+  append_header(out, name, help, type);
+  out += fmt::format("{} {}\n", name, value);
+}
+
+/// Inside a label value backslash, quote and line feed are escaped.
+std::string escape_label(std::string_view value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n')
+      out += "\\n";
+    else
+      out += c;
+  }
+  return out;
+}
+
+struct WorkerMetric {
+  const char* name;
+  const char* help;
+  const char* type;
+  std::uint64_t EngineStats::*field;
+};
+
+constexpr WorkerMetric kWorkerMetrics[] = {
+    {"thaw_tokens_prefilled_total", "Prompt tokens computed.", "counter",
+     &EngineStats::tokens_prefilled},
+    {"thaw_tokens_cached_total", "Prompt tokens not computed thanks to the index.", "counter",
+     &EngineStats::tokens_cached},
+    {"thaw_tokens_reprefilled_total", "Tokens computed again after a preemption or a resume.",
+     "counter", &EngineStats::tokens_reprefilled},
+    {"thaw_tokens_decoded_total", "Tokens generated.", "counter", &EngineStats::tokens_decoded},
+    {"thaw_engine_steps_total", "Steps of the scheduler.", "counter", &EngineStats::steps},
+    {"thaw_preemptions_total", "Sequences that gave up their blocks.", "counter",
+     &EngineStats::preemptions},
+    {"thaw_kv_evicted_blocks_total", "Cached KV blocks given up.", "counter",
+     &EngineStats::evicted_blocks},
+    {"thaw_kv_copied_blocks_total", "Partial blocks copied at a fork's first write.", "counter",
+     &EngineStats::copied_blocks},
+    {"thaw_trunk_waits_total", "Sequences that waited for a prefill in flight.", "counter",
+     &EngineStats::trunk_waits},
+    {"thaw_kv_snapshots_total", "KV snapshots written to the arena.", "counter",
+     &EngineStats::snapshots},
+    {"thaw_kv_restores_total", "KV snapshots restored from the arena.", "counter",
+     &EngineStats::restores},
+    {"thaw_kv_blocks", "KV blocks of the worker.", "gauge", &EngineStats::blocks_total},
+    {"thaw_kv_blocks_free", "KV blocks that are free or evictable.", "gauge",
+     &EngineStats::blocks_free},
+    {"thaw_sequences_running", "Sequences in the batch.", "gauge", &EngineStats::running},
+    {"thaw_sequences_waiting", "Sequences that wait for room in the batch.", "gauge",
+     &EngineStats::waiting},
+};
+
+void append_workers(std::string& out, const PoolStatus& status) {
+  for (const WorkerMetric& metric : kWorkerMetrics) {
+    append_header(out, metric.name, metric.help, metric.type);
+    for (const WorkerStatus& worker : status.workers)
+      out += fmt::format("{}{{worker=\"{}\"}} {}\n", metric.name, worker.worker,
+                         worker.stats.*metric.field);
+  }
+  append_header(out, "thaw_worker_ready", "1 while the worker serves.", "gauge");
+  for (const WorkerStatus& worker : status.workers)
+    out +=
+        fmt::format("thaw_worker_ready{{worker=\"{}\"}} {}\n", worker.worker, worker.ready ? 1 : 0);
+  append_header(out, "thaw_worker_generation", "Respawns of the worker.", "gauge");
+  for (const WorkerStatus& worker : status.workers)
+    out += fmt::format("thaw_worker_generation{{worker=\"{}\"}} {}\n", worker.worker,
+                       worker.generation);
+}
+
+}  // namespace
+
+void DurationHistogram::observe(std::chrono::nanoseconds duration) {
+  const double seconds = std::chrono::duration<double>(duration).count();
+  std::size_t bucket = 0;
+  while (bucket < kBoundsSeconds.size() && seconds > kBoundsSeconds[bucket])
+    ++bucket;
+  ++counts_[bucket];
+  sum_seconds_ += seconds;
+}
+
+void DurationHistogram::append(std::string& out, const std::string& name,
+                               const std::string& help) const {
+  append_header(out, name, help, "histogram");
+  std::uint64_t below = 0;
+  for (std::size_t i = 0; i < kBoundsSeconds.size(); ++i) {
+    below += counts_[i];
+    out += fmt::format("{}_bucket{{le=\"{}\"}} {}\n", name, kBoundsSeconds[i], below);
+  }
+  below += counts_.back();
+  out += fmt::format("{}_bucket{{le=\"+Inf\"}} {}\n", name, below);
+  out += fmt::format("{}_sum {:.9g}\n{}_count {}\n", name, sum_seconds_, name, below);
+}
+
+std::string Metrics::render(const PoolStatus& status, const std::string& version) const {
+  std::string out;
+  append_header(out, "thaw_info", "The build.", "gauge");
+  out += fmt::format("thaw_info{{version=\"{}\"}} 1\n", escape_label(version));
+  append_header(out, "thaw_requests_total", "HTTP requests by endpoint and status.", "counter");
+  for (const auto& [key, count] : requests)
+    out += fmt::format("thaw_requests_total{{endpoint=\"{}\",code=\"{}\"}} {}\n",
+                       escape_label(key.first), key.second, count);
+  time_to_first_token.append(out, "thaw_time_to_first_token_seconds",
+                             "From the request's last byte to its first token.");
+  request_duration.append(out, "thaw_request_duration_seconds",
+                          "From the request's last byte to the end of its answer.");
+  append_single(out, "thaw_http_connections_total", "Connections accepted.", "counter",
+                connections_total);
+  append_single(out, "thaw_http_connections", "Connections open.", "gauge", connections);
+  append_single(out, "thaw_client_disconnects_total", "Calls whose client hung up.", "counter",
+                client_disconnects);
+  append_single(out, "thaw_requests_queued", "Requests without a first token yet.", "gauge",
+                requests_queued);
+  append_single(out, "thaw_requests_in_flight", "Requests that have not ended.", "gauge",
+                requests_in_flight);
+  append_single(out, "thaw_windows_total", "Windows sent to the pool.", "counter", windows);
+  append_single(out, "thaw_planned_trunks_total", "Trunks in the fork plans.", "counter", trunks);
+
+  append_single(out, "thaw_ready", "1 while at least one worker serves.", "gauge",
+                status.ready ? 1 : 0);
+  append_single(out, "thaw_requests_running", "Requests in the pool.", "gauge",
+                status.requests_running);
+  append_single(out, "thaw_requests_retried_total", "Requests sent again after a worker's death.",
+                "counter", status.requests_retried);
+  append_single(out, "thaw_requests_resumed_total",
+                "Streams that went on from their last token after a worker's death.", "counter",
+                status.requests_resumed);
+  append_single(out, "thaw_worker_deaths_total", "Workers that died.", "counter",
+                status.worker_deaths);
+  append_single(out, "thaw_arena_bytes", "Size of the snapshot arena.", "gauge",
+                status.arena_bytes);
+  append_single(out, "thaw_arena_used_bytes", "Bytes of the arena in use.", "gauge",
+                status.arena_used_bytes);
+  append_single(out, "thaw_arena_snapshots", "Snapshots published now.", "gauge", status.snapshots);
+  append_workers(out, status);
+  return out;
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "coalescer/http/http_reply.h"
+
+namespace thaw::coalescer {
+
+enum class Endpoint : std::uint8_t {
+  kChat,
+  kCompletions,
+  kTokenize,
+  kDetokenize,
+  kModels,
+  kModel,
+  kHealth,
+  kVersion,
+  kMetrics,
+  kForksRecent,
+  kAdminPool,
+};
+
+struct Route {
+  Endpoint endpoint = Endpoint::kHealth;
+  const char* label = "";  ///< in metrics: the path, or its pattern
+  bool needs_key = true;
+  bool has_body = false;  ///< a POST
+  std::string model;  ///< of kModel, percent-decoded
+};
+
+/// Finds the endpoint; otherwise the 404, or the 405 with its Allow header.
+std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path);
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,307 @@
+#include "coalescer/http/server.h"
+
+#include <sys/socket.h>
+
+#include <exception>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "coalescer/http/server_context.h"
+#include "coalescer/http/session.h"
+#include "engine/base/log.h"
+
+namespace thaw::coalescer {
+namespace {
+
+namespace net = boost::asio;
+using net::ip::tcp;
+
+/// How often deadlines of connections are looked at.
+constexpr std::chrono::milliseconds kTick{100};
+/// For the last answers to leave after the drain deadline.
+constexpr std::chrono::milliseconds kFarewell{1000};
+constexpr std::chrono::milliseconds kAcceptBackOff{100};
+
+Result<void> check_options(const ServerOptions& options) {
+  const auto wrong = [](std::string message) {
+    return make_error(Errc::kInvalidArgument, std::move(message));
+  };
+  if (options.served_model_names.empty())
+    return wrong("served_model_names is empty; at least one name is needed");
+  if (options.max_model_len < 2) {
+    return wrong("max_model_len is " + std::to_string(options.max_model_len) +
+                 "; it must be at least 2");
+  }
+  if (options.num_text_threads == 0) return wrong("num_text_threads is 0; it must be at least 1");
+  for (const ApiKey& key : options.api_keys)
+    if (key.key.empty()) return wrong("an API key is empty");
+  return {};
+}
+
+Result<tcp::acceptor> listen(net::io_context& io, const ServerOptions& options) {
+  const std::string where = options.host + ":" + std::to_string(options.port);
+  boost::system::error_code error;
+  tcp::resolver resolver(io);
+  const auto found =
+      resolver.resolve(options.host, std::to_string(options.port), tcp::resolver::passive, error);
+  if (error || found.empty()) {
+    return make_error(
+        Errc::kInvalidArgument,
+        "host `" + options.host + "` is not an address to listen on: " + error.message());
+  }
+  const tcp::endpoint endpoint = found.begin()->endpoint();
+  tcp::acceptor acceptor(io);
+  acceptor.open(endpoint.protocol(), error);
+  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) acceptor.bind(endpoint, error);
+  if (!error) acceptor.listen(net::socket_base::max_listen_connections, error);
+  if (error) {
+    return make_error(Errc::kIo, "cannot listen on " + where + ": " + error.message() +
+                                     "; choose another host or port");
+  }
+  return acceptor;
+}
+
+/// Events on their way from the backend's thread to the I/O thread.
+struct Inbox {
+  std::mutex mutex;
+  std::vector<GenerateEvent> events;  // guarded by mutex
+  std::function<void()> notify;  // guarded by mutex; empty once the server is gone
+};
+
+void put(Inbox& inbox, GenerateEvent event) {
+  const std::scoped_lock lock(inbox.mutex);
+  if (!inbox.notify) return;
+  inbox.events.push_back(std::move(event));
+  if (inbox.events.size() == 1) inbox.notify();
+}
+
+}  // namespace
+
+// Destroyed from the last member to the first: the suspended coroutines die with `io` and still see
+// the context.
+struct Server::Impl {
+  Impl(ServerOptions options, Backend* backend, std::shared_ptr<const TextCodec> codec_in)
+      : codec(std::move(codec_in)),
+        context(std::move(options), backend, codec.get()),
+        acceptor(io),
+        tick_timer(io),
+        window_timer(io),
+        drain_timer(io) {
+    context.schedule_flush = [this] { schedule_flush(); };
+  }
+  ~Impl();
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  void connect_backend();
+  void take_events();
+  void schedule_flush();
+  void start_session(tcp::socket socket);
+  void end_session(Session* session, const std::exception_ptr& exception);
+  void refuse_connection(tcp::socket socket);
+  net::awaitable<void> accept_loop();
+  void tick();
+  void begin_drain(std::chrono::milliseconds timeout);
+  void on_drain_deadline();
+
+  std::shared_ptr<const TextCodec> codec;
+  ServerContext context;
+  net::io_context io{1};
+  tcp::acceptor acceptor;
+  net::steady_timer tick_timer;
+  net::steady_timer window_timer;
+  net::steady_timer drain_timer;
+  std::unordered_map<Session*, std::weak_ptr<Session>> sessions;
+  bool ticking = false;
+  bool flush_posted = false;
+  bool past_drain_deadline = false;
+  std::uint16_t port = 0;
+  std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
+};
+
+Server::Impl::~Impl() {
+  {
+    const std::scoped_lock lock(inbox->mutex);
+    inbox->notify = nullptr;
+  }
+  context.text_pool.join();  // its tasks end by posting to `io`
+  context.dispatcher.drop_receivers();
+}
+
+void Server::Impl::connect_backend() {
+  {
+    const std::scoped_lock lock(inbox->mutex);
+    inbox->notify = [this] { net::post(io, [this] { take_events(); }); };
+  }
+  context.backend->set_event_sink(
+      [inbox = inbox](GenerateEvent event) { put(*inbox, std::move(event)); });
+}
+
+void Server::Impl::take_events() {
+  std::vector<GenerateEvent> events;
+  {
+    const std::scoped_lock lock(inbox->mutex);
+    events.swap(inbox->events);
+  }
+  context.dispatcher.deliver(events);
+}
+
+void Server::Impl::schedule_flush() {
+  const auto deadline = context.dispatcher.deadline();
+  if (!deadline || flush_posted) return;
+  if (*deadline <= context.clock.now()) {
+    // Posted rather than called: requests that were read in the same turn join the window.
+    flush_posted = true;
+    net::post(io, [this] {
+      flush_posted = false;
+      context.dispatcher.flush();
+    });
+    return;
+  }
+  window_timer.expires_at(*deadline);
+  window_timer.async_wait([this](boost::system::error_code error) {
+    if (!error) schedule_flush();
+  });
+}
+
+void Server::Impl::start_session(tcp::socket socket) {
+  auto session = std::make_shared<Session>(std::move(socket), &context);
+  sessions.emplace(session.get(), session);
+  net::co_spawn(io, session->serve(), [this, session](const std::exception_ptr& exception) {
+    end_session(session.get(), exception);
+  });
+  if (!ticking) {
+    ticking = true;
+    tick();
+  }
+}
+
+void Server::Impl::end_session(Session* session, const std::exception_ptr& exception) {
+  try {
+    if (exception) std::rethrow_exception(exception);
+  } catch (const std::exception& error) {
+    logger("http")->error("event=session_failed error=\"{}\"", error.what());
+  }
+  session->close();
+  sessions.erase(session);
+  if (context.draining && sessions.empty()) io.stop();
+}
+
+void Server::Impl::refuse_connection(tcp::socket socket) {
+  ApiError error = to_api_error(
+      make_error(Errc::kUnavailable, "too many connections are open; try again later"));
+  ReplyMode mode;
+  mode.keep_alive = false;
+  const std::string bytes = reply_bytes(error_reply(error), mode);
+  // One try: a fresh socket takes this much, and nothing may wait here.
+  ::send(socket.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+net::awaitable<void> Server::Impl::accept_loop() {
+  net::steady_timer back_off(io);
+  while (acceptor.is_open()) {
+    auto [error, socket] = co_await acceptor.async_accept(net::as_tuple(net::use_awaitable));
+    if (error == net::error::operation_aborted) break;
+    if (error) {  // no descriptors left, or the client is gone already
+      back_off.expires_after(kAcceptBackOff);
+      co_await back_off.async_wait(net::as_tuple(net::use_awaitable));
+      continue;
+    }
+    if (sessions.size() >= context.options.max_connections)
+      refuse_connection(std::move(socket));
+    else
+      start_session(std::move(socket));
+  }
+}
+
+void Server::Impl::tick() {
+  if (sessions.empty()) {
+    ticking = false;
+    return;
+  }
+  const auto now = context.clock.now();
+  for (const auto& [raw, weak] : sessions)
+    if (const auto session = weak.lock()) session->tick(now);
+  tick_timer.expires_after(kTick);
+  tick_timer.async_wait([this](boost::system::error_code error) {
+    if (!error) tick();
+  });
+}
+
+void Server::Impl::begin_drain(std::chrono::milliseconds timeout) {
+  if (!context.draining) {
+    logger("http")->info("event=draining connections={} requests={} timeout_ms={}", sessions.size(),
+                         context.dispatcher.num_in_flight(), timeout.count());
+    context.draining = true;
+    boost::system::error_code ignored;
+    acceptor.close(ignored);
+    for (const auto& [raw, weak] : sessions)
+      if (const auto session = weak.lock()) session->close_if_idle();
+  }
+  if (sessions.empty()) return io.stop();
+  if (past_drain_deadline) return;
+  drain_timer.expires_after(timeout);
+  drain_timer.async_wait([this](boost::system::error_code error) {
+    if (!error) on_drain_deadline();
+  });
+}
+
+void Server::Impl::on_drain_deadline() {
+  if (past_drain_deadline) return io.stop();
+  past_drain_deadline = true;
+  logger("http")->warn("event=drain_deadline cut={}", context.dispatcher.num_in_flight());
+  const ApiError cut = to_api_error(
+      make_error(Errc::kUnavailable, "the server shut down before the answer was complete"));
+  for (const auto& [raw, weak] : sessions)
+    if (const auto session = weak.lock()) session->cut(cut);
+  drain_timer.expires_after(kFarewell);
+  drain_timer.async_wait([this](boost::system::error_code error) {
+    if (!error) io.stop();
+  });
+}
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Server::~Server() = default;
+
+Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* backend,
+                                               std::shared_ptr<const TextCodec> codec) {
+  if (auto checked = check_options(options); !checked) return std::move(checked).error();
+  auto impl = std::make_unique<Impl>(std::move(options), backend, std::move(codec));
+  auto acceptor = listen(impl->io, impl->context.options);
+  if (!acceptor) return std::move(acceptor).error();
+  impl->acceptor = std::move(*acceptor);
+  impl->port = impl->acceptor.local_endpoint().port();
+  impl->connect_backend();
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+std::uint16_t Server::port() const {
+  return impl_->port;
+}
+
+void Server::run() {
+  logger("http")->info("event=listening host={} port={}", impl_->context.options.host, port());
+  net::co_spawn(impl_->io, impl_->accept_loop(), [](const std::exception_ptr& exception) {
+    if (exception) logger("http")->critical("event=accept_loop_failed");
+  });
+  const auto keep_running = net::make_work_guard(impl_->io);
+  impl_->io.run();
+  logger("http")->info("event=stopped");
+}
+
+void Server::stop(std::chrono::milliseconds drain_timeout) {
+  net::post(impl_->io, [impl = impl_.get(), drain_timeout] { impl->begin_drain(drain_timeout); });
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,77 @@
+#include "coalescer/http/server_context.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include <spdlog/fmt/fmt.h>
+
+namespace thaw::coalescer {
+namespace {
+
+constexpr std::size_t kHistoryRequests = 256;
+constexpr std::size_t kHistoryTokens = 4U << 20;
+
+std::uint64_t random_seed() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
+                             const TextCodec* codec_in)
+    : options(std::move(server_options)),
+      backend(backend_in),
+      codec(codec_in),
+      history(kHistoryRequests, kHistoryTokens,
+              [codec_in](std::span<const TokenId> tokens) {
+                return codec_in->decode(tokens, /*keep_special=*/true);
+              }),
+      dispatcher(options.window, options.max_queued_requests, backend_in, &history, &metrics,
+                 &clock),
+      keys(options.api_keys),
+      text_pool(options.num_text_threads),
+      random(random_seed()),
+      nonce(fmt::format("{:016x}", random())),
+      system_fingerprint_(options.system_fingerprint) {}
+
+bool ServerContext::backend_was_ready() {
+  if (!was_ready_) was_ready_ = backend->status().ready;
+  return was_ready_;
+}
+
+const std::string& ServerContext::system_fingerprint() {
+  if (system_fingerprint_.empty()) {
+    for (const WorkerStatus& worker : backend->status().workers)
+      if (system_fingerprint_.empty()) system_fingerprint_ = worker.system_fingerprint;
+    if (system_fingerprint_.empty()) system_fingerprint_ = "thaw-" + options.version;
+  }
+  return system_fingerprint_;
+}
+
+const std::string* ServerContext::served_name(const std::string& requested) const {
+  const auto& names = options.served_model_names;
+  if (requested.empty()) return &names.front();
+  const auto found = std::find(names.begin(), names.end(), requested);
+  return found == names.end() ? nullptr : &*found;
+}
+
+std::string ServerContext::next_response_id(ApiKind kind) {
+  return fmt::format("{}-{}-{}", kind == ApiKind::kChat ? "chatcmpl" : "cmpl", nonce,
+                     next_response_++);
+}
+
+std::string ServerContext::metrics_text() {
+  metrics.requests_queued = dispatcher.num_queued();
+  metrics.requests_in_flight = dispatcher.num_in_flight();
+  return metrics.render(backend->status(), options.version);
+}
+
+std::int64_t ServerContext::unix_seconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+
+#include "coalescer/http/http_reply.h"
+#include "coalescer/http/live_call.h"
+#include "coalescer/http/request_reader.h"
+#include "coalescer/http/route.h"
+#include "coalescer/http/server_context.h"
+
+namespace thaw::coalescer {
+
+/// One connection: reads requests one after another and answers them. Runs on the I/O thread. Every
+/// wait on the socket has a deadline, which the server checks from its tick; a call that is being
+/// generated has none, but a client that hangs up ends it.
+class Session : public std::enable_shared_from_this<Session> {
+ public:
+  Session(boost::asio::ip::tcp::socket socket, ServerContext* context);
+
+  /// Serves until the connection ends.
+  boost::asio::awaitable<void> serve();
+
+  /// Ends a wait whose deadline has passed, and looks for a hang-up that could not be seen.
+  void tick(Clock::TimePoint now);
+  /// A draining server needs no idle connections.
+  void close_if_idle();
+  /// Ends the running call with an error.
+  void cut(const ApiError& error);
+  void close();
+
+ private:
+  struct Request {
+    RequestHead head;
+    Route route;
+    std::string tenant;
+    std::string body;
+    Clock::TimePoint received;
+    std::optional<HttpReply> refusal;  ///< set where the head alone is reason to refuse it
+  };
+  enum class Phase { kIdle, kReading, kAnswering };
+  /// Body bytes counted against the server's limit while they are being received.
+  class BodyLease;
+
+  boost::asio::awaitable<std::optional<Request>> read_request();
+  boost::asio::awaitable<bool> read_body(RequestReader* reader, ReplyMode mode);
+  void check_head(Request& request);
+  boost::asio::awaitable<bool> read_some();
+  boost::asio::awaitable<bool> write(std::string bytes);
+  /// Answers a request whose rest is not read: the connection ends afterwards.
+  boost::asio::awaitable<void> refuse(HttpReply reply, ReplyMode mode);
+  boost::asio::awaitable<void> linger();
+
+  /// Both give false where the connection must end.
+  boost::asio::awaitable<bool> answer(Request request);
+  boost::asio::awaitable<bool> answer_call(ApiKind kind, Request request);
+  boost::asio::awaitable<bool> reply(const Request& request, HttpReply reply);
+  boost::asio::awaitable<HttpReply> simple_reply(Request request);
+  boost::asio::awaitable<bool> answer_stream(std::shared_ptr<LiveCall> call, Request request,
+                                             std::string id, bool explain);
+  boost::asio::awaitable<bool> answer_whole(std::shared_ptr<LiveCall> call, Request request,
+                                            std::string id, bool explain);
+  boost::asio::awaitable<std::string> explanation(std::vector<RequestId> requests);
+
+  void watch_client(std::shared_ptr<LiveCall> call);
+  ReplyMode mode_for(const RequestHead& head) const;
+  void count(const Request& request, int status);
+  void set_deadline(std::chrono::milliseconds from_now);
+  void clear_deadline();
+
+  boost::asio::ip::tcp::socket socket_;
+  ServerContext* context_;
+  std::string buffer_;  // received, not parsed yet
+  Phase phase_ = Phase::kIdle;
+  Clock::TimePoint deadline_ = Clock::TimePoint::max();
+  bool expired_ = false;  // the deadline ended the last wait
+  bool closed_ = false;
+  std::shared_ptr<LiveCall> call_;  // while one is answered
+  bool blind_ = false;  // a pipelined request hides the client's hang-up
+};
+
+}  // namespace thaw::coalescer

@@ -1,0 +1,210 @@
+#include "tests/coalescer/http_fakes.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "coalescer/openai/json_text.h"
+
+namespace thaw::coalescer {
+namespace {
+
+constexpr std::chrono::seconds kPatience{10};
+
+/// Cuts between characters; invalid bytes become U+FFFD.
+class ByteStream final : public TextStream {
+ public:
+  std::string push(TokenId token) override {
+    if (token < 256) pending_ += static_cast<char>(token);
+    std::string out;
+    while (!pending_.empty()) {
+      const std::size_t length = utf8_character_length(pending_);
+      if (length == 0 && pending_.size() < 4 && (pending_[0] & 0xc0) == 0xc0) break;
+      out += length == 0 ? "\xef\xbf\xbd" : pending_.substr(0, length);
+      pending_.erase(0, std::max<std::size_t>(length, 1));
+    }
+    return out;
+  }
+  std::string finish() override {
+    std::string out = pending_.empty() ? "" : "\xef\xbf\xbd";
+    pending_.clear();
+    return out;
+  }
+
+ private:
+  std::string pending_;
+};
+
+}  // namespace
+
+std::vector<TokenId> byte_tokens(std::string_view text) {
+  std::vector<TokenId> tokens;
+  for (const char c : text)
+    tokens.push_back(static_cast<unsigned char>(c));
+  return tokens;
+}
+
+Result<std::vector<TokenId>> ByteCodec::encode_chat(const ChatPrompt& prompt) const {
+  std::string text;
+  for (const auto& message : prompt.messages) {
+    if (message["role"] == "refused")
+      return make_error(Errc::kInvalidArgument, "the template refuses this role");
+    text +=
+        message["role"].get<std::string>() + ": " + message["content"].get<std::string>() + "\n";
+  }
+  if (!prompt.tools.is_null()) text += "tools: " + prompt.tools.dump() + "\n";
+  if (prompt.add_generation_prompt) text += "assistant:";
+  return byte_tokens(text);
+}
+
+std::vector<TokenId> ByteCodec::encode_text(std::string_view text, bool add_special) const {
+  std::vector<TokenId> tokens = byte_tokens(text);
+  if (add_special && !tokens.empty()) tokens.insert(tokens.begin(), kBos);
+  return tokens;
+}
+
+std::string ByteCodec::decode(std::span<const TokenId> tokens, bool keep_special) const {
+  std::string text;
+  for (const TokenId token : tokens) {
+    if (token < 256)
+      text += static_cast<char>(token);
+    else if (keep_special)
+      text += token == kBos ? "<bos>" : "<eos>";
+  }
+  return text;
+}
+
+std::unique_ptr<TextStream> ByteCodec::new_stream(bool) const {
+  return std::make_unique<ByteStream>();
+}
+
+void FakeBackend::set_event_sink(std::function<void(GenerateEvent)> sink) {
+  const std::scoped_lock lock(mutex_);
+  sink_ = std::move(sink);
+  status_.ready = true;
+  if (status_.workers.empty()) {
+    status_.workers.emplace_back().ready = true;
+    status_.workers.back().system_fingerprint = "fake-1";
+  }
+}
+
+void FakeBackend::submit(ForkPlan plan) {
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const PlannedRequest& planned : plan.requests)
+      requests_.push_back(planned.request);
+    plans_.push_back(plan);
+    changed_.notify_all();
+  }
+  if (!automatic_) return;
+  for (const PlannedRequest& planned : plan.requests)
+    answer(planned.request);
+}
+
+void FakeBackend::answer(const GenerateRequest& request) {
+  emit(AdmittedEvent{request.id, 0});
+  for (std::uint32_t choice = 0; choice < request.num_choices; ++choice) {
+    const std::uint32_t count = std::min<std::uint32_t>(request.sampling.max_tokens,
+                                                        static_cast<std::uint32_t>(reply.size()));
+    emit_text(request.id, std::string_view(reply).substr(0, count), choice);
+    const bool stopped = count < request.sampling.max_tokens;
+    FinishedEvent finished{request.id, choice, FinishReason::kLength, std::nullopt};
+    if (stopped) {
+      finished.reason = FinishReason::kStop;
+      finished.stop_token = ByteCodec::kEos;
+    }
+    emit(finished);
+  }
+  const auto prompt = static_cast<std::uint32_t>(request.prompt.size());
+  emit(CompletedEvent{request.id, Usage{prompt, prompt / 2, 0}});
+}
+
+void FakeBackend::cancel(RequestId request) {
+  const std::scoped_lock lock(mutex_);
+  cancelled_.push_back(request);
+  changed_.notify_all();
+}
+
+PoolStatus FakeBackend::status() const {
+  const std::scoped_lock lock(mutex_);
+  return status_;
+}
+
+void FakeBackend::set_status(PoolStatus status) {
+  const std::scoped_lock lock(mutex_);
+  status_ = std::move(status);
+}
+
+void FakeBackend::emit(GenerateEvent event) {
+  std::function<void(GenerateEvent)> sink;
+  {
+    const std::scoped_lock lock(mutex_);
+    sink = sink_;
+  }
+  sink(std::move(event));
+}
+
+void FakeBackend::emit_text(RequestId request, std::string_view text, std::uint32_t choice) {
+  for (const TokenId token : byte_tokens(text)) {
+    TokenEvent event;
+    event.request = request;
+    event.choice = choice;
+    {
+      const std::scoped_lock lock(mutex_);
+      event.index = next_index_[{request, choice}]++;
+    }
+    event.token = token;
+    event.logprob = -0.5F;
+    event.top_logprobs = {{token, -0.5F}, {'z', -2.0F}};
+    emit(std::move(event));
+  }
+}
+
+void FakeBackend::emit_end(RequestId request, bool stop) {
+  GenerateRequest found;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const GenerateRequest& known : requests_)
+      if (known.id == request) found = known;
+  }
+  for (std::uint32_t choice = 0; choice < found.num_choices; ++choice) {
+    FinishedEvent finished{request, choice, FinishReason::kLength, std::nullopt};
+    if (stop) {
+      finished.reason = FinishReason::kStop;
+      finished.stop_token = ByteCodec::kEos;
+    }
+    emit(finished);
+  }
+  const auto prompt = static_cast<std::uint32_t>(found.prompt.size());
+  emit(CompletedEvent{request, Usage{prompt, prompt / 2, 0}});
+}
+
+GenerateRequest FakeBackend::wait_for_request(std::size_t count) {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_for(lock, kPatience, [&] { return requests_.size() >= count; }))
+    throw std::runtime_error("no request arrived");
+  return requests_[count - 1];
+}
+
+bool FakeBackend::wait_for_cancel(RequestId request) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, kPatience, [&] {
+    return std::find(cancelled_.begin(), cancelled_.end(), request) != cancelled_.end();
+  });
+}
+
+std::size_t FakeBackend::num_plans() const {
+  const std::scoped_lock lock(mutex_);
+  return plans_.size();
+}
+
+std::vector<ForkPlan> FakeBackend::plans() const {
+  const std::scoped_lock lock(mutex_);
+  return plans_;
+}
+
+std::vector<RequestId> FakeBackend::cancelled() const {
+  const std::scoped_lock lock(mutex_);
+  return cancelled_;
+}
+
+}  // namespace thaw::coalescer

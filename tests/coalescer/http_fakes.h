@@ -1,0 +1,77 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coalescer/core/backend.h"
+#include "coalescer/openai/text_codec.h"
+
+namespace thaw::coalescer {
+
+/// Tokens are bytes; 256 is BOS ("<bos>"), 257 EOS. A chat renders as "role: content\n" for each
+/// message and "assistant:".
+class ByteCodec final : public TextCodec {
+ public:
+  static constexpr TokenId kBos = 256;
+  static constexpr TokenId kEos = 257;
+
+  Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override;
+  std::vector<TokenId> encode_text(std::string_view text, bool add_special) const override;
+  std::string decode(std::span<const TokenId> tokens, bool keep_special) const override;
+  std::unique_ptr<TextStream> new_stream(bool keep_special) const override;
+  int vocab_size() const override { return 258; }
+};
+
+std::vector<TokenId> byte_tokens(std::string_view text);
+
+/// A backend of which tests are the model. In automatic mode each request is answered from
+/// submit(): with `reply` (repeated up to max_tokens) for each choice, then EOS. In manual mode
+/// tests send the events.
+class FakeBackend final : public Backend {
+ public:
+  explicit FakeBackend(bool automatic = true) : automatic_(automatic) {}
+
+  void set_event_sink(std::function<void(GenerateEvent)> sink) override;
+  void submit(ForkPlan plan) override;
+  void cancel(RequestId request) override;
+  PoolStatus status() const override;
+
+  std::string reply = "Hello, world.";
+  void set_status(PoolStatus status);
+
+  /// Sends one event; any thread.
+  void emit(GenerateEvent event);
+  /// Token events for each byte of `text`, from the choice's next index on.
+  void emit_text(RequestId request, std::string_view text, std::uint32_t choice = 0);
+  /// The end of one request: every choice, then the completion. `stop`: by EOS, else by length.
+  void emit_end(RequestId request, bool stop = true);
+
+  /// Waits until `count` requests have been submitted in all and returns the last one.
+  GenerateRequest wait_for_request(std::size_t count);
+  /// Waits until the request was cancelled. False after ten seconds.
+  bool wait_for_cancel(RequestId request);
+  std::size_t num_plans() const;
+  std::vector<ForkPlan> plans() const;
+  std::vector<RequestId> cancelled() const;
+
+ private:
+  void answer(const GenerateRequest& request);
+
+  bool automatic_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::function<void(GenerateEvent)> sink_;
+  std::vector<ForkPlan> plans_;
+  std::vector<GenerateRequest> requests_;
+  std::vector<RequestId> cancelled_;
+  std::map<std::pair<RequestId, std::uint32_t>, std::uint32_t> next_index_;
+  PoolStatus status_;
+};
+
+}  // namespace thaw::coalescer
