@@ -93,6 +93,12 @@ struct Tokenizer::Impl {
     return std::string_view(bytes).substr(offsets[index], offsets[index + 1] - offsets[index]);
   }
 
+  /// The token that BPE may produce for these bytes, or -1.
+  TokenId word_id(std::string_view word) const {
+    const auto it = words.find(word);
+    return it == words.end() ? -1 : it->second;
+  }
+
   Result<void> add_tokens(const TokenizerSpec& spec, const ByteAlphabet& alphabet);
   Result<void> add_merges(const TokenizerSpec& spec, const ByteAlphabet& alphabet);
 
@@ -137,8 +143,7 @@ Result<void> Tokenizer::Impl::add_tokens(const TokenizerSpec& spec, const ByteAl
   }
   for (int byte = 0; byte < 256; ++byte) {
     const char text = static_cast<char>(byte);
-    const auto it = words.find(std::string_view(&text, 1));
-    if (it != words.end()) merges.set_byte(static_cast<std::uint8_t>(byte), it->second);
+    merges.set_byte(static_cast<std::uint8_t>(byte), word_id(std::string_view(&text, 1)));
   }
   return {};
 }
@@ -146,6 +151,7 @@ Result<void> Tokenizer::Impl::add_tokens(const TokenizerSpec& spec, const ByteAl
 Result<void> Tokenizer::Impl::add_merges(const TokenizerSpec& spec, const ByteAlphabet& alphabet) {
   merges.reserve(spec.merges.size());
   std::string both;
+  TokenId result_id = -1;
   for (std::size_t i = 0; i < spec.merges.size(); ++i) {
     const std::string_view merge = spec.merges[i];
     const auto fail = [&](const std::string& why) {
@@ -160,18 +166,18 @@ Result<void> Tokenizer::Impl::add_merges(const TokenizerSpec& spec, const ByteAl
     const std::size_t left_size = both.size();
     if (!alphabet.decode(merge.substr(space + 1), both)) return fail("is not in GPT-2's alphabet");
     const std::string_view result = both;
-    const std::array<std::string_view, 3> parts = {result.substr(0, left_size),
-                                                   result.substr(left_size), result};
-    std::array<TokenId, 3> ids{};
-    for (std::size_t part = 0; part < parts.size(); ++part) {
-      const auto it = words.find(parts[part]);
-      if (it == words.end()) {
-        constexpr const char* kNames[] = {"left side", "right side", "result"};
-        return fail(std::string("has a ") + kNames[part] + " that is not in the vocabulary");
-      }
-      ids[part] = it->second;
+    const TokenId left_id = word_id(result.substr(0, left_size));
+    if (left_id < 0) return fail("has a left side that is not in the vocabulary");
+    const TokenId right_id = word_id(result.substr(left_size));
+    if (right_id < 0) return fail("has a right side that is not in the vocabulary");
+    // Most vocabularies hold the results in the order of the merges: look there first.
+    ++result_id;
+    if (!contains(result_id) || bytes_of(result_id) != result ||
+        kinds[static_cast<std::size_t>(result_id)] != Kind::kNormal) {
+      result_id = word_id(result);
     }
-    merges.add(ids[0], ids[1], ids[2]);
+    if (result_id < 0) return fail("has a result that is not in the vocabulary");
+    merges.add(left_id, right_id, result_id);
   }
   return {};
 }
@@ -197,8 +203,8 @@ void Tokenizer::Impl::give_worker(std::unique_ptr<Worker> worker) const {
 void Tokenizer::Impl::encode_word(std::string_view word, BpeMerges::Scratch& scratch,
                                   std::vector<TokenId>& out) const {
   if (ignore_merges) {
-    if (const auto it = words.find(word); it != words.end()) {
-      out.push_back(it->second);
+    if (const TokenId id = word_id(word); id >= 0) {
+      out.push_back(id);
       return;
     }
   }
@@ -230,7 +236,7 @@ void Tokenizer::Impl::encode_ordinary(std::string_view text, Worker& worker,
 std::vector<TokenId> Tokenizer::Impl::encode(std::string_view text,
                                              std::span<const ByteRange> control_ranges) const {
   std::vector<TokenId> out;
-  out.reserve(text.size() / 3 + 8);
+  out.reserve(text.size() / 2 + 8);  // two bytes a token are rare: seldom grows
   std::unique_ptr<Worker> worker = take_worker();
   std::size_t at = 0;
   while (at < text.size()) {
@@ -260,18 +266,18 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::create(TokenizerSpec spec) {
     return spec_error(std::to_string(spec.kinds.size()) + " token kinds for " +
                       std::to_string(spec.tokens.size()) + " tokens, one each is needed");
   }
-  const auto impl_holds = [&spec](TokenId id) {
+  const auto is_token = [&spec](TokenId id) {
     return id >= 0 && static_cast<std::size_t>(id) < spec.tokens.size();
   };
   const std::string limit = " is not below the vocabulary's " + std::to_string(spec.tokens.size());
-  if (spec.bos != -1 && !impl_holds(spec.bos)) {
+  if (spec.bos != -1 && !is_token(spec.bos)) {
     return spec_error("BOS token " + std::to_string(spec.bos) + limit);
   }
   if (spec.add_bos && spec.bos == -1) {
     return spec_error("a BOS token is to be added but none is named");
   }
   for (const TokenId id : spec.eos) {
-    if (!impl_holds(id)) return spec_error("EOS token " + std::to_string(id) + limit);
+    if (!is_token(id)) return spec_error("EOS token " + std::to_string(id) + limit);
   }
 
   auto impl = std::make_unique<Impl>();
@@ -341,8 +347,7 @@ const std::vector<TokenId>& Tokenizer::eos() const {
 TokenId Tokenizer::find(std::string_view token_text) const {
   if (token_text.empty()) return -1;
   if (const TokenId special = impl_->specials.find_exact(token_text); special >= 0) return special;
-  const auto it = impl_->words.find(token_text);
-  return it == impl_->words.end() ? -1 : it->second;
+  return impl_->word_id(token_text);
 }
 
 std::string replace_invalid_utf8(std::string_view bytes) {

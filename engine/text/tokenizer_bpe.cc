@@ -1,7 +1,6 @@
 #include "engine/text/tokenizer_bpe.h"
 
 #include <algorithm>
-#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -100,33 +99,6 @@ void BpeMerges::merge_long(Scratch& scratch) const {
     if (previous[left] != kNone) renew(previous[left]);
   }
   std::erase(ids, -1);
-}
-
-WordCache::Key WordCache::make_key(std::string_view word, std::size_t readable) {
-  // A window into this array that begins (32 - length) in keeps the word's bytes.
-  alignas(32) static constexpr auto kMask = [] {
-    std::array<std::uint8_t, 2 * kMaxWordBytes> mask{};
-    for (std::size_t i = 0; i < kMaxWordBytes; ++i) {
-      mask[i] = 0xFF;
-    }
-    return mask;
-  }();
-  Key key{{}, word.size(), 0};
-  if (readable >= kMaxWordBytes) {
-    std::array<std::uint64_t, 4> mask;
-    std::memcpy(mask.data(), kMask.data() + kMaxWordBytes - word.size(), sizeof(mask));
-    std::memcpy(key.words.data(), word.data(), sizeof(key.words));
-    for (std::size_t i = 0; i < key.words.size(); ++i) {
-      key.words[i] &= mask[i];
-    }
-  } else {
-    std::memcpy(key.words.data(), word.data(), word.size());
-  }
-  std::uint64_t hash = key.words[0] * 0x9E3779B97F4A7C15u + key.words[1] * 0xC2B2AE3D27D4EB4Fu +
-                       key.words[2] * 0x165667B19E3779F9u + key.words[3] * 0x27D4EB2F165667C5u;
-  hash = (hash ^ (hash >> 29)) * 0xBF58476D1CE4E5B9u;
-  key.slot = hash >> (64 - kSlotBits);
-  return key;
 }
 
 void WordCache::put(const Key& key, const TokenId* ids, std::size_t count) {

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string_view>
@@ -94,21 +95,50 @@ class WordCache {
 
   /// `readable` is the number of bytes that may be read at `word`. REQUIRES: 0 < word.size() <=
   /// kMaxWordBytes, readable >= word.size().
-  static Key make_key(std::string_view word, std::size_t readable);
+  static Key make_key(std::string_view word, std::size_t readable) {
+    Key key{{}, word.size(), 0};
+    if (readable >= kMaxWordBytes) {
+      std::memcpy(key.words.data(), word.data(), sizeof(key.words));
+      std::array<std::uint64_t, 4> mask;
+      std::memcpy(mask.data(), kMask.data() + kMaxWordBytes - word.size(), sizeof(mask));
+      for (std::size_t i = 0; i < mask.size(); ++i) {
+        key.words[i] &= mask[i];
+      }
+    } else {
+      std::memcpy(key.words.data(), word.data(), word.size());
+    }
+    const std::uint64_t sum =
+        key.words[0] * 0x9E3779B97F4A7C15u + key.words[1] * 0xC2B2AE3D27D4EB4Fu +
+        key.words[2] * 0x165667B19E3779F9u + key.words[3] * 0x27D4EB2F165667C5u;
+    key.slot = ((sum ^ (sum >> 29)) * 0xBF58476D1CE4E5B9u) >> (64 - kSlotBits);
+    return key;
+  }
 
   /// The word's entry, or null.
   const Slot* find(const Key& key) const {
     const Slot& slot = slots_[key.slot];
-    const bool same = slot.length == key.length && slot.words == key.words;
-    return same ? &slot : nullptr;
+    std::uint64_t difference = slot.length ^ key.length;
+    for (std::size_t i = 0; i < key.words.size(); ++i) {
+      difference |= slot.words[i] ^ key.words[i];
+    }
+    return difference == 0 ? &slot : nullptr;
   }
   /// Takes the place of what was there. REQUIRES: count <= kMaxIds.
   void put(const Key& key, const TokenId* ids, std::size_t count);
 
  private:
-  // 512 KiB: with it and the text a thread stays inside a 1 MiB second-level cache.
-  static constexpr int kSlotBits = 13;
+  // 1 MiB: as large as a core's second-level cache usually is.
+  static constexpr int kSlotBits = 14;
   static constexpr std::size_t kSlots = std::size_t{1} << kSlotBits;
+
+  // The 32 bytes that begin (32 - length) in keep a word's bytes and clear what follows it.
+  static constexpr std::array<std::uint8_t, 2 * kMaxWordBytes> kMask = [] {
+    std::array<std::uint8_t, 2 * kMaxWordBytes> mask{};
+    for (std::size_t i = 0; i < kMaxWordBytes; ++i) {
+      mask[i] = 0xFF;
+    }
+    return mask;
+  }();
 
   std::unique_ptr<Slot[]> slots_;
 };
