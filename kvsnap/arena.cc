@@ -28,6 +28,13 @@ Result<Arena> Arena::create(std::size_t size_bytes) {
 Arena::Arena(ArenaMemory memory)
     : memory_(std::move(memory)), allocator_(memory_.mapping.size_bytes()) {}
 
+Result<void> Arena::warm_in_background() {
+  auto warmer = PageWarmer::start(memory_.fd.get());
+  if (!warmer) return warmer.error();
+  warmer_ = std::move(*warmer);
+  return {};
+}
+
 bool Arena::has_exited(Holder holder) const {
   const auto exited = exited_.find(holder.worker);
   return exited != exited_.end() && holder.generation <= exited->second;

@@ -13,6 +13,7 @@
 #include "kvsnap/arena_memory.h"
 #include "kvsnap/extent_allocator.h"
 #include "kvsnap/manifest.h"
+#include "kvsnap/page_warmer.h"
 
 namespace thaw::kvsnap {
 
@@ -54,6 +55,12 @@ class Arena {
 
   /// Takes `size_bytes` of address space; memory is taken as it is written.
   static Result<Arena> create(std::size_t size_bytes);
+
+  /// Takes the whole arena's memory in the background, in huge pages where the kernel can: worth
+  /// it where snapshots will be made, as each first touch of a cold page costs more than its copy.
+  /// Errors: kIo.
+  Result<void> warm_in_background();
+  void wait_until_warm() { warmer_.wait(); }
 
   /// To be inherited by workers.
   int fd() const { return memory_.fd.get(); }
@@ -126,6 +133,7 @@ class Arena {
   void drop_if_unused(std::map<SnapshotId, Snapshot>::iterator snapshot);
 
   ArenaMemory memory_;
+  PageWarmer warmer_;
   ExtentAllocator allocator_;
   EvictionListener on_evict_;
   std::map<LeaseId, Writer> writers_;

@@ -25,9 +25,13 @@ UniqueFd sized_memfd(std::size_t size_bytes, unsigned flags) {
   return fd;
 }
 
-// A huge page can be mapped as one only where file offset and address agree modulo 2 MiB, and the
-// kernel's own choice of address does not see to that for every kind of shared memory.
-Result<Mapping> map_aligned(int fd, std::size_t size_bytes) {
+std::string mebibytes(std::size_t size_bytes) {
+  return std::to_string(size_bytes >> 20) + " MiB";
+}
+
+}  // namespace
+
+Result<Mapping> map_on_huge_boundary(int fd, std::size_t size_bytes, MapAccess access) {
   const std::size_t padded = size_bytes + kHugePage;
   void* reserved = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (reserved == MAP_FAILED) {
@@ -36,12 +40,12 @@ Result<Mapping> map_aligned(int fd, std::size_t size_bytes) {
   auto* start = static_cast<std::byte*>(reserved);
   const std::size_t head = round_up(reinterpret_cast<std::uintptr_t>(start), kHugePage) -
                            reinterpret_cast<std::uintptr_t>(start);
-  void* data =
-      ::mmap(start + head, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  const int protection = access == MapAccess::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+  void* data = ::mmap(start + head, size_bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0);
   if (data == MAP_FAILED) {
     const int error_number = errno;
     ::munmap(start, padded);
-    return io_error("cannot map " + std::to_string(size_bytes) + " bytes of the arena",
+    return io_error("cannot map " + std::to_string(size_bytes) + " bytes of shared memory",
                     error_number);
   }
   if (head > 0) ::munmap(start, head);
@@ -50,12 +54,6 @@ Result<Mapping> map_aligned(int fd, std::size_t size_bytes) {
   if (end < padded) ::munmap(start + end, padded - end);
   return Mapping(static_cast<std::byte*>(data), size_bytes);
 }
-
-std::string mebibytes(std::size_t size_bytes) {
-  return std::to_string(size_bytes >> 20) + " MiB";
-}
-
-}  // namespace
 
 Result<ArenaMemory> create_arena_memory(std::size_t size_bytes) {
   if (size_bytes == 0) {
@@ -66,7 +64,7 @@ Result<ArenaMemory> create_arena_memory(std::size_t size_bytes) {
   const std::size_t huge_size = round_up(size_bytes, kHugePage);
   memory.fd = sized_memfd(huge_size, MFD_HUGETLB);
   if (memory.fd) {
-    if (auto mapping = map_aligned(memory.fd.get(), huge_size)) {
+    if (auto mapping = map_on_huge_boundary(memory.fd.get(), huge_size)) {
       memory.mapping = std::move(*mapping);
       memory.description = mebibytes(huge_size) + " in reserved 2 MiB pages";
       return memory;
@@ -77,7 +75,7 @@ Result<ArenaMemory> create_arena_memory(std::size_t size_bytes) {
     return io_error("cannot create " + std::to_string(size_bytes) + " bytes of shared memory",
                     errno);
   }
-  auto mapping = map_aligned(memory.fd.get(), size_bytes);
+  auto mapping = map_on_huge_boundary(memory.fd.get(), size_bytes);
   if (!mapping) return mapping.error();
   memory.mapping = std::move(*mapping);
   const bool advised = ::madvise(memory.mapping.data(), size_bytes, MADV_HUGEPAGE) == 0;
@@ -92,7 +90,7 @@ Result<ArenaView> ArenaView::map(int fd) {
   const Result<std::size_t> size = fd_size_bytes(fd);
   if (!size) return size.error();
   if (*size == 0) return make_error(Errc::kInvalidArgument, "the snapshot arena has size 0");
-  auto mapping = map_aligned(fd, *size);
+  auto mapping = map_on_huge_boundary(fd, *size);
   if (!mapping) return mapping.error();
   // Advice only: without it the kernel falls back to small pages.
   (void)::madvise(mapping->data(), *size, MADV_HUGEPAGE);

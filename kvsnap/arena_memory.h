@@ -22,6 +22,11 @@ struct ArenaMemory {
 /// make huge. Errors: kInvalidArgument for size 0, kIo.
 Result<ArenaMemory> create_arena_memory(std::size_t size_bytes);
 
+/// Maps `size_bytes` of shared memory at an address that is a multiple of 2 MiB: the kernel maps a
+/// huge page as one only where file offset and address agree.
+Result<Mapping> map_on_huge_boundary(int fd, std::size_t size_bytes,
+                                     MapAccess access = MapAccess::kReadWrite);
+
 /// A worker's mapping of an inherited arena descriptor.
 class ArenaView {
  public:

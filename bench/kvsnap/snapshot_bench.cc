@@ -19,7 +19,7 @@ constexpr std::size_t kBytes = kNumBlocks * kBlockBytes;
 
 // Both sides touched before anything is timed: the budgets are for hot pages.
 struct Fixture {
-  explicit Fixture(int num_threads) : threads(num_threads) {
+  explicit Fixture(int num_threads, bool warm = true) : threads(num_threads) {
     for (std::size_t i = 0; i < kBytes; ++i)
       kv.data()[i] = static_cast<std::byte>(i * 2654435761U >> 13);
     manifest = {{},
@@ -32,7 +32,7 @@ struct Fixture {
                 arena.lease_for_writing({}, kNumBlocks, kBlockBytes).value().extents};
     for (std::size_t i = 0; i < kNumBlocks; ++i)
       blocks.push_back(kv.data() + (i * 7 % kNumBlocks) * kBlockBytes);
-    write();
+    if (warm) write();
   }
 
   void write() {
@@ -74,6 +74,24 @@ void restore(benchmark::State& state) {
   report(state);
 }
 
+// The first snapshot in an arena and the first restore by another process, whose mapping is new:
+// page faults on top of the copies, unless the arena's pages were warmed.
+void first_snapshot_and_restore(benchmark::State& state) {
+  for (auto _ : state) {
+    state.PauseTiming();
+    auto fixture = std::make_unique<Fixture>(2, false);
+    if (state.range(0) != 0) fixture->arena.warm_in_background().value();
+    fixture->arena.wait_until_warm();
+    state.ResumeTiming();
+    fixture->write();
+    fixture->view = std::move(ArenaView::map(fixture->arena.fd())).value();
+    fixture->read();
+    state.PauseTiming();
+    fixture.reset();
+    state.ResumeTiming();
+  }
+}
+
 // What one core can do: the ceilings the two above are made of.
 void plain_memcpy(benchmark::State& state) {
   Fixture fixture(1);
@@ -94,6 +112,13 @@ void checksum(benchmark::State& state) {
 
 BENCHMARK(snapshot)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(restore)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(first_snapshot_and_restore)
+    ->ArgName("warmed")
+    ->Arg(0)
+    ->Arg(1)
+    ->Iterations(5)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 BENCHMARK(plain_memcpy)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(checksum)->Unit(benchmark::kMillisecond)->UseRealTime();
 

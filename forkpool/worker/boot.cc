@@ -49,7 +49,8 @@ class AnnouncingModel final : public model::Model {
 Result<Mapping> map_inherited(int fd, MapAccess access, const std::string& what) {
   const auto size = fd_size_bytes(fd);
   if (!size) return make_error(size.error().code, what + ": " + size.error().message);
-  auto mapping = map_fd(fd, *size, access);
+  // Where the pool has joined its pages into huge ones, this maps them as such.
+  auto mapping = kvsnap::map_on_huge_boundary(fd, *size, access);
   if (!mapping) return make_error(mapping.error().code, what + ": " + mapping.error().message);
   return mapping;
 }

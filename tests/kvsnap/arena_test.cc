@@ -1,5 +1,7 @@
 #include "kvsnap/arena.h"
 
+#include <sys/stat.h>
+
 #include <map>
 #include <random>
 #include <set>
@@ -40,6 +42,27 @@ TEST(Arena, DescribesItsPagesAndRefusesSizeZero) {
   EXPECT_NE(arena.description().find("2 MiB in"), std::string::npos) << arena.description();
   EXPECT_EQ(arena.size_bytes(), 512 * kBlock);
   EXPECT_EQ(Arena::create(0).error().code, Errc::kInvalidArgument);
+}
+
+TEST(Arena, WarmingTakesThePagesAndChangesNoByte) {
+  const auto fd = std::move(create_memfd("warm", 1300 * 4096)).value();
+  const auto mapping = std::move(map_fd(fd.get(), 1300 * 4096, MapAccess::kReadWrite)).value();
+  for (std::size_t at = 0; at < mapping.size_bytes(); at += 9973)
+    mapping.data()[at] = static_cast<std::byte>(at);
+  PageWarmer warmer = std::move(PageWarmer::start(fd.get())).value();
+  warmer.wait();
+  struct stat info {};
+  ASSERT_EQ(::fstat(fd.get(), &info), 0);
+  EXPECT_GE(info.st_blocks * 512, 1300 * 4096);
+  for (std::size_t at = 0; at < mapping.size_bytes(); at += 9973)
+    ASSERT_EQ(mapping.data()[at], static_cast<std::byte>(at));
+}
+
+TEST(Arena, CanBeMovedAndDestroyedWhileItWarms) {
+  Arena arena = make_arena(4096);
+  ASSERT_TRUE(arena.warm_in_background());
+  Arena moved = std::move(arena);
+  EXPECT_NE(publish_new(moved, 3), 0U);
 }
 
 TEST(Arena, WriteLeaseIsInvisibleUntilPublished) {
