@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/base/memory_map.h"
+#include "engine/checkpoint/gguf.h"
+#include "engine/model/load.h"
+#include "engine/model/model.h"
+
+namespace thaw::model {
+
+/// `${build}/testdata/tiny-<name>.gguf`, made by scripts/make_tiny_gguf.py.
+std::string tiny_model_path(const std::string& name);
+
+struct HarnessOptions {
+  ops::ComputeMode mode = ops::ComputeMode::kNative;
+  ops::KvDType kv_dtype = ops::KvDType::kBF16;
+  int threads = 1;
+  std::string isa = "";  ///< empty: the best there is
+  int num_blocks = 64;
+  int max_positions = 0;
+};
+
+/// A model with KV memory of its own and a trivial block allocator. Throws where something fails.
+class Harness {
+ public:
+  Harness(const std::string& path, const HarnessOptions& options);
+
+  Model& model() { return *model_; }
+  const ModelConfig& config() const { return model_->config(); }
+  const checkpoint::WeightImageView& image() const { return *image_; }
+  ops::Device& device() { return *device_; }
+
+  /// The next `count` unused blocks, taken from the top so that tables do not start at block 0.
+  std::vector<BlockId> take_blocks(int count);
+  /// Blocks for `num_tokens` positions.
+  std::vector<BlockId> take_table(int num_tokens);
+  /// Launches, collects and copies the logits out: one vector per logit row.
+  std::vector<std::vector<float>> step(const Batch& batch);
+
+ private:
+  std::unique_ptr<ops::CpuDevice> device_;
+  Mapping image_memory_;
+  std::unique_ptr<checkpoint::WeightImageView> image_;
+  std::unique_ptr<std::byte[]> kv_memory_;
+  std::unique_ptr<Model> model_;
+  int blocks_left_ = 0;
+};
+
+/// Runs `tokens` as one sequence in chunks of `chunk` rows (0: all at once) and returns the logits
+/// of every row.
+std::vector<std::vector<float>> all_logits(Harness& harness, std::span<const TokenId> tokens,
+                                           int chunk);
+
+/// `count` token ids below `vocab_size`, the same for the same seed.
+std::vector<TokenId> random_tokens(int count, int vocab_size, unsigned seed);
+
+/// Whether two rows of floats hold the same bits.
+bool same_bits(std::span<const float> a, std::span<const float> b);
+
+int argmax(std::span<const float> row);
+
+}  // namespace thaw::model
