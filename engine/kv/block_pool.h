@@ -20,15 +20,17 @@ class BlockPool {
   BlockId allocate();
   /// REQUIRES: the block has a reference.
   void add_reference(BlockId block);
-  /// True when this was the last one and the block is free now.
+  /// True when this was the last one and the block is free now. REQUIRES: it has a reference.
   bool release(BlockId block);
   int references(BlockId block) const { return references_[static_cast<std::size_t>(block)]; }
+  bool is_free(BlockId block) const { return references(block) == 0; }
   /// Takes a given free block (adoption after a worker's death). REQUIRES: it is free.
   void take(BlockId block);
 
  private:
   std::vector<int> references_;
   std::vector<BlockId> free_;
+  std::vector<std::size_t> place_in_free_;  ///< of a free block; meaningless for others
 };
 
 }  // namespace thaw::kv

@@ -19,7 +19,8 @@ namespace thaw::kv {
 /// token: a match may end inside a node, and the caller then copies that block before it writes.
 ///
 /// Locks: a Handle keeps its node and all ancestors from eviction. match() is const; only insert(),
-/// evict() and adopt() change the tree. One thread.
+/// evict() and adopt() change the tree. A match costs one binary search among siblings per block.
+/// One thread.
 class RadixIndex {
  public:
   struct Node;
@@ -53,7 +54,7 @@ class RadixIndex {
 
    private:
     friend class RadixIndex;
-    explicit Handle(Node* node);
+    explicit Handle(Node* node);  ///< locks it, where it is not null
     Node* node_ = nullptr;
   };
 
@@ -61,24 +62,29 @@ class RadixIndex {
     std::uint32_t num_tokens = 0;
     std::vector<BlockId> full_blocks;  ///< blocks whose kBlockSize tokens all match
     BlockId partial_block = -1;  ///< the block whose first num_tokens % kBlockSize tokens match
-    Node* node = nullptr;  ///< deepest node; lock() it before anything may evict
+    Node* node = nullptr;  ///< deepest node, or null; lock() it before anything may evict
   };
 
-  /// Longest prefix of `tokens` alive under `root`.
+  /// Longest prefix of `tokens` alive under `root`. Does not touch the LRU order; lock() does.
   Match match(const Hash128& root, std::span<const TokenId> tokens) const;
   Handle lock(const Match& match);
 
   /// Publishes that `blocks` hold the KV of `tokens` (the last block may be partly filled). Where
-  /// an equal node exists already, the existing one is kept and the caller's block stays the
-  /// caller's own. New nodes take a reference on their block. Returns a handle on the deepest node.
+  /// an existing node covers the same tokens, that one is kept and the caller's block stays the
+  /// caller's own. New nodes take a reference on their block; a partial node of the caller's block
+  /// grows in place. Returns a handle on the deepest node. REQUIRES: blocks cover tokens; only the
+  /// sequence that writes a block offers it, at one place.
   Handle insert(const Hash128& root, std::span<const TokenId> tokens,
                 std::span<const BlockId> blocks);
 
   /// Frees least recently used unlocked leaves until `num_blocks` are free in the pool or none is
   /// left. Returns the number of blocks freed.
   std::size_t evict(std::size_t num_blocks);
-  /// Blocks that evict() could free now.
+  /// Nodes that evict() could remove now: as many blocks become free, less those that someone
+  /// without a handle holds a reference to.
   std::size_t num_evictable() const;
+  /// Blocks that the index holds a reference to.
+  std::size_t num_blocks() const;
 
   /// Takes over blocks that a former worker published, parents before children; entries whose
   /// parent is missing are dropped. Returns how many were taken.
@@ -87,8 +93,9 @@ class RadixIndex {
   /// Walks everything: counts, references, children, LRU. An error says what is inconsistent.
   Result<void> check_integrity() const;
 
+  struct State;  ///< engine/kv/radix_node.h
+
  private:
-  struct State;
   std::unique_ptr<State> state_;
 };
 

@@ -1,0 +1,146 @@
+#include "engine/kv/radix_index.h"
+
+#include <utility>
+
+#include "engine/base/error.h"
+#include "engine/base/hash.h"
+#include "engine/kv/radix_node.h"
+
+namespace thaw::kv {
+
+RadixIndex::RadixIndex(BlockPool& pool, Listener listener)
+    : state_(std::make_unique<State>(pool, std::move(listener))) {}
+
+RadixIndex::~RadixIndex() = default;
+
+RadixIndex::Handle::Handle(Node* node) : node_(node) {
+  if (node_ != nullptr) node_->state->lock(node_);
+}
+
+RadixIndex::Handle::Handle(Handle&& other) noexcept : node_(std::exchange(other.node_, nullptr)) {}
+
+RadixIndex::Handle& RadixIndex::Handle::operator=(Handle&& other) noexcept {
+  if (this == &other) return *this;
+  Node* old = std::exchange(node_, std::exchange(other.node_, nullptr));
+  if (old != nullptr) old->state->unlock(old);
+  return *this;
+}
+
+RadixIndex::Handle::~Handle() {
+  if (node_ != nullptr) node_->state->unlock(node_);
+}
+
+RadixIndex::Match RadixIndex::match(const Hash128& root, std::span<const TokenId> tokens) const {
+  Match match;
+  const auto found = state_->roots.find(root);
+  if (found == state_->roots.end()) return match;
+  const Node* node = found->second.get();
+  while (match.num_tokens < tokens.size()) {
+    const auto rest = tokens.subspan(match.num_tokens);
+    const BestChild best =
+        best_child(*node, rest.first(std::min<std::size_t>(rest.size(), kBlockSize)));
+    if (best.node == nullptr) break;
+    match.num_tokens += static_cast<std::uint32_t>(best.num_tokens);
+    match.node = best.node;
+    if (best.num_tokens < kBlockSize) {
+      match.partial_block = best.node->block;
+      break;
+    }
+    match.full_blocks.push_back(best.node->block);
+    node = best.node;
+  }
+  return match;
+}
+
+RadixIndex::Handle RadixIndex::lock(const Match& match) {
+  return Handle(match.node);
+}
+
+RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const TokenId> tokens,
+                                      std::span<const BlockId> blocks) {
+  if (blocks.size() < (tokens.size() + kBlockSize - 1) / kBlockSize) {
+    throw Exception(make_error(Errc::kInternal, "insert: " + std::to_string(blocks.size()) +
+                                                    " blocks do not cover " +
+                                                    std::to_string(tokens.size()) + " tokens"));
+  }
+  if (tokens.empty()) return Handle();
+  State& state = *state_;
+  std::unique_ptr<Node>& root_node = state.roots[root];
+  if (!root_node) {
+    root_node = std::make_unique<Node>();
+    root_node->state = &state;
+    root_node->hash = root;
+  }
+  Node* node = root_node.get();
+  for (std::size_t begin = 0; begin < tokens.size(); begin += kBlockSize) {
+    const auto part =
+        tokens.subspan(begin, std::min<std::size_t>(kBlockSize, tokens.size() - begin));
+    const BlockId block = blocks[begin / kBlockSize];
+    Node* own = state.node_of_block[static_cast<std::size_t>(block)];
+    if (own != nullptr && own->parent != node) own = nullptr;
+    const BestChild best = best_child(*node, part);
+    if (best.num_tokens == part.size()) {
+      // Another node covers it. A shorter node of ours says nothing that this one does not.
+      if (own != nullptr && own != best.node && own->evictable_leaf()) state.remove_leaf(own);
+      node = best.node;
+    } else if (own != nullptr && own->num_tokens < part.size()) {
+      state.grow(own, part);
+      node = own;
+    } else {
+      node = state.add_child(node, part, block);
+    }
+  }
+  return Handle(node);
+}
+
+std::size_t RadixIndex::evict(std::size_t num_blocks) {
+  std::size_t num_freed = 0;
+  while (state_->pool.num_free() < num_blocks && !state_->leaves.empty()) {
+    if (state_->remove_leaf(state_->leaves.begin()->second)) ++num_freed;
+  }
+  return num_freed;
+}
+
+std::size_t RadixIndex::num_evictable() const {
+  return state_->num_unlocked;
+}
+
+std::size_t RadixIndex::num_blocks() const {
+  return state_->num_nodes;
+}
+
+std::size_t RadixIndex::adopt(std::span<const Published> entries) {
+  State& state = *state_;
+  // Chained hashes name a node on its own, but the root keeps them apart even so.
+  std::unordered_map<Hash128, Node*, Hash128Hasher> taken;
+  const Listener listener = std::exchange(state.listener, {});  // the pool knows these blocks
+  std::size_t num_taken = 0;
+  for (const Published& entry : entries) {
+    const bool in_pool =
+        entry.block >= 0 && static_cast<std::size_t>(entry.block) < state.pool.num_blocks();
+    if (!in_pool || !state.pool.is_free(entry.block) || entry.tokens.size() != kBlockSize) continue;
+    Node* parent = nullptr;
+    if (entry.parent == entry.root) {
+      std::unique_ptr<Node>& root_node = state.roots[entry.root];
+      if (!root_node) {
+        root_node = std::make_unique<Node>();
+        root_node->state = &state;
+        root_node->hash = entry.root;
+      }
+      parent = root_node.get();
+    } else if (const auto found = taken.find(entry.parent); found != taken.end()) {
+      parent = found->second;
+    }
+    if (parent == nullptr || root_of(parent)->hash != entry.root) continue;
+    if (best_child(*parent, entry.tokens).num_tokens == kBlockSize) continue;
+    state.pool.take(entry.block);
+    Node* node = state.add_child(parent, entry.tokens, entry.block);
+    state.pool.release(entry.block);  // the node's own reference stays
+    taken.emplace(node->hash, node);
+    ++num_taken;
+  }
+  state.listener = listener;
+  return num_taken;
+}
+
+}  // namespace thaw::kv
