@@ -1,0 +1,300 @@
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "engine/base/hash.h"
+#include "engine/base/thread_pool.h"
+#include "forkpool/worker/snapshot_service.h"
+#include "kvsnap/arena.h"
+
+namespace thaw::forkpool::worker {
+namespace {
+
+constexpr std::uint64_t kBlockBytes = 5000;
+const Hash128 kRoot = hash_text("root");
+
+// A copy engine that has not finished until it is told to.
+class SlowPipeline final : public kvsnap::CopyPipeline {
+ public:
+  explicit SlowPipeline(std::unique_ptr<kvsnap::CopyPipeline> inner) : inner_(std::move(inner)) {}
+  Result<kvsnap::CopyHandle> launch(kvsnap::CopyDirection direction,
+                                    std::vector<kvsnap::ExtentCopy> extents) override {
+    return inner_->launch(direction, std::move(extents));
+  }
+  bool done(kvsnap::CopyHandle) const override { return finished; }
+  Result<std::vector<std::uint32_t>> collect(kvsnap::CopyHandle handle) override {
+    return inner_->collect(handle);
+  }
+  bool finished = true;
+
+ private:
+  std::unique_ptr<kvsnap::CopyPipeline> inner_;
+};
+
+// One worker without a model: blocks, index, service, and the pool's end of its channel.
+struct Side {
+  Side(std::size_t num_blocks, kvsnap::ArenaView& arena) : pool(num_blocks) {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) std::abort();
+    pool_end = UniqueFd(ends[0]);
+    channel = std::make_unique<Channel>(UniqueFd(ends[1]));
+    outbox.emplace(*channel);
+    kv::RadixIndex::Listener listener;
+    listener.on_publish = [this](const kv::RadixIndex::Published& b) { outbox->publish(b); };
+    listener.on_evict = [this](const Hash128& hash, BlockId) { outbox->evict(hash); };
+    index = std::make_unique<kv::RadixIndex>(pool, std::move(listener));
+    memory.resize(num_blocks * kBlockBytes);
+    SnapshotService::Parts parts;
+    parts.pool = &pool;
+    parts.index = index.get();
+    parts.kv = {memory.data(), {"test", kBlockSize, kBlockBytes, 0, 1}};
+    parts.arena = &arena;
+    parts.pipeline = &pipeline;
+    parts.outbox = &*outbox;
+    service.emplace(parts);
+  }
+
+  // Publishes blocks for `tokens`, filled with bytes that their tokens decide.
+  void fill(const std::vector<TokenId>& tokens) {
+    std::vector<BlockId> blocks;
+    for (std::size_t at = 0; at < tokens.size(); at += kBlockSize) {
+      blocks.push_back(pool.allocate());
+      std::fill_n(memory.data() + blocks.back() * kBlockBytes, kBlockBytes,
+                  static_cast<std::byte>(tokens[at]));
+    }
+    index->insert(kRoot, tokens, blocks);
+    for (BlockId block : blocks)
+      pool.release(block);
+  }
+
+  bool holds(const std::vector<TokenId>& tokens) const {
+    const auto match = index->match(kRoot, tokens);
+    if (match.full_blocks.size() * kBlockSize != tokens.size()) return false;
+    for (std::size_t i = 0; i < match.full_blocks.size(); ++i) {
+      const std::byte* block = memory.data() + match.full_blocks[i] * kBlockBytes;
+      if (std::count(block, block + kBlockBytes, static_cast<std::byte>(tokens[i * kBlockSize])) !=
+          kBlockBytes) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  std::vector<Frame> sent() {
+    EXPECT_TRUE(outbox->flush({}));
+    std::array<char, 65536> buffer;
+    for (;;) {
+      const ssize_t count = ::recv(pool_end.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+      if (count <= 0) break;
+      decoder.feed(std::span<const char>(buffer.data(), static_cast<std::size_t>(count)));
+    }
+    std::vector<Frame> frames;
+    for (auto next = decoder.next().value(); next.found; next = decoder.next().value())
+      if (!std::holds_alternative<StatsFrame>(next.frame)) frames.push_back(std::move(next.frame));
+    return frames;
+  }
+
+  void expect_sound(std::size_t blocks_in_index) const {
+    const auto sound = index->check_integrity();
+    EXPECT_TRUE(sound) << sound.error().message;
+    EXPECT_EQ(index->num_blocks(), blocks_in_index);
+    EXPECT_EQ(pool.num_free(), pool.num_blocks() - blocks_in_index);
+    EXPECT_EQ(index->num_evictable(), blocks_in_index);  // nothing stays locked
+  }
+
+  UniqueFd pool_end;
+  FrameDecoder decoder;
+  std::unique_ptr<Channel> channel;
+  std::optional<Outbox> outbox;
+  kv::BlockPool pool;
+  std::unique_ptr<kv::RadixIndex> index;
+  std::vector<std::byte> memory;
+  ThreadPool threads{1};
+  SlowPipeline pipeline{kvsnap::make_cpu_copy_pipeline(threads)};
+  std::optional<SnapshotService> service;
+};
+
+std::string kinds(const std::vector<Frame>& frames) {
+  std::string text;
+  for (const Frame& frame : frames)
+    text += std::string(frame_name(frame)) + " ";
+  return text;
+}
+
+std::vector<TokenId> tokens_from(TokenId first, std::size_t num_blocks) {
+  std::vector<TokenId> tokens(num_blocks * kBlockSize);
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = first + static_cast<TokenId>(i);
+  return tokens;
+}
+
+class SnapshotServiceTest : public testing::Test {
+ protected:
+  kvsnap::Manifest lease(const std::vector<TokenId>& tokens) {
+    const auto lease = arena_.lease_for_writing({}, tokens.size() / kBlockSize, kBlockBytes);
+    return {kRoot, "test", kBlockSize, kBlockBytes, tokens, 0, 1, lease.value().extents};
+  }
+  // A snapshot of `tokens` in the arena, from a worker that is gone.
+  kvsnap::Manifest snapshot_of(const std::vector<TokenId>& tokens) {
+    Side side(tokens.size() / kBlockSize, view_);
+    side.fill(tokens);
+    side.sent();
+    side.service->snapshot({1, lease(tokens)});
+    side.service->poll();
+    const auto frames = side.sent();
+    return std::get<SnapshotDoneFrame>(frames.at(0)).manifest;
+  }
+  static std::string restore_error(Side& side, const kvsnap::Manifest& manifest) {
+    side.service->restore({3, manifest});
+    side.service->poll();
+    const auto frames = side.sent();
+    return std::get<RestoreDoneFrame>(frames.back()).error;
+  }
+
+  kvsnap::Arena arena_ = std::move(kvsnap::Arena::create(1 << 20)).value();
+  kvsnap::ArenaView view_ = std::move(kvsnap::ArenaView::map(arena_.fd())).value();
+  const std::vector<TokenId> trunk_ = tokens_from(1, 5);
+};
+
+TEST_F(SnapshotServiceTest, CarriesBlocksToAnotherWorker) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  Side side(8, view_);
+  side.service->restore({3, manifest});
+  EXPECT_TRUE(side.service->busy());
+  side.service->poll();
+  EXPECT_FALSE(side.service->busy());
+  const auto frames = side.sent();
+  ASSERT_EQ(kinds(frames), "publish restore_done ");
+  EXPECT_EQ(std::get<PublishFrame>(frames[0]).blocks.size(), 5U);
+  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).num_tokens, trunk_.size());
+  EXPECT_TRUE(side.holds(trunk_));
+  EXPECT_EQ(side.service->num_restores(), 1U);
+  side.expect_sound(5);
+}
+
+TEST_F(SnapshotServiceTest, EvictsWhatIsInTheWayAndSaysSoFirst) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  Side side(6, view_);
+  side.fill(tokens_from(500, 4));
+  side.sent();
+  side.service->restore({3, manifest});
+  // The copy is launched; the pool can already read what was evicted for it.
+  const auto before = side.sent();
+  ASSERT_EQ(kinds(before), "evict ");
+  EXPECT_EQ(std::get<EvictFrame>(before[0]).hashes.size(), 3U);
+  side.service->poll();
+  EXPECT_EQ(kinds(side.sent()), "publish restore_done ");
+  EXPECT_TRUE(side.holds(trunk_));
+  side.expect_sound(6);
+}
+
+TEST_F(SnapshotServiceTest, WithoutRoomNothingIsEvicted) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  Side side(6, view_);
+  side.fill(tokens_from(500, 4));
+  const BlockId busy = side.pool.allocate();
+  const auto match = side.index->match(kRoot, tokens_from(500, 4));
+  const auto lock = side.index->lock(match);
+  side.sent();
+  EXPECT_NE(restore_error(side, manifest).find("needs 5 blocks; 1 are free and 0 evictable"),
+            std::string::npos);
+  EXPECT_EQ(side.index->num_blocks(), 4U);
+  EXPECT_EQ(side.pool.num_free(), 1U);
+  side.pool.release(busy);
+}
+
+TEST_F(SnapshotServiceTest, KeepsWhatIsAliveAndEvictsNoneOfIt) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  Side side(5, view_);
+  side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
+  side.fill(tokens_from(500, 3));
+  const auto alive = side.index->match(kRoot, trunk_).full_blocks;
+  EXPECT_EQ(restore_error(side, manifest), "");
+  EXPECT_TRUE(side.holds(trunk_));
+  const auto after = side.index->match(kRoot, trunk_).full_blocks;
+  EXPECT_TRUE(std::equal(alive.begin(), alive.end(), after.begin()));
+  side.expect_sound(5);
+}
+
+TEST_F(SnapshotServiceTest, DamageFreesTheBlocks) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  view_.bytes(manifest.extents[0]).back() ^= std::byte{1};
+  Side side(8, view_);
+  side.fill(tokens_from(500, 2));
+  EXPECT_NE(restore_error(side, manifest).find("CRC32C"), std::string::npos);
+  EXPECT_EQ(side.index->match(kRoot, trunk_).num_tokens, 0U);
+  EXPECT_TRUE(side.holds(tokens_from(500, 2)));
+  EXPECT_EQ(side.service->num_restores(), 0U);
+  side.expect_sound(2);
+}
+
+TEST_F(SnapshotServiceTest, ARefusedManifestEvictsNothing) {
+  kvsnap::Manifest manifest = snapshot_of(trunk_);
+  manifest.kv_layout = "another";
+  Side side(5, view_);
+  side.fill(tokens_from(500, 5));
+  EXPECT_NE(restore_error(side, manifest).find("KV layout"), std::string::npos);
+  EXPECT_TRUE(side.holds(tokens_from(500, 5)));
+  side.expect_sound(5);
+}
+
+TEST_F(SnapshotServiceTest, BlocksBeingWrittenOutAreNotEvicted) {
+  Side side(5, view_);
+  side.fill(trunk_);
+  side.pipeline.finished = false;
+  side.service->snapshot({1, lease(trunk_)});
+  side.service->poll();
+  EXPECT_TRUE(side.service->busy());
+  EXPECT_EQ(side.index->evict(5), 0U);
+  side.pipeline.finished = true;
+  side.service->poll();
+  EXPECT_FALSE(side.service->busy());
+  EXPECT_EQ(side.service->num_snapshots(), 1U);
+  EXPECT_EQ(kinds(side.sent()), "publish snapshot_done ");
+  side.expect_sound(5);
+  EXPECT_EQ(side.index->evict(5), 5U);
+}
+
+TEST_F(SnapshotServiceTest, SomebodyElsePublishedTheTrunkMeanwhile) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  Side side(12, view_);
+  side.pipeline.finished = false;
+  side.service->restore({3, manifest});
+  side.service->poll();
+  EXPECT_EQ(side.index->match(kRoot, trunk_).num_tokens, 0U);  // unpublished until verified
+  EXPECT_EQ(side.pool.num_free(), 7U);
+  side.fill(trunk_);
+  side.pipeline.finished = true;
+  side.service->poll();
+  const auto frames = side.sent();
+  EXPECT_EQ(kinds(frames), "publish restore_done ");  // published once
+  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).error, "");
+  EXPECT_TRUE(side.holds(trunk_));
+  side.expect_sound(5);
+}
+
+TEST_F(SnapshotServiceTest, TokensThatAreNotAliveAreCounted) {
+  Side side(5, view_);
+  side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
+  side.sent();
+  side.service->snapshot({1, lease(trunk_)});
+  EXPECT_FALSE(side.service->busy());
+  const auto frames = side.sent();
+  ASSERT_EQ(kinds(frames), "snapshot_done ");
+  EXPECT_NE(std::get<SnapshotDoneFrame>(frames[0]).error.find("32 tokens is alive"),
+            std::string::npos);
+  side.expect_sound(2);
+}
+
+}  // namespace
+}  // namespace thaw::forkpool::worker
