@@ -26,10 +26,10 @@ struct Slabs {
 };
 
 /// scores[r][16 * b + lane] for kRows rows and kBlocks blocks from first_block: per key, fma over
-/// head_dim in order. q: [head_dim][kRows], scaled.
+/// head_dim in order. q: kRows rows of q_stride floats, scaled.
 template <class Kv, int kRows, int kBlocks>
 inline void score_tile(const Slabs<Kv>& slabs, int first_block, int head_dim, const float* q,
-                       float* scores) {
+                       int q_stride, float* scores) {
   const typename Kv::Element* k[kBlocks];
 #pragma GCC unroll 4
   for (int b = 0; b < kBlocks; ++b)
@@ -48,7 +48,7 @@ inline void score_tile(const Slabs<Kv>& slabs, int first_block, int head_dim, co
       keys[b] = Kv::load_lanes(k[b] + d * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const F32 value = splat(q[d * kRows + r]);
+      const F32 value = splat(q[r * q_stride + d]);
 #pragma GCC unroll 4
       for (int b = 0; b < kBlocks; ++b)
         acc[r][b] = fma(value, keys[b], acc[r][b]);
@@ -123,17 +123,24 @@ inline void softmax_row(float* scores, int num_keys, float* max_and_sum) {
   const F32 bound = splat(row_max);
   F32 sum = zero();
   for (int i = 0; i < whole; i += kLanes) {
-    const F32 p = exp(sub(load(scores + i), bound));
+    const F32 p = exp_bounded(sub(load(scores + i), bound));
     store(scores + i, p);
     sum = add(sum, p);
   }
   if (rest > 0) {
-    const F32 p = fill_after(exp(sub(load(scores + whole), bound)), rest, 0.0F);
+    const F32 p = fill_after(exp_bounded(sub(load(scores + whole), bound)), rest, 0.0F);
     store(scores + whole, p);
     sum = add(sum, p);
   }
   max_and_sum[0] = row_max;
   max_and_sum[1] = reduce_add(sum);
+}
+
+inline void scale_row(const float* q, float scale, int head_dim, float* out) {
+  int d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes)
+    store(out + d, mul(load(q + d), splat(scale)));
+  if (d < head_dim) store(out + d, mul(load_first(q + d, head_dim - d), splat(scale)));
 }
 
 template <class Kv, int kRows>
@@ -146,15 +153,14 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   for (int r = 0; r < kRows; ++r) {
     most = rows[r].num_keys > most ? rows[r].num_keys : most;
     least = rows[r].num_keys < least ? rows[r].num_keys : least;
-    for (int d = 0; d < head_dim; ++d)
-      q[d * kRows + r] = rows[r].q[d] * args.scale;
+    scale_row(rows[r].q, args.scale, head_dim, q + r * padded_dim);
   }
   const int blocks = (most + kLanes - 1) / kLanes;
   int block = 0;
   for (; block + kKeyTile <= blocks; block += kKeyTile)
-    score_tile<Kv, kRows, kKeyTile>(slabs, block, head_dim, q, scores);
+    score_tile<Kv, kRows, kKeyTile>(slabs, block, head_dim, q, padded_dim, scores);
   for (; block < blocks; ++block)
-    score_tile<Kv, kRows, 1>(slabs, block, head_dim, q, scores);
+    score_tile<Kv, kRows, 1>(slabs, block, head_dim, q, padded_dim, scores);
 
   float* out[kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -286,8 +292,8 @@ void attention_merge(float* state, const float* partial, int head_dim) {
   const float old_max = state[padded_dim];
   const float new_max = partial[padded_dim];
   const float top = old_max > new_max ? old_max : new_max;
-  const F32 keep = exp(splat(old_max - top));
-  const F32 take = exp(splat(new_max - top));
+  const F32 keep = exp_bounded(splat(old_max - top));
+  const F32 take = exp_bounded(splat(new_max - top));
   for (int d = 0; d < padded_dim; d += kLanes)
     store(state + d, fma(load(partial + d), take, mul(load(state + d), keep)));
   float sums[kLanes];

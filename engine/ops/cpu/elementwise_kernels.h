@@ -3,12 +3,11 @@
 // Elementwise operations and the rounding of activations. Included inside an anonymous namespace
 // after one of the simd_*.h headers; docs/exactness.md states the arithmetic.
 
-/// The same operations as exp_f32 of engine/ops/exp.h, lane by lane.
-inline F32 exp(F32 x) {
-  const F32 bounded = min(splat(kExpLargest), x);
-  const F32 shifted = fma(bounded, splat(kExpLog2E), splat(kExpMagic));
+/// e^x for x that are at most kExpLargest, or NaN.
+inline F32 exp_bounded(F32 x) {
+  const F32 shifted = fma(x, splat(kExpLog2E), splat(kExpMagic));
   const F32 n = sub(shifted, splat(kExpMagic));
-  F32 r = fma(n, splat(-kExpLn2High), bounded);
+  F32 r = fma(n, splat(-kExpLn2High), x);
   r = fma(n, splat(-kExpLn2Low), r);
   F32 p = splat(kExpC6);
   p = fma(p, r, splat(kExpC5));
@@ -18,6 +17,11 @@ inline F32 exp(F32 x) {
   p = fma(p, r, splat(1.0F));
   p = fma(p, r, splat(1.0F));
   return zero_below(x, splat(kExpSmallest), mul(p, bits_shifted_left_23(shifted)));
+}
+
+/// The same operations as exp_f32 of engine/ops/exp.h, lane by lane.
+inline F32 exp(F32 x) {
+  return exp_bounded(min(splat(kExpLargest), x));
 }
 
 void exp_array(const float* x, std::int64_t count, float* out) {

@@ -12,10 +12,16 @@ struct Q4Scale16 {
     const auto* scales = reinterpret_cast<const std::uint16_t*>(p);
     return {load_f16(scales), load_f16(scales + 16), load_nibbles(p + 64)};
   }
-  static inline F32 step(const Block& w, const ActBlock& a, F32 acc) {
-    const I32 sum = dot32_nibbles(w.q, a.q);
-    acc = fma(to_float(sum), mul(w.scale, splat(a.scale)), acc);
-    return fma(w.minimum, splat(a.scaled_sum), acc);
+  /// One block of kCount rows of x, added to their sums.
+  template <int kCount>
+  static inline void step(const Block& w, const ActBlock* a, F32* acc) {
+    I32 sums[kCount];
+    dot_nibbles<kCount>(w.q, a, sums);
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+      acc[t] = fma(to_float(sums[t]), mul(w.scale, splat(a[t].scale)), acc[t]);
+      acc[t] = fma(w.minimum, splat(a[t].scaled_sum), acc[t]);
+    }
   }
 };
 
@@ -26,8 +32,9 @@ struct Q4Scale32 {
     const auto* scales = reinterpret_cast<const float*>(p);
     return {load(scales), load(scales + 16), load_nibbles(p + 128)};
   }
-  static inline F32 step(const Block& w, const ActBlock& a, F32 acc) {
-    return Q4Scale16::step(w, a, acc);
+  template <int kCount>
+  static inline void step(const Block& w, const ActBlock* a, F32* acc) {
+    Q4Scale16::step<kCount>(w, a, acc);
   }
 };
 
@@ -40,9 +47,13 @@ struct Q8Scale16 {
   static inline Block load_block(const std::uint8_t* p) {
     return {load_f16(reinterpret_cast<const std::uint16_t*>(p)), load_bytes(p + 32)};
   }
-  static inline F32 step(const Block& w, const ActBlock& a, F32 acc) {
-    const I32 sum = dot32_bytes(w.q, a.q, a.sum_low + a.sum_high);
-    return fma(to_float(sum), mul(w.scale, splat(a.scale)), acc);
+  template <int kCount>
+  static inline void step(const Block& w, const ActBlock* a, F32* acc) {
+    I32 sums[kCount];
+    dot_bytes<kCount>(w.q, a, sums);
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t)
+      acc[t] = fma(to_float(sums[t]), mul(w.scale, splat(a[t].scale)), acc[t]);
   }
 };
 
@@ -56,10 +67,17 @@ struct Q6Scale32 {
     const auto* scales = reinterpret_cast<const float*>(p);
     return {load(scales), load(scales + 16), load_bytes(p + 128)};
   }
-  static inline F32 step(const Block& w, const ActBlock& a, F32 acc) {
-    const F32 scale = splat(a.scale);
-    acc = fma(to_float(dot16_sixbit<0>(w.q, a.q, a.sum_low)), mul(w.scale_low, scale), acc);
-    return fma(to_float(dot16_sixbit<1>(w.q, a.q, a.sum_high)), mul(w.scale_high, scale), acc);
+  template <int kCount>
+  static inline void step(const Block& w, const ActBlock* a, F32* acc) {
+    I32 low[kCount];
+    I32 high[kCount];
+    dot_sixbit<kCount>(w.q, a, low, high);
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+      const F32 scale = splat(a[t].scale);
+      acc[t] = fma(to_float(low[t]), mul(w.scale_low, scale), acc[t]);
+      acc[t] = fma(to_float(high[t]), mul(w.scale_high, scale), acc[t]);
+    }
   }
 };
 
@@ -80,7 +98,7 @@ struct WideBF16 {
 template <int kTokens>
 inline void store_outputs(const F32 (&acc)[kTokens], float* out, std::int64_t out_stride,
                           int lanes) {
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
     if (lanes == 16) {
       store(out + t * out_stride, acc[t]);
@@ -90,123 +108,108 @@ inline void store_outputs(const F32 (&acc)[kTokens], float* out, std::int64_t ou
   }
 }
 
-/// Tokens first .. first + kTokens - 1 of the tile, all panels asked for.
-template <class Format, int kTokens>
-void quantized_columns(const PanelArgs& args, int first) {
-  const std::int64_t blocks = args.cols / kBlockCols;
-  const auto* panel =
-      reinterpret_cast<const std::uint8_t*>(args.data) + args.panel_begin * blocks * Format::kBytes;
-  for (std::int64_t p = args.panel_begin; p < args.panel_end; ++p) {
+/// Rows first .. first + kTokens - 1 of the tile times one panel.
+template <class Format>
+struct QuantizedPanel {
+  static std::int64_t panel_bytes(std::int64_t cols) { return cols / kBlockCols * Format::kBytes; }
+
+  template <int kTokens>
+  static void run(const PanelArgs& args, const std::uint8_t* panel, int first, float* out,
+                  int lanes) {
+    constexpr int kFront = kTokens <= 4 ? kTokens : (kTokens + 1) / 2;
+    constexpr int kBack = kTokens - kFront;
+    const std::int64_t blocks = args.cols / kBlockCols;
     const ActBlock* a = static_cast<const ActBlock*>(args.x) + first;
     F32 acc[kTokens];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t)
       acc[t] = zero();
     for (std::int64_t b = 0; b < blocks; ++b) {
       const typename Format::Block w = Format::load_block(panel);
-#pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t)
-        acc[t] = Format::step(w, a[t], acc[t]);
+      Format::template step<kFront>(w, a, acc);
+      if constexpr (kBack > 0) Format::template step<kBack>(w, a + kFront, acc + kFront);
       panel += Format::kBytes;
       a += args.num_tokens;
     }
-    const std::int64_t left = args.rows - p * kLanes;
-    store_outputs(acc, args.out + first * args.out_stride + p * kLanes, args.out_stride,
-                  left < kLanes ? static_cast<int>(left) : kLanes);
+    store_outputs(acc, out, args.out_stride, lanes);
   }
-}
+};
 
-template <class Format, int kTokens>
-void float_columns(const PanelArgs& args, int first) {
-  const auto* column = reinterpret_cast<const typename Format::Element*>(args.data) +
-                       args.panel_begin * args.cols * kLanes;
-  for (std::int64_t p = args.panel_begin; p < args.panel_end; ++p) {
+template <class Format>
+struct FloatPanel {
+  static std::int64_t panel_bytes(std::int64_t cols) {
+    return cols * kLanes * static_cast<std::int64_t>(sizeof(typename Format::Element));
+  }
+
+  template <int kTokens>
+  static void run(const PanelArgs& args, const std::uint8_t* panel, int first, float* out,
+                  int lanes) {
+    const auto* column = reinterpret_cast<const typename Format::Element*>(panel);
     const float* x = static_cast<const float*>(args.x) + first;
     F32 acc[kTokens];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t)
       acc[t] = zero();
     for (std::int64_t k = 0; k < args.cols; ++k) {
       const F32 w = Format::load_column(column);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t)
         acc[t] = fma(w, splat(x[t]), acc[t]);
       column += kLanes;
       x += args.num_tokens;
     }
-    const std::int64_t left = args.rows - p * kLanes;
-    store_outputs(acc, args.out + first * args.out_stride + p * kLanes, args.out_stride,
-                  left < kLanes ? static_cast<int>(left) : kLanes);
+    store_outputs(acc, out, args.out_stride, lanes);
   }
+};
+
+/// As many rows as registers hold, at most `left`; returns how many.
+template <class Panel>
+int run_rows(const PanelArgs& args, const std::uint8_t* panel, int first, float* out, int lanes,
+             int left) {
+  const int count = left < kMaxTokenTile ? left : kMaxTokenTile;
+  const auto run = [&]<int kTokens>() {
+    if constexpr (kTokens <= kMaxTokenTile)
+      Panel::template run<kTokens>(args, panel, first, out, lanes);
+  };
+  switch (count) {
+    case 1:
+      run.template operator()<1>();
+      break;
+    case 2:
+      run.template operator()<2>();
+      break;
+    case 3:
+      run.template operator()<3>();
+      break;
+    case 4:
+      run.template operator()<4>();
+      break;
+    case 5:
+      run.template operator()<5>();
+      break;
+    case 6:
+      run.template operator()<6>();
+      break;
+    case 7:
+      run.template operator()<7>();
+      break;
+    default:
+      run.template operator()<8>();
+      break;
+  }
+  return count;
 }
 
-template <class Format>
-struct QuantizedPanels {
-  template <int kTokens>
-  static void run(const PanelArgs& args, int first) {
-    quantized_columns<Format, kTokens>(args, first);
-  }
-};
-template <class Format>
-struct FloatPanels {
-  template <int kTokens>
-  static void run(const PanelArgs& args, int first) {
-    float_columns<Format, kTokens>(args, first);
-  }
-};
-
-template <class Panels>
-void run_tile(const PanelArgs& args) {
-  int first = 0;
-  while (first < args.num_tokens) {
-    const int left = args.num_tokens - first;
-    if constexpr (kMaxTokenTile >= 16) {
-      if (left >= 16) {
-        Panels::template run<16>(args, first);
-        first += 16;
-        continue;
-      }
-    }
-    if constexpr (kMaxTokenTile >= 8) {
-      if (left >= 8) {
-        Panels::template run<8>(args, first);
-        first += 8;
-        continue;
-      }
-      if (left >= 5) {
-        switch (left) {
-          case 5:
-            Panels::template run<5>(args, first);
-            break;
-          case 6:
-            Panels::template run<6>(args, first);
-            break;
-          default:
-            Panels::template run<7>(args, first);
-            break;
-        }
-        first += left;
-        continue;
-      }
-    }
-    if constexpr (kMaxTokenTile >= 4) {
-      if (left >= 3) {
-        if (left == 3) {
-          Panels::template run<3>(args, first);
-          first += 3;
-        } else {
-          Panels::template run<4>(args, first);
-          first += 4;
-        }
-        continue;
-      }
-    }
-    if (left >= 2) {
-      Panels::template run<2>(args, first);
-      first += 2;
-    } else {
-      Panels::template run<1>(args, first);
-      first += 1;
+template <class Panel>
+void run_panels(const PanelArgs& args) {
+  const std::int64_t bytes = Panel::panel_bytes(args.cols);
+  const auto* panel = reinterpret_cast<const std::uint8_t*>(args.data) + args.panel_begin * bytes;
+  for (std::int64_t p = args.panel_begin; p < args.panel_end; ++p, panel += bytes) {
+    const std::int64_t left = args.rows - p * kLanes;
+    const int lanes = left < kLanes ? static_cast<int>(left) : kLanes;
+    for (int first = 0; first < args.num_tokens;) {
+      float* out = args.out + first * args.out_stride + p * kLanes;
+      first += run_rows<Panel>(args, panel, first, out, lanes, args.num_tokens - first);
     }
   }
 }
@@ -214,18 +217,18 @@ void run_tile(const PanelArgs& args) {
 void linear_panels(const PanelArgs& args) {
   switch (args.kind) {
     case PanelKind::kF32:
-      return run_tile<FloatPanels<WideF32>>(args);
+      return run_panels<FloatPanel<WideF32>>(args);
     case PanelKind::kF16:
-      return run_tile<FloatPanels<WideF16>>(args);
+      return run_panels<FloatPanel<WideF16>>(args);
     case PanelKind::kBF16:
-      return run_tile<FloatPanels<WideBF16>>(args);
+      return run_panels<FloatPanel<WideBF16>>(args);
     case PanelKind::kQ4Scale16:
-      return run_tile<QuantizedPanels<Q4Scale16>>(args);
+      return run_panels<QuantizedPanel<Q4Scale16>>(args);
     case PanelKind::kQ4Scale32:
-      return run_tile<QuantizedPanels<Q4Scale32>>(args);
+      return run_panels<QuantizedPanel<Q4Scale32>>(args);
     case PanelKind::kQ8:
-      return run_tile<QuantizedPanels<Q8Scale16>>(args);
+      return run_panels<QuantizedPanel<Q8Scale16>>(args);
     case PanelKind::kQ6:
-      return run_tile<QuantizedPanels<Q6Scale32>>(args);
+      return run_panels<QuantizedPanel<Q6Scale32>>(args);
   }
 }

@@ -14,6 +14,10 @@ constexpr int kMaxTokenTile = 4;
 inline F32 load(const float* p) {
   return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }
+/// Asks for the cache line of `p`.
+inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 inline __m128i load_128(const void* p) {
   return _mm_loadu_si128(static_cast<const __m128i*>(p));
 }
@@ -174,51 +178,65 @@ inline __m256i splat_quad(const std::int8_t* a) {
 inline __m256i widen_pairs(__m256i sums16) {
   return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1));
 }
-/// Sum over 32 columns of w * a, w in 0 .. 15. 16-bit sums hold all eight steps: 8 * 2 * 15 * 127 =
-/// 30480.
-inline I32 dot32_nibbles(const Quads& w, const std::int8_t* a) {
-  __m256i lo = _mm256_setzero_si256();
-  __m256i hi = _mm256_setzero_si256();
+/// sums[t] = over 32 columns of w * a[t], w in 0 .. 15. 16-bit sums hold all eight steps: 8 * 2 *
+/// 15
+/// * 127 = 30480.
+template <int kCount>
+inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
+  for (int t = 0; t < kCount; ++t) {
+    __m256i lo = _mm256_setzero_si256();
+    __m256i hi = _mm256_setzero_si256();
 #pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) {
-    const __m256i quad = splat_quad(a + 4 * g);
-    lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w.v[2 * g], quad));
-    hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w.v[2 * g + 1], quad));
+    for (int g = 0; g < 8; ++g) {
+      const __m256i quad = splat_quad(a[t].q + 4 * g);
+      lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w.v[2 * g], quad));
+      hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w.v[2 * g + 1], quad));
+    }
+    sums[t] = {widen_pairs(lo), widen_pairs(hi)};
   }
-  return {widen_pairs(lo), widen_pairs(hi)};
 }
 /// (w - 128) * a with |w - 128| as the unsigned factor: 2 * 128 * 127 = 32512 fits 16 bits.
 inline __m256i dot_signed(__m256i stored, __m256i quad) {
   const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8(-128));
   return widen_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(quad, w)));
 }
-/// Sum over 32 columns of (w - 128) * a.
-inline I32 dot32_bytes(const Quads& w, const std::int8_t* a, std::int32_t /*sum_a*/) {
-  I32 sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+/// sums[t] = over 32 columns of (w - 128) * a[t].
+template <int kCount>
+inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
+  for (int t = 0; t < kCount; ++t) {
+    I32 sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
 #pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) {
-    const __m256i quad = splat_quad(a + 4 * g);
-    sum.lo = _mm256_add_epi32(sum.lo, dot_signed(w.v[2 * g], quad));
-    sum.hi = _mm256_add_epi32(sum.hi, dot_signed(w.v[2 * g + 1], quad));
+    for (int g = 0; g < 8; ++g) {
+      const __m256i quad = splat_quad(a[t].q + 4 * g);
+      sum.lo = _mm256_add_epi32(sum.lo, dot_signed(w.v[2 * g], quad));
+      sum.hi = _mm256_add_epi32(sum.hi, dot_signed(w.v[2 * g + 1], quad));
+    }
+    sums[t] = sum;
   }
-  return sum;
 }
-/// Sum over columns 16 * kHalf .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a. Two steps
-/// of 2 * 63 * 127 fit 16 bits.
-template <int kHalf>
-inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
+/// Two steps of 2 * 63 * 127 fit 16 bits.
+inline __m256i dot_two_sixbit(__m256i w0, __m256i a0, __m256i w1, __m256i a1) {
+  return widen_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(w0, a0), _mm256_maddubs_epi16(w1, a1)));
+}
+/// Over columns 16 * half .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
+inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, int half, std::int32_t sum_a) {
   const __m256i start = _mm256_set1_epi32(-32 * sum_a);
   I32 sum = {start, start};
 #pragma GCC unroll 2
-  for (int g = 4 * kHalf; g < 4 * kHalf + 4; g += 2) {
+  for (int g = 4 * half; g < 4 * half + 4; g += 2) {
     const __m256i first = splat_quad(a + 4 * g);
     const __m256i second = splat_quad(a + 4 * g + 4);
-    const __m256i lo = _mm256_add_epi16(_mm256_maddubs_epi16(w.v[2 * g], first),
-                                        _mm256_maddubs_epi16(w.v[2 * g + 2], second));
-    const __m256i hi = _mm256_add_epi16(_mm256_maddubs_epi16(w.v[2 * g + 1], first),
-                                        _mm256_maddubs_epi16(w.v[2 * g + 3], second));
-    sum.lo = _mm256_add_epi32(sum.lo, widen_pairs(lo));
-    sum.hi = _mm256_add_epi32(sum.hi, widen_pairs(hi));
+    sum.lo = _mm256_add_epi32(sum.lo, dot_two_sixbit(w.v[2 * g], first, w.v[2 * g + 2], second));
+    sum.hi =
+        _mm256_add_epi32(sum.hi, dot_two_sixbit(w.v[2 * g + 1], first, w.v[2 * g + 3], second));
   }
   return sum;
+}
+/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t].
+template <int kCount>
+inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+  for (int t = 0; t < kCount; ++t) {
+    low[t] = dot16_sixbit(w, a[t].q, 0, a[t].sum_low);
+    high[t] = dot16_sixbit(w, a[t].q, 1, a[t].sum_high);
+  }
 }

@@ -5,10 +5,14 @@ using I32 = __m512i;
 
 constexpr int kRowTile = 6;  // attention: query rows held in registers
 constexpr int kKeyTile = 4;  // attention: vectors of keys (or of head_dim) held in registers
-constexpr int kMaxTokenTile = 16;
+constexpr int kMaxTokenTile = 8;
 
 inline F32 load(const float* p) {
   return _mm512_loadu_ps(p);
+}
+/// Asks for the cache line of `p`.
+inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 inline F32 load_bf16(const std::uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(
@@ -133,28 +137,49 @@ inline __m512i splat_quad(const std::int8_t* a) {
   __builtin_memcpy(&word, a, 4);
   return _mm512_set1_epi32(word);
 }
-/// Sum over 32 columns of w * a, w in 0 .. 15.
-inline I32 dot32_nibbles(const Quads& w, const std::int8_t* a) {
-  I32 sum = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g)
-    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
-  return sum;
-}
-/// Sum over 32 columns of (w - 128) * a; sum_a is the sum of a.
-inline I32 dot32_bytes(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
-  I32 sum = _mm512_set1_epi32(-128 * sum_a);
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g)
-    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
-  return sum;
-}
-/// Sum over columns 16 * kHalf .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
-template <int kHalf>
-inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
-  I32 sum = _mm512_set1_epi32(-32 * sum_a);
+// The dot products take kCount rows of x at once: their chains of dependent instructions
+// interleave.
+
+/// sums[t] = over 32 columns of w * a[t], w in 0 .. 15.
+template <int kCount>
+inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
 #pragma GCC unroll 4
-  for (int g = 4 * kHalf; g < 4 * kHalf + 4; ++g)
-    sum = _mm512_dpbusd_epi32(sum, w.v[g], splat_quad(a + 4 * g));
-  return sum;
+  for (int t = 0; t < kCount; ++t)
+    sums[t] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t)
+      sums[t] = _mm512_dpbusd_epi32(sums[t], w.v[g], splat_quad(a[t].q + 4 * g));
+  }
+}
+/// sums[t] = over 32 columns of (w - 128) * a[t].
+template <int kCount>
+inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
+#pragma GCC unroll 4
+  for (int t = 0; t < kCount; ++t)
+    sums[t] = _mm512_set1_epi32(-128 * (a[t].sum_low + a[t].sum_high));
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t)
+      sums[t] = _mm512_dpbusd_epi32(sums[t], w.v[g], splat_quad(a[t].q + 4 * g));
+  }
+}
+/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t], w in 0 .. 63.
+template <int kCount>
+inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+#pragma GCC unroll 4
+  for (int t = 0; t < kCount; ++t) {
+    low[t] = _mm512_set1_epi32(-32 * a[t].sum_low);
+    high[t] = _mm512_set1_epi32(-32 * a[t].sum_high);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+      low[t] = _mm512_dpbusd_epi32(low[t], w.v[g], splat_quad(a[t].q + 4 * g));
+      high[t] = _mm512_dpbusd_epi32(high[t], w.v[g + 4], splat_quad(a[t].q + 16 + 4 * g));
+    }
+  }
 }

@@ -30,6 +30,7 @@ inline float float_of(std::uint32_t bits) {
   return v;
 }
 
+inline void prefetch(const void* /*p*/) {}
 inline F32 load(const float* p) {
   return each_lane([p](int i) { return p[i]; });
 }
@@ -168,16 +169,23 @@ inline I32 dot(const Quads& w, const std::int8_t* a, int first, int count, std::
   }
   return sum;
 }
-/// Sum over 32 columns of w * a, w in 0 .. 15.
-inline I32 dot32_nibbles(const Quads& w, const std::int8_t* a) {
-  return dot(w, a, 0, 8, 0);
+/// sums[t] = over 32 columns of w * a[t], w in 0 .. 15.
+template <int kCount>
+inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
+  for (int t = 0; t < kCount; ++t)
+    sums[t] = dot(w, a[t].q, 0, 8, 0);
 }
-/// Sum over 32 columns of (w - 128) * a; sum_a is the sum of a.
-inline I32 dot32_bytes(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
-  return dot(w, a, 0, 8, -128 * sum_a);
+/// sums[t] = over 32 columns of (w - 128) * a[t].
+template <int kCount>
+inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
+  for (int t = 0; t < kCount; ++t)
+    sums[t] = dot(w, a[t].q, 0, 8, -128 * (a[t].sum_low + a[t].sum_high));
 }
-/// Sum over columns 16 * kHalf .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
-template <int kHalf>
-inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, std::int32_t sum_a) {
-  return dot(w, a, 4 * kHalf, 4, -32 * sum_a);
+/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t], w in 0 .. 63.
+template <int kCount>
+inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+  for (int t = 0; t < kCount; ++t) {
+    low[t] = dot(w, a[t].q, 0, 4, -32 * a[t].sum_low);
+    high[t] = dot(w, a[t].q, 4, 4, -32 * a[t].sum_high);
+  }
 }
