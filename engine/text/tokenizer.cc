@@ -221,7 +221,11 @@ void Tokenizer::Impl::encode_ordinary(std::string_view text, Worker& worker,
     } else {
       const WordCache::Key key = WordCache::make_key(word, text.size());
       if (const WordCache::Slot* slot = worker.cache.find(key)) {
-        out.insert(out.end(), slot->ids.begin(), slot->ids.begin() + slot->count);
+        if (slot->count == 1) {
+          out.push_back(slot->ids[0]);
+        } else {
+          out.insert(out.end(), slot->ids.begin(), slot->ids.begin() + slot->count);
+        }
       } else {
         const std::size_t before = out.size();
         encode_word(word, worker.scratch, out);
