@@ -13,9 +13,8 @@ Result<coalescer::ApiKey> parse_key(const std::string& text) {
   coalescer::ApiKey parsed;
   parsed.key = colon == std::string::npos ? text : text.substr(colon + 1);
   if (parsed.key.empty()) return make_error(Errc::kInvalidArgument, "an API key is empty");
-  parsed.tenant = colon == std::string::npos
-                      ? "key-" + hash_text(parsed.key).to_hex().substr(0, 12)
-                      : text.substr(0, colon);
+  parsed.tenant = colon == std::string::npos ? "key-" + hash_text(parsed.key).to_hex().substr(0, 12)
+                                             : text.substr(0, colon);
   if (parsed.tenant.empty()) {
     return make_error(Errc::kInvalidArgument, "an API key has an empty tenant name before ':'");
   }

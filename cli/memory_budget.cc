@@ -19,7 +19,8 @@ std::optional<std::uint64_t> read_number(const std::string& path) {
 
 std::uint64_t MemoryBudget::total_bytes() const {
   std::uint64_t total = 0;
-  for (const Part& part : parts) total += part.bytes;
+  for (const Part& part : parts)
+    total += part.bytes;
   return total;
 }
 

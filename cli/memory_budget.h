@@ -24,7 +24,8 @@ struct MemoryBudget {
 /// "1.5 GiB".
 std::string format_bytes(std::uint64_t bytes);
 
-/// Memory this process can still take: the kernel's MemAvailable, or less where a control group says so.
+/// Memory this process can still take: the kernel's MemAvailable, or less where a control group
+/// says so.
 Result<std::uint64_t> available_memory_bytes();
 
 /// Error naming the parts where the budget exceeds `available_bytes`.

@@ -9,8 +9,8 @@
 
 namespace thaw::cli {
 
-/// Joins the coalescer to the fork pool: the one knows no processes, the other no requests over HTTP.
-/// Thread-safe.
+/// Joins the coalescer to the fork pool: the one knows no processes, the other no requests over
+/// HTTP. Thread-safe.
 class PoolBackend final : public coalescer::Backend {
  public:
   static Result<std::unique_ptr<PoolBackend>> start(forkpool::PoolOptions options,
@@ -28,7 +28,7 @@ class PoolBackend final : public coalescer::Backend {
   void deliver(GenerateEvent event);
 
   std::mutex mutex_;
-  std::function<void(GenerateEvent)> sink_;   // guarded by mutex_
+  std::function<void(GenerateEvent)> sink_;  // guarded by mutex_
   std::unique_ptr<forkpool::ForkPool> pool_;  // last: its thread calls deliver()
 };
 

@@ -10,14 +10,17 @@ namespace {
 std::string environment_name(const std::string& flag) {
   std::string name = "THAW_";
   for (const char letter : flag.substr(2)) {
-    name += letter == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+    name +=
+        letter == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
   }
   return name;
 }
 
 template <typename T>
 CLI::Option* add(CLI::App& command, const std::string& flag, T& value, const std::string& help) {
-  return command.add_option(flag, value, help)->envname(environment_name(flag))->capture_default_str();
+  return command.add_option(flag, value, help)
+      ->envname(environment_name(flag))
+      ->capture_default_str();
 }
 
 constexpr std::uint32_t kMaxCount = 1U << 20;
@@ -36,11 +39,13 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--host", s.host, "Address to listen on")->group(http);
   add(command, "--port", s.port, "Port to listen on; 0 takes a free one")->group(http);
   add(command, "--api-key", s.api_keys,
-      "Accept this key, KEY or TENANT:KEY; may be given several times. Each key is a tenant: nothing is "
+      "Accept this key, KEY or TENANT:KEY; may be given several times. Each key is a tenant: "
+      "nothing is "
       "shared between tenants. Without any key everybody may call")
       ->delimiter(',')
       ->group(http);
-  add(command, "--api-key-file", s.api_key_file, "File with one KEY or TENANT:KEY a line")->group(http);
+  add(command, "--api-key-file", s.api_key_file, "File with one KEY or TENANT:KEY a line")
+      ->group(http);
   add(command, "--max-body-bytes", s.max_body_bytes, "Largest request body")
       ->transform(CLI::AsSizeValue(false))
       ->group(http);
@@ -54,12 +59,14 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Seconds after which a client that reads nothing is dropped")
       ->check(CLI::Range(1.0, 86400.0))
       ->group(http);
-  add(command, "--drain-timeout", s.drain_timeout_s, "Seconds that running requests get at shutdown")
+  add(command, "--drain-timeout", s.drain_timeout_s,
+      "Seconds that running requests get at shutdown")
       ->check(CLI::Range(0.0, 86400.0))
       ->group(http);
 
   const std::string fork = "Fork";
-  add(command, "--window-ms", s.window_ms, "Milliseconds in which arriving requests are placed together")
+  add(command, "--window-ms", s.window_ms,
+      "Milliseconds in which arriving requests are placed together")
       ->check(CLI::Range(0.0, 1000.0))
       ->group(fork);
   add(command, "--fork-min-prefix-tokens", s.fork_min_prefix_tokens,
@@ -68,11 +75,14 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(fork);
 
   const std::string engine = "Engine";
-  add(command, "--workers", s.workers, "Worker processes")->check(CLI::Range(1U, 64U))->group(engine);
+  add(command, "--workers", s.workers, "Worker processes")
+      ->check(CLI::Range(1U, 64U))
+      ->group(engine);
   add(command, "--threads", s.threads, "Threads of each worker; 0 shares out the cores")
       ->check(CLI::Range(0U, 1024U))
       ->group(engine);
-  add(command, "--isa", s.isa, "Instruction set of the kernels; all give the same bits. Default: the best")
+  add(command, "--isa", s.isa,
+      "Instruction set of the kernels; all give the same bits. Default: the best")
       ->check(CLI::IsMember({"generic", "avx2", "avx512vnni"}))
       ->group(engine);
   add(command, "--dtype", s.dtype, "native, or f32 to expand every weight to float32")
@@ -87,13 +97,15 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--arena-bytes", s.arena_bytes, "Shared memory for KV snapshots between workers")
       ->transform(CLI::AsSizeValue(false))
       ->group(engine);
-  add(command, "--max-model-len", s.max_model_len, "Tokens of prompt and output; 0 is the model's own")
+  add(command, "--max-model-len", s.max_model_len,
+      "Tokens of prompt and output; 0 is the model's own")
       ->check(CLI::Range(0U, 1U << 24))
       ->group(engine);
   add(command, "--max-num-seqs", s.max_num_seqs, "Sequences that decode at once, per worker")
       ->check(CLI::Range(1U, 4096U))
       ->group(engine);
-  add(command, "--max-queued-requests", s.max_queued_requests, "Requests in hand before 429 is answered")
+  add(command, "--max-queued-requests", s.max_queued_requests,
+      "Requests in hand before 429 is answered")
       ->check(CLI::Range(1U, kMaxCount))
       ->group(engine);
   add(command, "--prefill-chunk-tokens", s.prefill_chunk_tokens,

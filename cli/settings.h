@@ -1,9 +1,10 @@
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include <CLI/CLI.hpp>
 
 namespace thaw::cli {
 
@@ -38,7 +39,8 @@ struct ServeSettings {
   std::string log_level = "info";
 };
 
-/// Declares the flags of `serve` on `command`; they write to `settings`, which must outlive the parse.
+/// Declares the flags of `serve` on `command`; they write to `settings`, which must outlive the
+/// parse.
 void add_serve_options(CLI::App& command, ServeSettings& settings);
 
 }  // namespace thaw::cli

@@ -23,6 +23,10 @@ endif()
 # says std::fma or an FMA intrinsic (docs/exactness.md).
 add_library(thaw_options INTERFACE)
 target_compile_options(thaw_options INTERFACE -Wall -Wextra -ffp-contract=off)
+# GCC 12 reports overlapping copies inside std::string where there are none (GCC bug 105329).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(thaw_options INTERFACE -Wno-restrict)
+endif()
 target_include_directories(thaw_options INTERFACE ${CMAKE_SOURCE_DIR})
 
 # thaw_add_module(NAME SOURCES ... DEPS ... [PRIVATE_DEPS ...]): static library thaw_NAME with alias thaw::NAME.

@@ -1,0 +1,218 @@
+#include "cli/serve.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <future>
+#include <optional>
+#include <thread>
+
+#include "cli/api_keys.h"
+#include "cli/memory_budget.h"
+#include "cli/model_source.h"
+#include "cli/pool_backend.h"
+#include "cli/version.h"
+#include "coalescer/http/server.h"
+#include "engine/base/log.h"
+#include "engine/checkpoint/gguf.h"
+#include "engine/model/load.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
+
+namespace thaw::cli {
+namespace {
+
+constexpr std::uint64_t kWorkingBytes = 64ULL << 20;  // activations, logits, process images
+
+int available_cores() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return 1;
+}
+
+template <typename Duration>
+Duration seconds_to(double seconds) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+// What turns text into tokens and back; made while the weights are being packed.
+struct TextParts {
+  std::unique_ptr<text::Tokenizer> tokenizer;
+  std::unique_ptr<text::ChatTemplate> chat_template;
+};
+
+Result<TextParts> load_text(const checkpoint::GgufFile& file) {
+  auto spec = tokenizer_spec_from_gguf(file);
+  if (!spec) return spec.error();
+  auto tokenizer = text::Tokenizer::create(std::move(*spec));
+  if (!tokenizer) return tokenizer.error();
+  TextParts parts;
+  parts.tokenizer = std::move(*tokenizer);
+  if (const auto source = chat_template_from_gguf(file)) {
+    auto parsed = text::ChatTemplate::parse(std::string(*source));
+    if (!parsed) return parsed.error();
+    parts.chat_template = std::move(*parsed);
+  }
+  return parts;
+}
+
+MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes) {
+  const std::string times = settings.workers > 1 ? std::to_string(settings.workers) + " x " : "";
+  MemoryBudget budget;
+  budget.parts.push_back({"weights", weight_bytes});
+  budget.parts.push_back({times + "KV cache", settings.workers * settings.kv_bytes});
+  budget.parts.push_back({"snapshot arena", settings.arena_bytes});
+  budget.parts.push_back({"working memory", (1 + settings.workers) * kWorkingBytes});
+  return budget;
+}
+
+forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t threads) {
+  forkpool::PoolOptions options;
+  options.worker_binary = std::filesystem::read_symlink("/proc/self/exe").string();
+  options.num_workers = settings.workers;
+  options.threads_per_worker = threads;
+  options.isa = settings.isa;
+  options.kv_dtype = settings.kv_dtype;
+  options.kv_bytes = settings.kv_bytes;
+  options.arena_bytes = settings.arena_bytes;
+  options.max_num_seqs = settings.max_num_seqs;
+  options.max_waiting = settings.max_queued_requests;
+  options.prefill_chunk_tokens = settings.prefill_chunk_tokens;
+  options.max_model_len = settings.max_model_len;
+  options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
+  options.boot_deadline = seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s);
+  options.log_level = settings.log_level;
+  return options;
+}
+
+coalescer::ServerOptions server_options(const ServeSettings& settings,
+                                        const std::string& model_path,
+                                        const model::LoadedImage& image) {
+  coalescer::ServerOptions options;
+  options.host = settings.host;
+  options.port = settings.port;
+  options.served_model_names = settings.served_model_names;
+  if (options.served_model_names.empty()) {
+    options.served_model_names.push_back(std::filesystem::path(model_path).stem().string());
+  }
+  options.max_model_len = static_cast<std::uint32_t>(image.config.max_positions);
+  if (settings.max_model_len != 0) {
+    options.max_model_len = std::min(options.max_model_len, settings.max_model_len);
+  }
+  options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
+  options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
+  options.max_body_bytes = settings.max_body_bytes;
+  options.max_connections = settings.max_connections;
+  options.max_num_seqs = settings.max_num_seqs;
+  options.max_queued_requests = settings.max_queued_requests;
+  options.idle_timeout = seconds_to<std::chrono::seconds>(settings.idle_timeout_s);
+  options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
+  options.version = kVersion;
+  options.system_fingerprint = std::string("thaw-") + kVersion + "-" + settings.kv_dtype + "-" +
+                               image.digest.to_hex().substr(0, 12);
+  return options;
+}
+
+// Blocks SIGTERM and SIGINT in this thread and those it starts, so that one thread can wait for
+// them.
+sigset_t block_stop_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+// Serves until a stop signal has come and everything that ran has ended or was cut.
+void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
+                        std::chrono::milliseconds drain_timeout) {
+  std::jthread waiter([&](const std::stop_token& stop) {
+    const timespec tick{0, 200'000'000};
+    while (!stop.stop_requested()) {
+      const int signal = ::sigtimedwait(&signals, nullptr, &tick);
+      if (signal < 0) continue;
+      logger("serve")->info("signal={} draining timeout_ms={}", signal, drain_timeout.count());
+      server.stop(drain_timeout);
+      return;
+    }
+  });
+  server.run();
+}
+
+}  // namespace
+
+Result<void> run_serve(const ServeSettings& settings) {
+  set_log_level(settings.log_level);
+  const sigset_t signals = block_stop_signals();
+  auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
+  if (!keys) return keys.error();
+
+  const bool is_default = settings.model.empty();
+  const std::string path = is_default ? default_model_path() : settings.model;
+  if (is_default) {
+    if (!std::filesystem::exists(path)) {
+      return make_error(Errc::kNotFound, "no model given, and the default one is not at " + path +
+                                             "; fetch it with `make model`, or name a GGUF file");
+    }
+    std::printf("no model given: serving the default one, %s\n", path.c_str());
+  }
+  auto file = checkpoint::GgufFile::open(path);
+  if (!file) return file.error();
+
+  const int cores = available_cores();
+  const std::uint32_t threads =
+      settings.threads != 0 ? settings.threads
+                            : std::max(1U, static_cast<std::uint32_t>(cores) / settings.workers);
+  // The packed weights take about what the file takes; the exact figure is known once they are
+  // packed.
+  std::error_code size_error;
+  const std::uint64_t file_bytes = std::filesystem::file_size(path, size_error);
+  const MemoryBudget budget = budget_of(settings, file_bytes * (settings.dtype == "f32" ? 6 : 1));
+  const auto available = available_memory_bytes();
+  if (!available) return available.error();
+  if (const auto fits = check_fits(budget, *available); !fits) return fits.error();
+  std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
+              format_bytes(*available).c_str());
+
+  auto text_parts = std::async(std::launch::async, [&file] { return load_text(*file); });
+  ThreadPool packers(cores);
+  auto image = model::build_image(
+      *file, settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative,
+      packers);
+  auto text = text_parts.get();
+  if (!image) return image.error();
+  if (!text) return text.error();
+
+  const coalescer::ServerOptions options = [&] {
+    auto made = server_options(settings, path, *image);
+    made.api_keys = std::move(*keys);
+    return made;
+  }();
+  forkpool::WeightsMemory weights{std::move(image->fd), image->size_bytes};
+  auto backend = PoolBackend::start(pool_options(settings, threads), std::move(weights));
+  if (!backend) return backend.error();
+  auto server = coalescer::Server::create(options, backend->get(), text->tokenizer.get(),
+                                          text->chat_template.get());
+  if (!server) return server.error();
+
+  // On stdout, because scripts that asked for a free port read it there.
+  std::printf("serving %s at http://%s:%u/v1\n", options.served_model_names.front().c_str(),
+              options.host.c_str(), static_cast<unsigned>((*server)->port()));
+  std::fflush(stdout);
+  const auto drain_timeout = seconds_to<std::chrono::milliseconds>(settings.drain_timeout_s);
+  serve_until_signal(**server, signals, drain_timeout);
+  (*backend)->set_event_sink(nullptr);
+  server->reset();
+  (*backend)->pool().shutdown(std::chrono::milliseconds(2000));
+  logger("serve")->info("stopped");
+  return {};
+}
+
+}  // namespace thaw::cli

@@ -1,0 +1,54 @@
+#include "cli/settings.h"
+
+#include <cstdlib>
+
+#include <gtest/gtest.h>
+
+namespace thaw::cli {
+namespace {
+
+// Parses as `thaw serve ARGS` would; the message of a refusal, or empty.
+std::string parse(ServeSettings& settings, std::vector<std::string> arguments) {
+  CLI::App app;
+  add_serve_options(app, settings);
+  std::reverse(arguments.begin(), arguments.end());
+  try {
+    app.parse(arguments);
+  } catch (const CLI::ParseError& failure) {
+    return failure.what();
+  }
+  return "";
+}
+
+TEST(Settings, ReadsFlags) {
+  ServeSettings settings;
+  EXPECT_EQ(parse(settings, {"m.gguf", "--kv-bytes", "512MiB", "--served-model-name", "a",
+                             "--served-model-name", "b", "--window-ms", "0.5"}),
+            "");
+  EXPECT_EQ(settings.model, "m.gguf");
+  EXPECT_EQ(settings.kv_bytes, 512ULL << 20);
+  EXPECT_EQ(settings.served_model_names, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(settings.window_ms, 0.5);
+}
+
+TEST(Settings, TheEnvironmentIsReadAndAFlagWins) {
+  ::setenv("THAW_MAX_NUM_SEQS", "7", 1);
+  ServeSettings from_environment;
+  EXPECT_EQ(parse(from_environment, {}), "");
+  EXPECT_EQ(from_environment.max_num_seqs, 7U);
+  ServeSettings from_flag;
+  EXPECT_EQ(parse(from_flag, {"--max-num-seqs", "9"}), "");
+  EXPECT_EQ(from_flag.max_num_seqs, 9U);
+  ::unsetenv("THAW_MAX_NUM_SEQS");
+}
+
+TEST(Settings, ABadValueIsNamed) {
+  ServeSettings settings;
+  EXPECT_NE(parse(settings, {"--workers", "0"}).find("--workers"), std::string::npos);
+  EXPECT_NE(parse(settings, {"--kv-dtype", "fp8"}).find("--kv-dtype"), std::string::npos);
+  EXPECT_NE(parse(settings, {"--kv-bytes", "much"}).find("--kv-bytes"), std::string::npos);
+  EXPECT_NE(parse(settings, {"--port", "70000"}).find("--port"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace thaw::cli
