@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,6 +29,9 @@ struct RenderOptions {
   /// For strftime_now; injected so that renders can be repeated. Seconds since the epoch, local
   /// time UTC.
   std::int64_t now_unix_seconds = 0;
+  /// Budget against hostile templates and inputs: about one per node visited, item walked, or 64
+  /// bytes copied. A real template over a long conversation takes some ten thousand.
+  std::size_t max_work = 5'000'000;
 };
 
 /// A model's Jinja chat template, parsed once. Rendering follows Python's Jinja2 as transformers
@@ -34,12 +39,13 @@ struct RenderOptions {
 /// Thread-safe.
 class ChatTemplate {
  public:
-  /// Errors: syntax, with line.
+  /// Errors: kInvalidArgument for a syntax error, with line.
   static Result<std::unique_ptr<ChatTemplate>> parse(std::string source);
   ~ChatTemplate();
 
   /// Spans in order; their texts joined are the prompt. Errors: raise_exception (kInvalidArgument
-  /// with the template's own message), undefined operations, too many steps.
+  /// with exactly the template's own message); undefined operations, too much work, too deep or
+  /// too large values (kInvalidArgument, with line). Spans of both kinds alternate.
   Result<std::vector<RenderedSpan>> render(const RenderOptions& options) const;
 
  private:
