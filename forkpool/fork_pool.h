@@ -14,6 +14,7 @@
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
+#include "forkpool/backoff.h"
 
 namespace thaw::forkpool {
 
@@ -32,6 +33,10 @@ struct PoolOptions {
   std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
   std::chrono::milliseconds boot_deadline{60000};
   std::string log_level = "info";
+  Backoff::Policy respawn;
+  /// When every worker has failed to start so often in a row, requests are refused and not kept
+  /// waiting; the workers are tried on.
+  std::uint32_t max_boot_failures = 5;
 };
 
 /// The weights that every worker maps; owned here so that they outlive any worker.

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "engine/base/unique_fd.h"
+#include "forkpool/loop.h"
+#include "forkpool/protocol.h"
+
+namespace thaw::forkpool {
+
+/// The pool's end of one worker's socket. Sends never block: what the socket does not take waits
+/// here and goes on when it is writable. Belongs to the loop's thread. The callbacks must not
+/// destroy the channel.
+class Channel {
+ public:
+  struct Callbacks {
+    std::function<void(Frame)> on_frame;
+    /// Once: end of file (success), a read error (kIo), or bytes that are no frame (kProtocol).
+    /// Nothing is read afterwards.
+    std::function<void(Result<void> how)> on_end;
+  };
+
+  /// `fd` is a connected stream socket.
+  Channel(Loop& loop, UniqueFd fd, Callbacks callbacks);
+
+  /// Starts to read.
+  void start();
+  void send(const Frame& frame);
+  /// Reads what a process that has exited left behind: to end of file, without waiting.
+  void drain();
+
+  std::size_t unsent_bytes() const { return out_.size() - written_; }
+  /// When the socket last took a byte, or the queue began to fill.
+  Clock::TimePoint last_progress() const { return last_progress_; }
+
+ private:
+  void wait_readable();
+  void decode(std::size_t count);
+  void write_available();
+  void end(Result<void> how);
+
+  Loop& loop_;
+  UniqueFd fd_;
+  Callbacks callbacks_;
+  Loop::Watch watch_;
+  FrameDecoder decoder_;
+  std::string in_;  // read buffer
+  std::string out_;  // encoded frames; the first written_ bytes are in the socket
+  std::size_t written_ = 0;
+  Clock::TimePoint last_progress_;
+  bool ended_ = false;
+  bool broken_ = false;  // the peer takes no more bytes
+};
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,280 @@
+// The half of Dispatcher that decides where requests run.
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/hash.h"
+#include "engine/base/log.h"
+#include "forkpool/dispatcher.h"
+
+namespace thaw::forkpool {
+namespace {
+
+// Past this a transfer is not worth waiting for: the branches prefill their trunk instead.
+constexpr std::chrono::seconds kTransferDeadline{10};
+
+}  // namespace
+
+void Dispatcher::pump() {
+  run_quarantine();
+  if (waiting_.empty()) return;
+  const std::vector<std::uint32_t> workers = candidates();
+  if (!workers.empty()) place_waiting(workers);
+}
+
+/// One quarantined request at a time, on a worker that has nothing else and gets nothing else.
+void Dispatcher::run_quarantine() {
+  if (running_alone_) return;
+  if (quarantine_.empty()) return reserved_.reset();
+  const RequestId id = quarantine_.front();
+  Ongoing& entry = entries_.at(id);
+  const auto usable = [&](std::uint32_t worker) {
+    return slots_[worker]->ready() &&
+           (!entry.request().worker || *entry.request().worker == worker);
+  };
+  if (reserved_ && !usable(*reserved_)) reserved_.reset();
+  for (std::uint32_t worker = 0; worker < slots_.size() && !reserved_; ++worker) {
+    if (!usable(worker)) continue;
+    std::uint32_t best = worker;
+    for (std::uint32_t other = worker + 1; other < slots_.size(); ++other) {
+      if (usable(other) && outstanding_[other] < outstanding_[best]) best = other;
+    }
+    reserved_ = best;
+  }
+  if (!reserved_ || outstanding_[*reserved_] != 0) return;
+  quarantine_.pop_front();
+  entry.alone = true;
+  running_alone_ = id;
+  logger("pool")->warn("request={} worker={} runs alone after {} deaths", id, *reserved_,
+                       entry.deaths);
+  assign(entry, *reserved_);
+}
+
+std::size_t Dispatcher::room(std::uint32_t worker) const {
+  const std::size_t limit = std::size_t{options_.max_num_seqs} + options_.max_waiting;
+  return limit - std::min<std::size_t>(limit, outstanding_[worker]);
+}
+
+std::vector<std::uint32_t> Dispatcher::candidates() const {
+  std::vector<std::uint32_t> workers;
+  for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
+    if (slots_[worker]->ready() && reserved_ != worker && room(worker) > 0) {
+      workers.push_back(worker);
+    }
+  }
+  return workers;
+}
+
+void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
+  std::size_t total_room = 0;
+  for (const std::uint32_t worker : workers)
+    total_room += room(worker);
+  std::vector<RequestId> taken;
+  std::deque<RequestId> left;
+  for (const RequestId id : std::exchange(waiting_, {})) {
+    Ongoing& entry = entries_.at(id);
+    const auto pinned = entry.request().worker;
+    if (pinned) {
+      const bool open = std::ranges::count(workers, *pinned) != 0 && room(*pinned) > 0;
+      if (open) {
+        assign(entry, *pinned);
+      } else {
+        left.push_back(id);
+      }
+    } else if (taken.size() < total_room) {
+      taken.push_back(id);
+    } else {
+      left.push_back(id);
+    }
+  }
+  waiting_ = std::move(left);
+
+  if (workers.size() == 1) {  // nothing to decide
+    for (const RequestId id : taken) {
+      if (room(workers.front()) > 0) {
+        assign(entries_.at(id), workers.front());
+      } else {
+        waiting_.push_back(id);
+      }
+    }
+    return;
+  }
+  std::vector<const GenerateRequest*> requests;
+  for (const RequestId id : taken)
+    requests.push_back(&entries_.at(id).request());
+  for (const PrefixGroup& group : group_by_prefix(requests))
+    place_group(workers, taken, group);
+}
+
+WorkerLoad Dispatcher::load_of(std::uint32_t worker) const {
+  WorkerLoad load;
+  load.worker = worker;
+  load.kv_bytes_per_token = slots_[worker]->hello().block_bytes / kBlockSize;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.worker != worker && entry.held_for != worker) continue;
+    load.sequences += entry.num_unfinished();
+    if (entry.prefilling) load.queued_prefill_tokens += entry.prefill_tokens;
+  }
+  return load;
+}
+
+Hash128 Dispatcher::root_of(const GenerateRequest& request, std::uint32_t worker) const {
+  return make_cache_root(slots_[worker]->hello().engine_fingerprint, request.tenant,
+                         request.cache_salt, request.adapter);
+}
+
+Transfers::End Dispatcher::end_of(std::uint32_t worker) const {
+  const WorkerSlot& slot = *slots_[worker];
+  return {{worker, slot.generation()}, slot.hello().kv_layout, slot.hello().block_bytes};
+}
+
+void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
+                             const std::vector<RequestId>& ids, const PrefixGroup& prefixes) {
+  const auto request_of = [&](std::size_t member) -> const GenerateRequest& {
+    return entries_.at(ids[member]).request();
+  };
+  std::vector<WorkerLoad> loads;
+  for (const std::uint32_t worker : workers)
+    loads.push_back(load_of(worker));
+
+  // What is alive: by the ledger, and by what workers are computing for others right now. All
+  // workers run one model, so one root names a prefix on each of them.
+  const GenerateRequest& first = request_of(prefixes.units.front().members.front());
+  PrefixNames trunk(root_of(first, workers.front()), first.prompt);
+  Group group;
+  group.trunk_tokens = prefixes.trunk_tokens;
+  group.alive_tokens.assign(workers.size(), 0);
+  group.published_tokens.assign(workers.size(), 0);
+  for (const PrefixUnit& prefix : prefixes.units) {
+    const GenerateRequest& sample = request_of(prefix.members.front());
+    PrefixNames names(trunk, sample.prompt, prefixes.trunk_tokens);
+    Unit unit;
+    unit.sequences = 0;
+    unit.decode_tokens = 0;
+    unit.prefill_tokens = prefix.shared_tokens - prefixes.trunk_tokens;
+    for (const std::size_t member : prefix.members) {
+      const Ongoing& entry = entries_.at(ids[member]);
+      unit.prefill_tokens +=
+          static_cast<double>(entry.request().prompt.size()) - prefix.shared_tokens;
+      unit.sequences += entry.num_unfinished();
+      unit.decode_tokens = std::max(unit.decode_tokens, entry.max_tokens_left());
+    }
+    for (std::size_t i = 0; i < workers.size(); ++i) {
+      const std::uint32_t published = slots_[workers[i]]->ledger().alive_tokens(names);
+      std::uint32_t alive = published;
+      for (const auto& [id, entry] : entries_) {
+        if (entry.worker == workers[i]) {
+          alive = std::max(alive, shared_tokens(sample, entry.request()));
+        }
+      }
+      const std::uint32_t trunk_alive = std::min(alive, prefixes.trunk_tokens);
+      group.alive_tokens[i] = std::max(group.alive_tokens[i], trunk_alive);
+      group.published_tokens[i] =
+          std::max(group.published_tokens[i],
+                   std::min(published, prefixes.trunk_tokens / kBlockSize *
+                                           static_cast<std::uint32_t>(kBlockSize)));
+      unit.alive_tokens.push_back(std::min(alive, prefix.shared_tokens) - trunk_alive);
+    }
+    group.units.push_back(std::move(unit));
+    if (&prefix == &prefixes.units.front()) trunk = std::move(names);
+  }
+
+  const Placement placement = place(model_, loads, group);
+  for (std::uint32_t i = 0; i < workers.size(); ++i) {
+    std::vector<RequestId> mine;
+    for (std::size_t unit = 0; unit < group.units.size(); ++unit) {
+      if (placement.unit_load[unit] != i) continue;
+      for (const std::size_t member : prefixes.units[unit].members) {
+        Ongoing& entry = entries_.at(ids[member]);
+        // Its share of the trunk and of what its unit shares is charged to the first that comes.
+        entry.prefill_tokens = mine.empty() ? group.trunk_tokens - group.alive_tokens[i] +
+                                                  group.units[unit].prefill_tokens -
+                                                  group.units[unit].alive_tokens[i]
+                                            : static_cast<double>(entry.request().prompt.size()) -
+                                                  prefixes.units[unit].shared_tokens;
+        mine.push_back(ids[member]);
+      }
+    }
+    const auto transfer = std::ranges::find(placement.transfers, i, &Placement::Transfer::to);
+    if (transfer != placement.transfers.end()) {
+      const GenerateRequest& sample = entries_.at(mine.front()).request();
+      hold(mine, sample, workers[transfer->from], workers[i],
+           group.published_tokens[transfer->from]);
+      continue;
+    }
+    for (const RequestId id : mine) {
+      if (room(workers[i]) > 0) {
+        assign(entries_.at(id), workers[i]);
+      } else {
+        waiting_.push_back(id);
+      }
+    }
+  }
+}
+
+/// Copies a trunk from one worker to another and lets the requests wait for it; whatever comes of
+/// it, they run afterwards.
+void Dispatcher::hold(const std::vector<RequestId>& ids, const GenerateRequest& sample,
+                      std::uint32_t from, std::uint32_t to, std::uint32_t num_tokens) {
+  for (const RequestId id : ids) {
+    entries_.at(id).held_for = to;
+    ++outstanding_[to];
+  }
+  PrefixNames names(root_of(sample, from), sample.prompt);
+  logger("pool")->debug("trunk tokens={} from={} to={} for={}", num_tokens, from, to, ids.size());
+  transfers_.start(end_of(from), end_of(to), names, num_tokens / kBlockSize, kTransferDeadline,
+                   [this, ids, to](const Result<std::uint32_t>& /*arrived*/) {
+                     std::vector<RequestId> still;
+                     for (const RequestId id : ids) {
+                       const auto found = entries_.find(id);
+                       if (found == entries_.end() || found->second.held_for != to) continue;
+                       leave(found->second);
+                       still.push_back(id);
+                     }
+                     for (auto id = still.rbegin(); id != still.rend(); ++id) {
+                       if (slots_[to]->ready() && reserved_ != to) {
+                         assign(entries_.at(*id), to);
+                       } else {
+                         waiting_.push_front(*id);
+                       }
+                     }
+                     pump();
+                     changed();
+                   });
+}
+
+void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
+  GenerateRequest request = entry.to_send(loop_.now());
+  entry.worker = worker;
+  entry.prefilling = true;
+  ++outstanding_[worker];
+  slots_[worker]->send(SubmitFrame{std::move(request)});
+}
+
+void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
+                          std::chrono::milliseconds deadline, Transfers::Done done) {
+  for (const std::uint32_t worker : {from, to}) {
+    if (worker >= slots_.size()) {
+      return done(make_error(Errc::kInvalidArgument, "worker " + std::to_string(worker) +
+                                                         " does not exist; there are " +
+                                                         std::to_string(slots_.size())));
+    }
+    if (!slots_[worker]->ready()) {
+      return done(
+          make_error(Errc::kUnavailable, "worker " + std::to_string(worker) + " is not ready"));
+    }
+  }
+  if (from == to) {
+    return done(
+        make_error(Errc::kInvalidArgument, "from and to are both worker " + std::to_string(from)));
+  }
+  PrefixNames names(root_of(like, from), like.prompt);
+  const std::uint32_t alive = slots_[from]->ledger().alive_tokens(names);
+  if (alive == 0) {
+    return done(make_error(Errc::kNotFound,
+                           "worker " + std::to_string(from) + " holds no block of that prompt"));
+  }
+  transfers_.start(end_of(from), end_of(to), names, alive / kBlockSize, deadline, std::move(done));
+}
+
+}  // namespace thaw::forkpool

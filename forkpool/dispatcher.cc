@@ -1,0 +1,377 @@
+#include "forkpool/dispatcher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/log.h"
+
+namespace thaw::forkpool {
+namespace {
+
+// A worker ends requests at their deadline itself; one that does not is not waited for longer.
+constexpr std::chrono::seconds kDeadlineGrace{2};
+constexpr std::chrono::seconds kProgressPeriod{5};
+constexpr std::chrono::seconds kProgressLimit{30};
+constexpr std::uint32_t kDeathsBeforeAlone = 2;
+
+template <typename... Handlers>
+struct Overloaded : Handlers... {
+  using Handlers::operator()...;
+};
+template <typename... Handlers>
+Overloaded(Handlers...) -> Overloaded<Handlers...>;
+
+}  // namespace
+
+Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Shared shared,
+                       std::vector<UniqueFd> kv_pools, kvsnap::Arena* arena, EventSink sink)
+    : loop_(loop),
+      options_(options),
+      sink_(std::move(sink)),
+      outstanding_(kv_pools.size(), 0),
+      transfers_(loop, arena,
+                 [this](std::uint32_t worker, const Frame& frame) {
+                   if (slots_[worker]->ready()) slots_[worker]->send(frame);
+                 }),
+      pace_(kv_pools.size()),
+      deadline_timer_(loop),
+      progress_timer_(loop),
+      drain_timer_(loop) {
+  model_.fork_min_prefix_tokens = options.fork_min_prefix_tokens;
+  transfers_.on_measured = [this](std::uint64_t bytes, Clock::Duration took) {
+    model_.observe_transfer(bytes, std::chrono::duration<double>(took).count());
+  };
+  const WorkerSlot::Listener listener{
+      .on_ready =
+          [this](std::uint32_t worker) {
+            pace_[worker] = {};
+            pump();
+            changed();
+          },
+      .on_frame = [this](std::uint32_t worker, Frame frame) { on_frame(worker, std::move(frame)); },
+      .on_stats = [this](std::uint32_t worker, const EngineStats& before,
+                         const EngineStats& now) { on_stats(worker, before, now); },
+      .on_death = [this](std::uint32_t worker,
+                         const WorkerSlot::Death& death) { on_death(worker, death); }};
+  for (std::uint32_t worker = 0; worker < kv_pools.size(); ++worker) {
+    slots_.push_back(std::make_unique<WorkerSlot>(loop, options, shared, worker,
+                                                  std::move(kv_pools[worker]), listener));
+  }
+}
+
+void Dispatcher::start() {
+  for (const auto& slot : slots_)
+    slot->start();
+  changed();
+}
+
+void Dispatcher::submit(ForkPlan plan) {
+  for (PlannedRequest& planned : plan.requests) {
+    GenerateRequest& request = planned.request;
+    if (refuse(request)) continue;
+    const RequestId id = request.id;
+    const Ongoing& entry = entries_.try_emplace(id, std::move(request), loop_.now()).first->second;
+    waiting_.push_back(id);
+    if (entry.deadline()) deadlines_.emplace(*entry.deadline(), id);
+  }
+  arm_deadline();
+  watch_progress();
+  pump();
+  changed();
+}
+
+bool Dispatcher::refuse(const GenerateRequest& request) {
+  std::optional<Error> error;
+  if (entries_.contains(request.id)) {
+    // Failing it would end the one that runs, in the eyes of whoever listens.
+    logger("pool")->error("request={} submitted twice: ignored", request.id);
+    return true;
+  }
+  if (const auto checked = check_request(request); !checked) {
+    error = checked.error();
+  } else if (draining_) {
+    error = make_error(Errc::kUnavailable, "the server is shutting down");
+  } else if (request.worker && *request.worker >= slots_.size()) {
+    error = make_error(Errc::kInvalidArgument, "worker " + std::to_string(*request.worker) +
+                                                   " does not exist; there are " +
+                                                   std::to_string(slots_.size()));
+  } else if (auto reason = hopeless()) {
+    error = std::move(reason);
+  } else {
+    const bool serving = any_ready();
+    const std::size_t taken = serving ? entries_.size() : waiting_.size();
+    const std::size_t limit =
+        options_.max_waiting + (serving ? slots_.size() * options_.max_num_seqs : 0);
+    if (taken >= limit) {
+      error =
+          make_error(Errc::kResourceExhausted, "the pool has " + std::to_string(taken) +
+                                                   " requests, as many as it takes" +
+                                                   (serving ? "" : " while no worker is ready"));
+    }
+  }
+  if (!error) return false;
+  emit(FailedEvent{request.id, std::move(*error)});
+  return true;
+}
+
+void Dispatcher::cancel(RequestId id) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  Ongoing& entry = found->second;
+  if (std::exchange(entry.cancelled, true)) return;
+  if (entry.worker && slots_[*entry.worker]->ready()) {
+    slots_[*entry.worker]->send(CancelFrame{id});
+    return;
+  }
+  if (entry.worker) return;  // its worker is dying; it ends when that is certain
+  for (GenerateEvent& event : entry.settle_cancelled())
+    emit(std::move(event));
+  erase(id);
+  pump();
+  changed();
+}
+
+// Not inlined: GCC 12 then warns of members that the variant's move does not touch.
+[[gnu::noinline]] void Dispatcher::emit(GenerateEvent event) {
+  sink_(std::move(event));
+}
+
+void Dispatcher::fail(RequestId id, Error error) {
+  emit(FailedEvent{id, std::move(error)});
+  erase(id);
+}
+
+void Dispatcher::leave(Ongoing& entry) {
+  const auto worker = entry.worker ? entry.worker : entry.held_for;
+  if (worker && --outstanding_[*worker] == 0) pace_[*worker].busy = false;
+  entry.worker.reset();
+  entry.held_for.reset();
+}
+
+void Dispatcher::erase(RequestId id) {
+  const auto found = entries_.find(id);
+  Ongoing& entry = found->second;
+  if (!entry.worker && !entry.held_for) {
+    std::erase(waiting_, id);
+    std::erase(quarantine_, id);
+  }
+  if (running_alone_ == id) {
+    running_alone_.reset();
+    reserved_.reset();
+  }
+  leave(entry);
+  if (entry.deadline()) {
+    deadlines_.erase({*entry.deadline(), id});
+    deadlines_.erase({*entry.deadline() + kDeadlineGrace, id});
+  }
+  entries_.erase(found);
+}
+
+void Dispatcher::on_events(std::uint32_t worker, std::vector<GenerateEvent> events) {
+  bool ended = false;
+  for (GenerateEvent& event : events) {
+    const RequestId id = event_request(event);
+    const auto found = entries_.find(id);
+    if (found == entries_.end() || found->second.worker != worker) continue;  // ended already
+    const Result<bool> news = found->second.accept(event);
+    if (!news) {
+      slots_[worker]->kill("broke the protocol: " + news.error().message, false);
+      break;
+    }
+    if (!*news) continue;
+    const bool last =
+        std::holds_alternative<CompletedEvent>(event) || std::holds_alternative<FailedEvent>(event);
+    emit(std::move(event));
+    if (!last) continue;
+    erase(id);
+    ended = true;
+  }
+  if (!ended) return;
+  pump();
+  stop_if_drained();
+  changed();
+}
+
+void Dispatcher::arm_deadline() {
+  if (deadlines_.empty()) return deadline_timer_.cancel();
+  deadline_timer_.start(deadlines_.begin()->first, [this] { on_deadline(); });
+}
+
+void Dispatcher::on_deadline() {
+  const auto now = loop_.now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const auto [when, id] = *deadlines_.begin();
+    deadlines_.erase(deadlines_.begin());
+    Ongoing& entry = entries_.at(id);
+    const bool first_call = when == *entry.deadline();
+    if (entry.worker && first_call) {
+      deadlines_.emplace(when + kDeadlineGrace, id);
+      continue;
+    }
+    if (entry.worker && slots_[*entry.worker]->ready()) {
+      slots_[*entry.worker]->send(CancelFrame{id});
+    }
+    fail(id, make_error(Errc::kDeadlineExceeded,
+                        entry.worker ? "the request's deadline has passed"
+                                     : "the request's deadline passed while it waited"));
+  }
+  arm_deadline();
+  pump();
+  stop_if_drained();
+  changed();
+}
+
+void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
+  std::visit(Overloaded{[&](EventsFrame& events) { on_events(worker, std::move(events.events)); },
+                        [&](SnapshotDoneFrame& done) {
+                          transfers_.on_snapshot_done(worker, done);
+                          changed();
+                        },
+                        [&](RestoreDoneFrame& done) {
+                          transfers_.on_restore_done(worker, done);
+                          changed();
+                        },
+                        [](auto&) {}},
+             frame);
+}
+
+void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const EngineStats& now) {
+  Pace& pace = pace_[worker];
+  const auto time = loop_.now();
+  if (pace.busy) {
+    model_.observe_steps(before, now,
+                         std::chrono::duration<double>(time - pace.last_report).count());
+  }
+  pace = {time, outstanding_[worker] > 0};
+  changed();
+}
+
+void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) {
+  if (!death.expected) ++deaths_;
+  if (stopping_ && death.was_ready && !death.expected) killed_ = true;
+  transfers_.on_exit({worker, slots_[worker]->generation()});
+  std::vector<RequestId> orphans;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.worker == worker) orphans.push_back(id);
+  }
+  const bool was_alone = orphans.size() == 1 && entries_.at(orphans.front()).alone;
+  if (running_alone_ && was_alone) {
+    running_alone_.reset();
+    reserved_.reset();
+  }
+  // They go to the head of the queue, in their old order, and are placed together: who shared a
+  // trunk on the dead worker shares it again.
+  for (auto id = orphans.rbegin(); id != orphans.rend(); ++id)
+    replan(*id, was_alone, death.reason);
+  if (reserved_ == worker) reserved_.reset();
+  if (const auto error = hopeless()) {
+    while (!waiting_.empty())
+      fail(waiting_.front(), *error);
+    while (!quarantine_.empty())
+      fail(quarantine_.front(), *error);
+  }
+  pump();
+  stop_if_drained();
+  changed();
+}
+
+void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason) {
+  Ongoing& entry = entries_.at(id);
+  leave(entry);
+  entry.alone = false;
+  ++entry.deaths;
+  if (stopping_) {
+    return fail(id, make_error(Errc::kUnavailable, "the server is shutting down"));
+  }
+  if (was_alone) {
+    return fail(id, make_error(Errc::kUnavailable,
+                               "its worker died " + std::to_string(entry.deaths) +
+                                   " times, the last time with nothing else to do: " + reason));
+  }
+  for (GenerateEvent& event :
+       entry.cancelled ? entry.settle_cancelled() : entry.settle_after_death()) {
+    emit(std::move(event));
+  }
+  if (entry.num_unfinished() == 0) return erase(id);
+  if (entry.deadline() && *entry.deadline() <= loop_.now()) {
+    return fail(id, make_error(Errc::kDeadlineExceeded, "the request's deadline has passed"));
+  }
+  ++retried_;
+  if (entry.has_progress()) ++resumed_;
+  auto& queue = entry.deaths >= kDeathsBeforeAlone ? quarantine_ : waiting_;
+  queue.push_front(id);
+}
+
+bool Dispatcher::any_ready() const {
+  return std::ranges::any_of(slots_, [](const auto& slot) { return slot->ready(); });
+}
+
+std::optional<Error> Dispatcher::hopeless() const {
+  const bool failing = std::ranges::all_of(slots_, [&](const auto& slot) {
+    return slot->boot_failures() >= options_.max_boot_failures;
+  });
+  if (!failing) return std::nullopt;
+  return make_error(Errc::kUnavailable,
+                    "no worker starts; the last one " + slots_.front()->last_reason());
+}
+
+void Dispatcher::watch_progress() {
+  if (entries_.empty() || std::exchange(watching_, true)) return;
+  progress_timer_.start(loop_.now() + kProgressPeriod, [this] {
+    watching_ = false;
+    for (const auto& slot : slots_)
+      slot->check_progress(kProgressLimit);
+    watch_progress();
+  });
+}
+
+void Dispatcher::drain(Clock::TimePoint deadline, std::function<void(bool)> done) {
+  drained_ = std::move(done);
+  draining_ = true;
+  drain_timer_.start(deadline, [this] {
+    stopping_ = true;
+    const Error error = make_error(Errc::kUnavailable, "the server is shutting down");
+    while (!entries_.empty()) {
+      killed_ = true;
+      fail(entries_.begin()->first, error);
+    }
+    for (const auto& slot : slots_) {
+      if (slot->state() != WorkerSlot::State::kStopped) slot->stop_now();
+    }
+    stop_if_drained();
+  });
+  stop_if_drained();
+  changed();
+}
+
+void Dispatcher::stop_if_drained() {
+  if (!draining_ || !entries_.empty()) return;
+  if (!std::exchange(stopping_, true)) {
+    for (const auto& slot : slots_)
+      slot->stop();
+  }
+  const bool all_stopped = std::ranges::all_of(
+      slots_, [](const auto& slot) { return slot->state() == WorkerSlot::State::kStopped; });
+  if (!all_stopped || !drained_) return;
+  drain_timer_.cancel();
+  changed();  // before whoever waits looks at it
+  std::exchange(drained_, nullptr)(!killed_);
+}
+
+PoolStatus Dispatcher::status() const {
+  PoolStatus status;
+  status.ready = any_ready() && !draining_;
+  status.draining = draining_;
+  for (const auto& slot : slots_)
+    status.workers.push_back(slot->status());
+  status.requests_running = entries_.size();
+  status.requests_retried = retried_;
+  status.requests_resumed = resumed_;
+  status.worker_deaths = deaths_;
+  status.arena_bytes = transfers_.arena_bytes();
+  status.arena_used_bytes = transfers_.arena_used_bytes();
+  status.snapshots = transfers_.num_snapshots();
+  return status;
+}
+
+}  // namespace thaw::forkpool

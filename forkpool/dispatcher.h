@@ -1,0 +1,125 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "forkpool/fork_pool.h"
+#include "forkpool/grouping.h"
+#include "forkpool/journal.h"
+#include "forkpool/loop.h"
+#include "forkpool/placement.h"
+#include "forkpool/transfers.h"
+#include "forkpool/worker_slot.h"
+
+namespace thaw::forkpool {
+
+/// Who does what: takes requests, places them, passes events on exactly once, and sends what a dead
+/// worker had again. Owns the worker slots. Belongs to the loop's thread.
+///
+/// A request waits here (waiting_, or quarantine_ after its second death), is held while its trunk
+/// travels, or is on a worker. Room on a worker is bounded, so that a worker never refuses what the
+/// pool has accepted.
+class Dispatcher {
+ public:
+  using EventSink = ForkPool::EventSink;
+
+  /// One KV memory per worker; `arena` may be null.
+  Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Shared shared,
+             std::vector<UniqueFd> kv_pools, kvsnap::Arena* arena, EventSink sink);
+
+  void start();
+  void submit(ForkPlan plan);
+  void cancel(RequestId id);
+  void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
+                std::chrono::milliseconds deadline, Transfers::Done done);
+
+  /// Refuses new requests, ends the workers once none runs, or, at `deadline`, fails what runs and
+  /// kills them. `done` hears whether nothing had to be killed.
+  void drain(Clock::TimePoint deadline, std::function<void(bool clean)> done);
+
+  PoolStatus status() const;
+  /// Called after everything that may have changed status().
+  std::function<void()> on_change;
+
+ private:
+  using Entries = std::map<RequestId, Ongoing>;
+
+  // Requests: dispatcher.cc.
+  bool refuse(const GenerateRequest& request);
+  void emit(GenerateEvent event);
+  void fail(RequestId id, Error error);
+  void erase(RequestId id);
+  void leave(Ongoing& entry);  // its worker, or the one it is held for
+  void on_events(std::uint32_t worker, std::vector<GenerateEvent> events);
+  void on_deadline();
+  void arm_deadline();
+
+  // Placement: dispatch.cc.
+  void pump();
+  void run_quarantine();
+  std::vector<std::uint32_t> candidates() const;
+  std::size_t room(std::uint32_t worker) const;
+  void place_waiting(const std::vector<std::uint32_t>& workers);
+  void place_group(const std::vector<std::uint32_t>& workers, const std::vector<RequestId>& ids,
+                   const PrefixGroup& group);
+  WorkerLoad load_of(std::uint32_t worker) const;
+  void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
+            std::uint32_t to, std::uint32_t num_tokens);
+  void assign(Ongoing& entry, std::uint32_t worker);
+  Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
+  Transfers::End end_of(std::uint32_t worker) const;
+
+  // Workers: dispatcher.cc.
+  void on_frame(std::uint32_t worker, Frame frame);
+  void on_stats(std::uint32_t worker, const EngineStats& before, const EngineStats& now);
+  void on_death(std::uint32_t worker, const WorkerSlot::Death& death);
+  void replan(RequestId id, bool was_alone, const std::string& reason);
+  bool any_ready() const;
+  std::optional<Error> hopeless() const;
+  void watch_progress();
+  void stop_if_drained();
+  void changed() {
+    if (on_change) on_change();
+  }
+
+  Loop& loop_;
+  const PoolOptions& options_;
+  EventSink sink_;
+  std::vector<std::unique_ptr<WorkerSlot>> slots_;
+  std::vector<std::uint32_t> outstanding_;  // requests on, or held for, each worker
+  Transfers transfers_;
+  CostModel model_;
+  struct Pace {  // of the reports of one worker
+    Clock::TimePoint last_report;
+    bool busy = false;  // all the time since
+  };
+  std::vector<Pace> pace_;
+
+  Entries entries_;
+  std::deque<RequestId> waiting_;
+  std::deque<RequestId> quarantine_;
+  std::optional<std::uint32_t> reserved_;  // gets nothing new: the next quarantined one runs there
+  std::optional<RequestId> running_alone_;
+
+  std::set<std::pair<Clock::TimePoint, RequestId>> deadlines_;
+  Loop::Timer deadline_timer_;
+  Loop::Timer progress_timer_;
+  bool watching_ = false;
+
+  bool draining_ = false;
+  bool stopping_ = false;
+  bool killed_ = false;  // something had to be killed while draining
+  std::function<void(bool)> drained_;
+  Loop::Timer drain_timer_;
+
+  std::uint64_t retried_ = 0;
+  std::uint64_t resumed_ = 0;
+  std::uint64_t deaths_ = 0;
+};
+
+}  // namespace thaw::forkpool

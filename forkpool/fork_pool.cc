@@ -1,0 +1,143 @@
+#include "forkpool/fork_pool.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "engine/base/log.h"
+#include "engine/base/memory_map.h"
+#include "forkpool/dispatcher.h"
+#include "forkpool/loop.h"
+#include "kvsnap/arena.h"
+
+namespace thaw::forkpool {
+namespace {
+
+// For what the loop does at the end of a wait: killing, reading what is left, reaping.
+constexpr std::chrono::seconds kEndMargin{15};
+
+}  // namespace
+
+struct ForkPool::Impl {
+  PoolOptions options;
+  WeightsMemory weights;
+  std::optional<kvsnap::Arena> arena;
+  UniqueFd no_arena;  // what workers get in its place
+  Loop loop;
+  std::optional<Dispatcher> dispatcher;  // the loop's thread only
+
+  mutable std::mutex mutex;
+  PoolStatus status;  // guarded by mutex
+
+  std::thread thread;
+
+  ~Impl() {
+    if (!thread.joinable()) return;
+    auto ended = std::make_shared<std::promise<void>>();
+    auto waiting = ended->get_future();
+    loop.post(
+        [this, ended] { dispatcher->drain(loop.now(), [ended](bool) { ended->set_value(); }); });
+    if (waiting.wait_for(kEndMargin) != std::future_status::ready) {
+      logger("pool")->error("workers did not end in time");
+    }
+    loop.stop();
+    thread.join();
+  }
+};
+
+ForkPool::ForkPool(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+ForkPool::~ForkPool() = default;
+
+Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMemory weights,
+                                                  EventSink sink) {
+  const auto wrong = [](const std::string& what) {
+    return make_error(Errc::kInvalidArgument, what);
+  };
+  if (options.num_workers == 0) return wrong("num_workers is 0; at least 1");
+  if (options.max_num_seqs == 0) return wrong("max_num_seqs is 0; at least 1");
+  if (options.max_boot_failures == 0) return wrong("max_boot_failures is 0; at least 1");
+  if (::access(options.worker_binary.c_str(), X_OK) != 0) {
+    return io_error("worker binary " + options.worker_binary + " cannot be run", errno);
+  }
+  auto impl = std::make_unique<Impl>();
+  impl->options = std::move(options);
+  impl->weights = std::move(weights);
+  WorkerSlot::Shared shared{.weights_fd = impl->weights.fd.get()};
+  if (impl->options.arena_bytes > 0) {
+    auto arena = kvsnap::Arena::create(impl->options.arena_bytes);
+    if (!arena) return std::move(arena).error();
+    impl->arena.emplace(std::move(*arena));
+    shared.arena_fd = impl->arena->fd();
+    logger("pool")->info("arena: {}", impl->arena->description());
+  } else {
+    auto empty = create_memfd("thaw-no-arena", 0);
+    if (!empty) return std::move(empty).error();
+    impl->no_arena = std::move(*empty);
+    shared.arena_fd = impl->no_arena.get();
+  }
+  std::vector<UniqueFd> kv_pools;
+  for (std::uint32_t worker = 0; worker < impl->options.num_workers; ++worker) {
+    auto memory = create_memfd("thaw-kv-" + std::to_string(worker), impl->options.kv_bytes);
+    if (!memory) return std::move(memory).error();
+    kv_pools.push_back(std::move(*memory));
+  }
+  impl->dispatcher.emplace(impl->loop, impl->options, shared, std::move(kv_pools),
+                           impl->arena ? &*impl->arena : nullptr, std::move(sink));
+  impl->dispatcher->on_change = [state = impl.get()] {
+    PoolStatus now = state->dispatcher->status();
+    const std::scoped_lock lock(state->mutex);
+    state->status = std::move(now);
+  };
+  impl->status = impl->dispatcher->status();
+  impl->loop.post([state = impl.get()] { state->dispatcher->start(); });
+  impl->thread = std::thread([state = impl.get()] { state->loop.run(); });
+  return std::unique_ptr<ForkPool>(new ForkPool(std::move(impl)));
+}
+
+void ForkPool::submit(ForkPlan plan) {
+  // Tasks are copyable; a plan is moved through all the same.
+  auto shared = std::make_shared<ForkPlan>(std::move(plan));
+  impl_->loop.post([impl = impl_.get(), shared] { impl->dispatcher->submit(std::move(*shared)); });
+}
+
+void ForkPool::cancel(RequestId request) {
+  impl_->loop.post([impl = impl_.get(), request] { impl->dispatcher->cancel(request); });
+}
+
+PoolStatus ForkPool::status() const {
+  const std::scoped_lock lock(impl_->mutex);
+  return impl_->status;
+}
+
+bool ForkPool::shutdown(std::chrono::milliseconds deadline) {
+  auto clean = std::make_shared<std::promise<bool>>();
+  auto ended = clean->get_future();
+  impl_->loop.post([impl = impl_.get(), clean, until = impl_->loop.now() + deadline] {
+    impl->dispatcher->drain(until,
+                            [clean](bool nothing_killed) { clean->set_value(nothing_killed); });
+  });
+  if (ended.wait_for(deadline + kEndMargin) != std::future_status::ready) return false;
+  return ended.get();
+}
+
+Result<std::uint32_t> ForkPool::transfer(const GenerateRequest& like, std::uint32_t from,
+                                         std::uint32_t to, std::chrono::milliseconds deadline) {
+  auto arrived = std::make_shared<std::promise<Result<std::uint32_t>>>();
+  auto ended = arrived->get_future();
+  impl_->loop.post([impl = impl_.get(), like, from, to, deadline, arrived] {
+    impl->dispatcher->transfer(like, from, to, deadline, [arrived](Result<std::uint32_t> result) {
+      arrived->set_value(std::move(result));
+    });
+  });
+  if (ended.wait_for(deadline + kEndMargin) != std::future_status::ready) {
+    return make_error(Errc::kDeadlineExceeded, "the pool did not answer in time");
+  }
+  return ended.get();
+}
+
+}  // namespace thaw::forkpool

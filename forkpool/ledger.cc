@@ -1,0 +1,92 @@
+#include "forkpool/ledger.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/hash.h"
+
+namespace thaw::forkpool {
+
+PrefixNames::PrefixNames(const PrefixNames& other, std::span<const TokenId> prompt,
+                         std::size_t shared_tokens)
+    : root_(other.root_), prompt_(prompt) {
+  const std::size_t shared_blocks = std::min(shared_tokens / kBlockSize, other.names_.size());
+  names_.assign(other.names_.begin(),
+                other.names_.begin() + static_cast<std::ptrdiff_t>(shared_blocks));
+}
+
+const Hash128& PrefixNames::name(std::size_t block) {
+  while (names_.size() <= block) {
+    names_.push_back(
+        chain_block_hash(names_.empty() ? root_ : names_.back(), tokens(names_.size())));
+  }
+  return names_[block];
+}
+
+void Ledger::publish(std::vector<BlockEntry> blocks) {
+  for (BlockEntry& block : blocks) {
+    // The block had another name and no evict was seen: the older name must not be offered again.
+    if (const auto older = by_block_.find(block.block); older != by_block_.end()) {
+      entries_.erase(older->second);
+    }
+    if (const auto same = entries_.find(block.hash); same != entries_.end()) {
+      by_block_.erase(same->second.block);
+    }
+    by_block_[block.block] = block.hash;
+    entries_[block.hash] = std::move(block);
+  }
+}
+
+void Ledger::evict(std::span<const Hash128> hashes) {
+  for (const Hash128& hash : hashes) {
+    const auto found = entries_.find(hash);
+    if (found == entries_.end()) continue;
+    by_block_.erase(found->second.block);
+    entries_.erase(found);
+  }
+}
+
+void Ledger::clear() {
+  entries_.clear();
+  by_block_.clear();
+}
+
+std::uint32_t Ledger::alive_tokens(PrefixNames& names) const {
+  if (entries_.empty()) return 0;
+  std::size_t block = 0;
+  for (; block < names.num_blocks(); ++block) {
+    const auto found = entries_.find(names.name(block));
+    if (found == entries_.end() || !std::ranges::equal(found->second.tokens, names.tokens(block))) {
+      break;
+    }
+  }
+  return static_cast<std::uint32_t>(block * kBlockSize);
+}
+
+std::vector<BlockEntry> Ledger::adoptable(std::size_t max_blocks) {
+  std::unordered_map<Hash128, std::vector<const BlockEntry*>, Hash128Hasher> children;
+  std::vector<const BlockEntry*> reached;
+  for (const auto& [hash, entry] : entries_) {
+    if (entry.parent == entry.root) {
+      reached.push_back(&entry);
+    } else {
+      children[entry.parent].push_back(&entry);
+    }
+  }
+  for (std::size_t i = 0; i < reached.size(); ++i) {
+    const auto found = children.find(reached[i]->hash);
+    if (found == children.end()) continue;
+    reached.insert(reached.end(), found->second.begin(), found->second.end());
+  }
+  std::vector<BlockEntry> blocks;
+  blocks.reserve(std::min(reached.size(), max_blocks));
+  for (const BlockEntry* entry : reached) {
+    if (blocks.size() == max_blocks) break;
+    blocks.push_back(*entry);
+  }
+  clear();
+  publish(blocks);
+  return blocks;
+}
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/types.h"
+#include "forkpool/protocol.h"
+
+namespace thaw::forkpool {
+
+/// The chained names of a prompt's whole blocks, computed as far as somebody asks.
+class PrefixNames {
+ public:
+  /// `prompt` is borrowed.
+  PrefixNames(const Hash128& root, std::span<const TokenId> prompt)
+      : root_(root), prompt_(prompt) {}
+  /// The same for another prompt that shares `shared_tokens` with `other`'s: what was computed for
+  /// the common blocks is kept.
+  PrefixNames(const PrefixNames& other, std::span<const TokenId> prompt, std::size_t shared_tokens);
+
+  std::size_t num_blocks() const { return prompt_.size() / kBlockSize; }
+  /// REQUIRES: block < num_blocks().
+  const Hash128& name(std::size_t block);
+  std::span<const TokenId> tokens(std::size_t block) const {
+    return prompt_.subspan(block * kBlockSize, kBlockSize);
+  }
+  const Hash128& root() const { return root_; }
+
+ private:
+  Hash128 root_;
+  std::span<const TokenId> prompt_;
+  std::vector<Hash128> names_;
+};
+
+/// Which KV blocks of one worker slot are complete in its KV pool, by what its processes published
+/// and evicted. Outlives them: it is what a successor adopts. One thread.
+class Ledger {
+ public:
+  void publish(std::vector<BlockEntry> blocks);
+  void evict(std::span<const Hash128> hashes);
+  void clear();
+
+  std::size_t size() const { return entries_.size(); }
+
+  /// Leading tokens of a prompt that are alive, in whole blocks.
+  std::uint32_t alive_tokens(PrefixNames& names) const;
+
+  /// Every block whose chain down to its root is whole, parents before children, at most
+  /// `max_blocks`. The rest, which no one could reach, is dropped from the ledger.
+  std::vector<BlockEntry> adoptable(std::size_t max_blocks);
+
+ private:
+  std::unordered_map<Hash128, BlockEntry, Hash128Hasher> entries_;
+  std::unordered_map<BlockId, Hash128> by_block_;  // a block's bytes have one name
+};
+
+}  // namespace thaw::forkpool

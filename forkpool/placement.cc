@@ -1,0 +1,149 @@
+#include "forkpool/placement.h"
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+namespace thaw::forkpool {
+namespace {
+
+constexpr double kNewShare = 0.2;  // of a new observation in an average
+
+void average(double& value, double observed) {
+  value += kNewShare * (observed - value);
+}
+
+/// How one worker gets the trunk, and what that costs.
+struct TrunkSource {
+  double seconds = 0;
+  std::optional<std::uint32_t> from;  ///< index into the loads: by a transfer
+};
+
+TrunkSource trunk_source(const CostModel& model, const std::vector<WorkerLoad>& loads,
+                         const Group& group, std::size_t to) {
+  const double rate = model.prefill_tokens_per_second;
+  const double alive = group.alive_tokens[to];
+  TrunkSource best{(group.trunk_tokens - alive) / rate, std::nullopt};
+  for (std::uint32_t from = 0; from < loads.size(); ++from) {
+    const double published = group.published_tokens[from];
+    if (from == to || published < model.fork_min_prefix_tokens || published <= alive) continue;
+    const double bytes = published * static_cast<double>(loads[from].kv_bytes_per_token);
+    const double seconds = model.transfer_seconds + 2 * bytes / model.copy_bytes_per_second +
+                           (group.trunk_tokens - published) / rate;
+    if (seconds < best.seconds) best = {seconds, from};
+  }
+  return best;
+}
+
+/// What a worker has to do if it takes these units, and when it is done.
+struct Plan {
+  double prefill_seconds = 0;  ///< the trunk's and the units'
+  std::uint32_t sequences = 0;
+  std::uint32_t decode_tokens = 0;
+
+  void add(const CostModel& model, const Unit& unit, std::size_t load) {
+    prefill_seconds +=
+        (unit.prefill_tokens - unit.alive_tokens[load]) / model.prefill_tokens_per_second;
+    sequences += unit.sequences;
+    decode_tokens = std::max(decode_tokens, std::min(unit.decode_tokens, model.max_decode_tokens));
+  }
+  double done(const CostModel& model, const WorkerLoad& load) const {
+    const double step = model.decode_step_seconds +
+                        model.decode_seconds_per_sequence * (load.sequences + sequences);
+    return load.queued_prefill_tokens / model.prefill_tokens_per_second + prefill_seconds +
+           decode_tokens * step;
+  }
+};
+
+Placement place_whole(const CostModel& model, const std::vector<WorkerLoad>& loads,
+                      const Group& group) {
+  Placement best;
+  auto best_key = std::tuple(std::numeric_limits<double>::infinity(), std::uint32_t{0});
+  for (std::uint32_t load = 0; load < loads.size(); ++load) {
+    const TrunkSource source = trunk_source(model, loads, group, load);
+    Plan plan;
+    plan.prefill_seconds = source.seconds;
+    for (const Unit& unit : group.units)
+      plan.add(model, unit, load);
+    const double seconds = plan.done(model, loads[load]);
+    const auto key = std::tuple(seconds, loads[load].sequences);
+    if (key >= best_key) continue;
+    best_key = key;
+    best = {std::vector<std::uint32_t>(group.units.size(), load), {}, seconds};
+    if (source.from) best.transfers.push_back({*source.from, load});
+  }
+  return best;
+}
+
+/// Longest unit first, each to the worker that is done first with it.
+Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& loads,
+                       const Group& group) {
+  std::vector<std::size_t> order(group.units.size());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    order[i] = i;
+  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) {
+    return group.units[a].prefill_tokens > group.units[b].prefill_tokens;
+  });
+  std::vector<TrunkSource> sources;
+  for (std::size_t load = 0; load < loads.size(); ++load)
+    sources.push_back(trunk_source(model, loads, group, load));
+
+  Placement placement;
+  placement.unit_load.resize(group.units.size());
+  std::vector<Plan> plans(loads.size());
+  for (const std::size_t unit : order) {
+    std::uint32_t best = 0;
+    double best_seconds = std::numeric_limits<double>::infinity();
+    for (std::uint32_t load = 0; load < loads.size(); ++load) {
+      Plan plan = plans[load];
+      if (plan.sequences == 0) plan.prefill_seconds = sources[load].seconds;
+      plan.add(model, group.units[unit], load);
+      const double seconds = plan.done(model, loads[load]);
+      if (seconds >= best_seconds) continue;
+      best = load;
+      best_seconds = seconds;
+    }
+    Plan& plan = plans[best];
+    if (plan.sequences == 0) {
+      plan.prefill_seconds = sources[best].seconds;
+      if (sources[best].from) placement.transfers.push_back({*sources[best].from, best});
+    }
+    plan.add(model, group.units[unit], best);
+    placement.unit_load[unit] = best;
+    placement.seconds = std::max(placement.seconds, plan.done(model, loads[best]));
+  }
+  return placement;
+}
+
+}  // namespace
+
+Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, const Group& group) {
+  Placement whole = place_whole(model, loads, group);
+  if (loads.size() == 1 || group.units.size() == 1) return whole;
+  Placement spread = place_spread(model, loads, group);
+  return spread.seconds < model.spread_below * whole.seconds ? spread : whole;
+}
+
+void CostModel::observe_steps(const EngineStats& before, const EngineStats& now, double seconds) {
+  if (seconds <= 0 || now.steps <= before.steps) return;
+  const auto prefilled = static_cast<double>(now.tokens_prefilled - before.tokens_prefilled +
+                                             now.tokens_reprefilled - before.tokens_reprefilled);
+  const auto decoded = static_cast<double>(now.tokens_decoded - before.tokens_decoded);
+  const auto steps = static_cast<double>(now.steps - before.steps);
+  const double decoding = steps * decode_step_seconds + decoded * decode_seconds_per_sequence;
+  // Only spans that are nearly all of one kind tell its rate.
+  if (prefilled > 16 * decoded) {
+    average(prefill_tokens_per_second, prefilled / seconds);
+  } else if (prefilled == 0 && decoded > 0) {
+    const double scale = seconds / decoding;
+    average(decode_step_seconds, decode_step_seconds * scale);
+    average(decode_seconds_per_sequence, decode_seconds_per_sequence * scale);
+  }
+}
+
+void CostModel::observe_transfer(std::uint64_t bytes, double seconds) {
+  if (seconds <= transfer_seconds || bytes == 0) return;
+  average(copy_bytes_per_second, 2 * static_cast<double>(bytes) / (seconds - transfer_seconds));
+}
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "engine/base/pool_status.h"
+
+namespace thaw::forkpool {
+
+/// What work costs, in seconds. The defaults are those of a small model on two CPU cores; measured
+/// values replace them by exponential averages (observe_*). Placement is a pure function of this
+/// and of what is alive where.
+struct CostModel {
+  double prefill_tokens_per_second = 1000;
+  double decode_step_seconds = 5e-3;  ///< of a step, whatever its batch
+  double decode_seconds_per_sequence = 3e-4;  ///< of each sequence in a step, added to it
+  double copy_bytes_per_second = 4e9;  ///< into the arena, and again out of it
+  double transfer_seconds = 1e-3;  ///< of a snapshot and its restore, besides the bytes
+  std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
+  std::uint32_t max_decode_tokens = 256;  ///< few answers are as long as their max_tokens
+  /// Branches are spread only if the last one is then done in less than this part of the time.
+  double spread_below = 0.85;
+
+  /// From two reports of one worker, `seconds` apart, during which it was never idle.
+  void observe_steps(const EngineStats& before, const EngineStats& now, double seconds);
+  /// From a snapshot written and restored.
+  void observe_transfer(std::uint64_t bytes, double seconds);
+};
+
+/// A worker that can take requests now.
+struct WorkerLoad {
+  std::uint32_t worker = 0;
+  double queued_prefill_tokens = 0;  ///< sent there and not computed yet
+  std::uint32_t sequences = 0;  ///< decoding, or about to
+  std::uint64_t kv_bytes_per_token = 0;
+};
+
+/// Requests that stay together: they share more than their group does, or it is only one.
+struct Unit {
+  double prefill_tokens = 0;  ///< beyond the trunk, each shared token once
+  std::vector<double> alive_tokens;  ///< of these, per entry of the loads
+  std::uint32_t sequences = 1;
+  std::uint32_t decode_tokens = 16;  ///< the most that one sequence may still generate
+};
+
+/// Requests under one trunk.
+struct Group {
+  std::uint32_t trunk_tokens = 0;
+  std::vector<std::uint32_t> alive_tokens;  ///< of the trunk, per load; being computed counts
+  std::vector<std::uint32_t> published_tokens;  ///< of the trunk, per load; can be copied away
+  std::vector<Unit> units;
+};
+
+struct Placement {
+  struct Transfer {
+    std::uint32_t from = 0;  ///< indices into the loads
+    std::uint32_t to = 0;
+  };
+  std::vector<std::uint32_t> unit_load;  ///< index into the loads, per unit
+  std::vector<Transfer> transfers;  ///< of the trunk, before units run at `to`
+  double seconds = 0;  ///< until the last unit is done
+};
+
+/// Places one group: whole on the worker that is done with it first, or spread if the model says
+/// that the trunk's second prefill or transfer is worth it. REQUIRES: loads is not empty, every
+/// per-load vector has its size. Ties go to fewer sequences, then to the earlier entry.
+Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, const Group& group);
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,232 @@
+#include "forkpool/worker_slot.h"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "engine/base/log.h"
+
+namespace thaw::forkpool {
+namespace {
+
+// Gauges are of the present process; only counters add up over generations.
+constexpr std::uint64_t EngineStats::*kCounters[] = {
+    &EngineStats::steps,          &EngineStats::tokens_prefilled, &EngineStats::tokens_reprefilled,
+    &EngineStats::tokens_cached,  &EngineStats::tokens_decoded,   &EngineStats::preemptions,
+    &EngineStats::evicted_blocks, &EngineStats::copied_blocks,    &EngineStats::trunk_waits,
+    &EngineStats::snapshots,      &EngineStats::restores};
+
+EngineStats with_counters_of(EngineStats stats, const EngineStats& former) {
+  for (const auto counter : kCounters)
+    stats.*counter += former.*counter;
+  return stats;
+}
+
+}  // namespace
+
+WorkerSlot::WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,
+                       UniqueFd kv_pool, Listener listener)
+    : loop_(loop),
+      options_(options),
+      shared_(shared),
+      worker_(worker),
+      kv_pool_(std::move(kv_pool)),
+      listener_(std::move(listener)),
+      timer_(loop),
+      backoff_(options.respawn) {}
+
+void WorkerSlot::start() {
+  if (stopping_) return;
+  if (spawned_) ++generation_;
+  spawned_ = true;
+  spawn();
+}
+
+void WorkerSlot::spawn() {
+  reason_.clear();
+  was_ready_ = false;
+  trusted_ = true;
+  stats_ = {};
+  int ends[2];
+  Result<WorkerProcess> process = [&]() -> Result<WorkerProcess> {
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+      return io_error("socketpair", errno);
+    }
+    const UniqueFd theirs(ends[1]);
+    channel_ = std::make_unique<Channel>(
+        loop_, UniqueFd(ends[0]),
+        Channel::Callbacks{[this](Frame frame) { on_frame(std::move(frame)); },
+                           [this](const Result<void>& how) { on_channel_end(how); }});
+    return WorkerProcess::spawn({options_.worker_binary, theirs.get(), shared_.weights_fd,
+                                 kv_pool_.get(), shared_.arena_fd});
+  }();
+  if (!process) {
+    channel_.reset();
+    reason_ = process.error().message;
+    return after_exit(false);
+  }
+  process_.emplace(std::move(*process));
+  state_ = State::kBooting;
+  logger("pool")->info("worker={} generation={} pid={} spawned", worker_, generation_,
+                       process_->pid());
+  exit_watch_ = std::make_unique<Loop::Watch>(loop_, process_->pidfd());
+  exit_watch_->wait_readable([this] { on_exit(); });
+  timer_.start(loop_.now() + options_.boot_deadline, [this] {
+    kill("was not ready within " + std::to_string(options_.boot_deadline.count()) + " ms", true);
+  });
+  channel_->start();
+  channel_->send(InitFrame{.worker = worker_,
+                           .generation = generation_,
+                           .num_threads = options_.threads_per_worker,
+                           .isa = options_.isa,
+                           .kv_dtype = options_.kv_dtype,
+                           .max_num_seqs = options_.max_num_seqs,
+                           // The pool holds back what is more, so a worker never refuses.
+                           .max_waiting = options_.max_num_seqs + options_.max_waiting,
+                           .prefill_chunk_tokens = options_.prefill_chunk_tokens,
+                           .max_model_len = options_.max_model_len,
+                           .tp_rank = 0,
+                           .tp_size = 1,
+                           .log_level = options_.log_level});
+  channel_->send(AdoptFrame{ledger_.adoptable(kMaxListItems)});
+}
+
+void WorkerSlot::on_frame(Frame frame) {
+  if (!trusted_) return;
+  if (auto* publish = std::get_if<PublishFrame>(&frame)) {
+    ledger_.publish(std::move(publish->blocks));
+  } else if (const auto* evict = std::get_if<EvictFrame>(&frame)) {
+    ledger_.evict(evict->hashes);
+  } else if (const auto* stats = std::get_if<StatsFrame>(&frame)) {
+    const EngineStats before = std::exchange(stats_, stats->stats);
+    listener_.on_stats(worker_, before, stats_);
+  } else if (auto* ready = std::get_if<ReadyFrame>(&frame)) {
+    if (was_ready_) return kill("sent a second ready frame", false);
+    if (state_ == State::kBooting) on_ready(std::move(*ready));
+  } else if (const auto* fatal = std::get_if<FatalFrame>(&frame)) {
+    kill("gave up: " + fatal->error.to_string(), true);
+  } else if (frame_type(frame) < 16) {
+    kill(std::string("sent a ") + frame_name(frame) + " frame, which only the pool may send",
+         false);
+  } else if (was_ready_) {
+    listener_.on_frame(worker_, std::move(frame));
+  } else {
+    kill(std::string("sent a ") + frame_name(frame) + " frame before it was ready", false);
+  }
+}
+
+void WorkerSlot::on_ready(ReadyFrame ready) {
+  timer_.cancel();
+  hello_ = std::move(ready);
+  was_ready_ = true;
+  state_ = State::kReady;
+  ready_since_ = loop_.now();
+  boot_failures_ = 0;
+  // It says which offered blocks it refused by evict; if the counts differ nothing of the ledger
+  // can be relied upon, since a block that it holds for free may be written without a word.
+  if (hello_.adopted_blocks != ledger_.size()) {
+    logger("pool")->warn("worker={} adopted={} offered={}: ledger dropped", worker_,
+                         hello_.adopted_blocks, ledger_.size());
+    ledger_.clear();
+  }
+  logger("pool")->info("worker={} generation={} ready blocks={} adopted={} fingerprint={}", worker_,
+                       generation_, hello_.num_blocks, hello_.adopted_blocks,
+                       hello_.system_fingerprint);
+  listener_.on_ready(worker_);
+}
+
+void WorkerSlot::on_channel_end(const Result<void>& how) {
+  if (how) {
+    // A worker that was asked to stop closes the channel just before it ends.
+    if (!stopping_) kill("closed its channel", true);
+  } else {
+    kill("broke the protocol: " + how.error().message, how.error().code != Errc::kProtocol);
+  }
+}
+
+void WorkerSlot::kill(const std::string& reason, bool trusted) {
+  trusted_ = trusted_ && trusted;
+  if (!process_) return;
+  if (reason_.empty()) reason_ = reason;
+  if (state_ != State::kStopped) state_ = State::kExiting;
+  process_->kill();
+}
+
+void WorkerSlot::stop() {
+  const bool serving = ready();
+  stopping_ = true;
+  if (!process_) {
+    timer_.cancel();
+    state_ = State::kStopped;
+  } else if (serving) {
+    channel_->send(ShutdownFrame{});
+    state_ = State::kExiting;
+  } else {
+    process_->kill();
+    state_ = State::kExiting;
+  }
+}
+
+void WorkerSlot::stop_now() {
+  stopping_ = true;
+  if (!process_) return stop();
+  state_ = State::kExiting;
+  process_->kill();
+}
+
+void WorkerSlot::on_exit() {
+  const auto& exit = process_->try_wait();
+  if (!exit) return exit_watch_->wait_readable([this] { on_exit(); });
+  channel_->drain();
+  if (reason_.empty()) reason_ = exit->text;
+  const bool clean = exit->clean;
+  logger("pool")->log(stopping_ ? spdlog::level::info : spdlog::level::warn,
+                      "worker={} generation={} pid={} {}: {}", worker_, generation_,
+                      process_->pid(), exit->text, reason_);
+  timer_.cancel();
+  exit_watch_.reset();
+  channel_.reset();
+  process_.reset();
+  after_exit(clean);
+}
+
+void WorkerSlot::after_exit(bool clean) {
+  former_ = with_counters_of(std::exchange(stats_, {}), former_);
+  last_reason_ = reason_;
+  if (!was_ready_) ++boot_failures_;
+  // A process that died over what it was given to adopt must not doom its successors.
+  if (!trusted_ || !was_ready_) ledger_.clear();
+  const Death death{reason_, was_ready_, stopping_ && clean};
+  if (stopping_) {
+    state_ = State::kStopped;
+  } else {
+    state_ = State::kBackingOff;
+    const auto now = loop_.now();
+    const auto delay = backoff_.after_death(was_ready_, ready_since_, now);
+    logger("pool")->info("worker={} respawn_in_ms={}", worker_, delay.count());
+    timer_.start(now + delay, [this] { start(); });
+  }
+  was_ready_ = false;
+  listener_.on_death(worker_, death);
+}
+
+void WorkerSlot::check_progress(std::chrono::milliseconds limit) {
+  if (!channel_ || channel_->unsent_bytes() == 0) return;
+  if (loop_.now() - channel_->last_progress() < limit) return;
+  kill("has read nothing for " + std::to_string(limit.count()) + " ms", true);
+}
+
+WorkerStatus WorkerSlot::status() const {
+  WorkerStatus status;
+  status.worker = worker_;
+  status.pid = process_ ? process_->pid() : 0;
+  status.ready = ready();
+  status.generation = generation_;
+  status.adopted_blocks = hello_.adopted_blocks;
+  status.stats = with_counters_of(stats_, former_);
+  status.system_fingerprint = hello_.system_fingerprint;
+  return status;
+}
+
+}  // namespace thaw::forkpool

@@ -1,0 +1,114 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/base/unique_fd.h"
+#include "forkpool/backoff.h"
+#include "forkpool/channel.h"
+#include "forkpool/fork_pool.h"
+#include "forkpool/ledger.h"
+#include "forkpool/loop.h"
+#include "forkpool/worker_process.h"
+
+namespace thaw::forkpool {
+
+/// One worker's place in the pool: its KV memory and ledger, which outlive processes, and the
+/// process of now.
+///
+///     start() ──► booting ──ready──► ready ──► exiting ──waitid──► backing off ──► booting ...
+///                    └──── deadline, fatal, end of file, signal ──────┘     stop(): ─► stopped
+///
+/// Nothing of a dead process's memory is used again before waitid has confirmed its exit, and what
+/// it left in the socket is read first: an evict in there must not be missed. Belongs to the loop's
+/// thread.
+class WorkerSlot {
+ public:
+  enum class State { kBooting, kReady, kExiting, kBackingOff, kStopped };
+
+  struct Death {
+    std::string reason;
+    bool was_ready = false;
+    bool expected = false;  ///< asked to stop, and did
+  };
+  /// Called from the loop; must not destroy the slot.
+  struct Listener {
+    std::function<void(std::uint32_t worker)> on_ready;
+    /// Every frame that is not the slot's own business.
+    std::function<void(std::uint32_t worker, Frame frame)> on_frame;
+    std::function<void(std::uint32_t worker, const EngineStats& before, const EngineStats& now)>
+        on_stats;
+    /// The process has been waited for. The slot respawns by itself unless it was stopped.
+    std::function<void(std::uint32_t worker, const Death& death)> on_death;
+  };
+  /// Descriptors of all workers, borrowed.
+  struct Shared {
+    int weights_fd = -1;
+    int arena_fd = -1;
+  };
+
+  WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,
+             UniqueFd kv_pool, Listener listener);
+
+  void start();
+  /// REQUIRES: ready().
+  void send(const Frame& frame) { channel_->send(frame); }
+  /// Kills the process because of what it did; `trusted` is whether its ledger still is.
+  void kill(const std::string& reason, bool trusted);
+  /// Asks a serving process to end, kills any other. No respawn afterwards.
+  void stop();
+  /// stop(), by SIGKILL.
+  void stop_now();
+
+  State state() const { return state_; }
+  bool ready() const { return state_ == State::kReady; }
+  std::uint32_t worker() const { return worker_; }
+  std::uint32_t generation() const { return generation_; }
+  const ReadyFrame& hello() const { return hello_; }  ///< of the newest process that was ready
+  const Ledger& ledger() const { return ledger_; }
+  std::uint32_t boot_failures() const { return boot_failures_; }  ///< in a row
+  const std::string& last_reason() const { return last_reason_; }
+  /// Kills a process that has taken none of its queued bytes since `limit` ago.
+  void check_progress(std::chrono::milliseconds limit);
+  WorkerStatus status() const;
+
+ private:
+  void spawn();
+  void on_frame(Frame frame);
+  void on_channel_end(const Result<void>& how);
+  void on_ready(ReadyFrame ready);
+  void on_exit();
+  void after_exit(bool clean);
+
+  Loop& loop_;
+  const PoolOptions& options_;
+  Shared shared_;
+  std::uint32_t worker_;
+  UniqueFd kv_pool_;
+  Listener listener_;
+
+  State state_ = State::kBackingOff;
+  bool stopping_ = false;
+  bool spawned_ = false;  // generation_ counts from the first
+  std::uint32_t generation_ = 0;
+  std::optional<WorkerProcess> process_;
+  std::unique_ptr<Channel> channel_;
+  std::unique_ptr<Loop::Watch> exit_watch_;
+  Loop::Timer timer_;  // boot deadline, then back-off
+  Backoff backoff_;
+  Clock::TimePoint ready_since_;
+
+  Ledger ledger_;
+  bool trusted_ = true;  // this process's reports about blocks are believed
+  bool was_ready_ = false;  // this process
+  ReadyFrame hello_;
+  EngineStats stats_;  // of this process
+  EngineStats former_;  // counters of the processes before it
+  std::uint32_t boot_failures_ = 0;
+  std::string reason_;  // why this process is going
+  std::string last_reason_;
+};
+
+}  // namespace thaw::forkpool

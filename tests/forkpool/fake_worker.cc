@@ -1,0 +1,415 @@
+// A worker without a model: it speaks the protocol, answers with fake_token(), and misbehaves as
+// told. THAW_FAKE holds rules "WHO:WHAT[=NUMBER];...", where WHO is "*", a worker's number, or
+// "worker.generation"; see Rules for what there is.
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "engine/base/hash.h"
+#include "forkpool/protocol.h"
+#include "kvsnap/crc32c.h"
+#include "tests/forkpool/fake_tokens.h"
+
+namespace thaw::forkpool {
+namespace {
+
+constexpr std::size_t kBlockBytes = 256;
+
+struct Rules {
+  bool never_ready = false;
+  bool exit_at_boot = false;  ///< status 3
+  bool fatal_at_boot = false;
+  bool garbage = false;  ///< at the first submit
+  bool gap = false;  ///< leaves out the token with index 2
+  bool twice = false;  ///< sends every token twice
+  bool ignore_shutdown = false;
+  bool ignore_cancel = false;
+  bool no_snapshots = false;  ///< answers with an error
+  bool damage_snapshots = false;  ///< wrong checksum
+  std::optional<long> die_at_token;  ///< after sending the token with that index
+  std::optional<long> poison;  ///< dies when a prompt that begins so has two tokens
+  long pace_us = 0;  ///< between steps
+
+  static Rules parse(const std::string& text, const InitFrame& init) {
+    const std::string worker = std::to_string(init.worker);
+    const std::string process = worker + "." + std::to_string(init.generation);
+    Rules rules;
+    std::istringstream stream(text);
+    for (std::string rule; std::getline(stream, rule, ';');) {
+      const std::string who = rule.substr(0, rule.find(':'));
+      if (who != "*" && who != worker && who != process) continue;
+      std::string what = rule.substr(rule.find(':') + 1);
+      long number = 0;
+      if (const auto equals = what.find('='); equals != std::string::npos) {
+        number = std::stol(what.substr(equals + 1));
+        what.resize(equals);
+      }
+      if (what == "never_ready") rules.never_ready = true;
+      if (what == "exit_at_boot") rules.exit_at_boot = true;
+      if (what == "fatal_at_boot") rules.fatal_at_boot = true;
+      if (what == "garbage") rules.garbage = true;
+      if (what == "gap") rules.gap = true;
+      if (what == "twice") rules.twice = true;
+      if (what == "ignore_shutdown") rules.ignore_shutdown = true;
+      if (what == "ignore_cancel") rules.ignore_cancel = true;
+      if (what == "no_snapshots") rules.no_snapshots = true;
+      if (what == "damage_snapshots") rules.damage_snapshots = true;
+      if (what == "die_at_token") rules.die_at_token = number;
+      if (what == "poison") rules.poison = number;
+      if (what == "pace_us") rules.pace_us = number;
+    }
+    return rules;
+  }
+};
+
+std::span<std::byte> map(int fd) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0 || info.st_size == 0) return {};
+  const auto size = static_cast<std::size_t>(info.st_size);
+  void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) std::exit(4);
+  return {static_cast<std::byte*>(data), size};
+}
+
+class FakeWorker {
+ public:
+  int run() {
+    kv_ = map(kKvPoolFd);
+    arena_ = map(kArenaFd);
+    for (;;) {
+      const bool busy = !running_.empty();
+      pollfd channel{kChannelFd, POLLIN, 0};
+      const timespec pace{0, busy ? rules_.pace_us * 1000 : 0};
+      const int count = ::ppoll(&channel, 1, busy ? &pace : nullptr, nullptr);
+      if (count < 0 && errno != EINTR) return 5;
+      if (count > 0 && !read_frames()) return status_;
+      if (booted_) step();
+    }
+  }
+
+ private:
+  struct Choice {
+    std::uint32_t index = 0;
+    std::uint32_t next = 0;
+  };
+  struct Running {
+    GenerateRequest request;
+    std::vector<Choice> choices;
+    std::uint32_t cached_tokens = 0;
+    std::uint32_t generated = 0;
+  };
+
+  bool read_frames() {
+    char bytes[65536];
+    const ssize_t count = ::read(kChannelFd, bytes, sizeof bytes);
+    if (count <= 0) return false;
+    decoder_.feed(std::span(bytes, static_cast<std::size_t>(count)));
+    for (;;) {
+      auto next = decoder_.next();
+      if (!next) {
+        send(FatalFrame{next.error()});
+        status_ = 6;
+        return false;
+      }
+      if (!next->found) return true;
+      if (!handle(std::move(next->frame))) return false;
+    }
+  }
+
+  bool handle(Frame frame) {
+    if (const auto* init = std::get_if<InitFrame>(&frame)) {
+      init_ = *init;
+      const char* rules = std::getenv("THAW_FAKE");
+      rules_ = Rules::parse(rules == nullptr ? "" : rules, init_);
+    } else if (auto* adopt = std::get_if<AdoptFrame>(&frame)) {
+      return boot(std::move(adopt->blocks));
+    } else if (auto* submit = std::get_if<SubmitFrame>(&frame)) {
+      this->submit(std::move(submit->request));
+    } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
+      if (!rules_.ignore_cancel) this->cancel(cancel->request);
+    } else if (const auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
+      write_snapshot(*snapshot);
+    } else if (const auto* restore = std::get_if<RestoreFrame>(&frame)) {
+      read_snapshot(*restore);
+    } else if (std::holds_alternative<ShutdownFrame>(frame)) {
+      return rules_.ignore_shutdown;
+    }
+    return true;
+  }
+
+  bool boot(std::vector<BlockEntry> blocks) {
+    if (rules_.never_ready) return true;
+    if (rules_.exit_at_boot) {
+      status_ = 3;
+      return false;
+    }
+    if (rules_.fatal_at_boot) {
+      send(FatalFrame{make_error(Errc::kUnsupported, "the fake refuses to start")});
+      status_ = 3;
+      return false;
+    }
+    std::vector<Hash128> refused;
+    for (BlockEntry& block : blocks) {
+      // The bytes of an offered block must be those that the process before wrote.
+      const bool intact = std::memcmp(block_bytes(block.block).data(), block.hash.bytes.data(),
+                                      block.hash.bytes.size()) == 0;
+      if (!intact) {
+        refused.push_back(block.hash);
+        continue;
+      }
+      next_block_ = std::max(next_block_, block.block + 1);
+      index_[block.hash] = std::move(block);
+    }
+    if (!refused.empty()) send(EvictFrame{refused});
+    ReadyFrame ready;
+    ready.kernel_set = "fake";
+    ready.engine_fingerprint = hash_text("fake engine");
+    ready.system_fingerprint = "fake-1";
+    ready.kv_layout = "fake:16";
+    ready.block_bytes = kBlockBytes;
+    ready.num_blocks = kv_.size() / kBlockBytes;
+    ready.adopted_blocks = index_.size();
+    ready.max_model_len = 1 << 20;
+    send(ready);
+    booted_ = true;
+    return true;
+  }
+
+  std::span<std::byte> block_bytes(BlockId block) {
+    return kv_.subspan(static_cast<std::size_t>(block) * kBlockBytes, kBlockBytes);
+  }
+
+  void submit(GenerateRequest request) {
+    if (rules_.garbage) {
+      const std::string bytes(64, '\x7f');
+      (void)::send(kChannelFd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      return;
+    }
+    for (const ResumedChoice& resumed : request.resumed) {
+      for (std::uint32_t i = 0; i < resumed.generated.size(); ++i) {
+        if (resumed.generated[i] ==
+            fake_token(request.prompt, request.sampling.seed, resumed.choice_index, i)) {
+          continue;
+        }
+        send(EventsFrame{{FailedEvent{
+            request.id, make_error(Errc::kInternal, "resumed with a token that was never sent")}}});
+        return;
+      }
+    }
+    Running running;
+    if (request.resumed.empty()) {
+      for (std::uint32_t choice = 0; choice < request.num_choices; ++choice)
+        running.choices.push_back({choice, 0});
+    }
+    for (const ResumedChoice& resumed : request.resumed) {
+      running.choices.push_back(
+          {resumed.choice_index, static_cast<std::uint32_t>(resumed.generated.size())});
+    }
+    running.cached_tokens = prefill(request);
+    const RequestId id = request.id;
+    running.request = std::move(request);
+    events_.emplace_back(AdmittedEvent{id, init_.worker});
+    running_[id] = std::move(running);
+  }
+
+  /// Publishes the prompt's whole blocks; returns the tokens that were there already.
+  std::uint32_t prefill(const GenerateRequest& request) {
+    const Hash128 root = make_cache_root(hash_text("fake engine"), request.tenant,
+                                         request.cache_salt, request.adapter);
+    Hash128 parent = root;
+    std::uint32_t cached = 0;
+    bool hit = true;
+    PublishFrame publish;
+    for (std::size_t at = 0; at + kBlockSize <= request.prompt.size(); at += kBlockSize) {
+      const std::span tokens(request.prompt.data() + at, kBlockSize);
+      const Hash128 hash = chain_block_hash(parent, tokens);
+      hit = hit && index_.contains(hash);
+      if (hit) {
+        cached += kBlockSize;
+      } else if (!index_.contains(hash)) {
+        if (!add_block({root, parent, hash, next_block_, {tokens.begin(), tokens.end()}})) break;
+        publish.blocks.push_back(index_.at(hash));
+      }
+      parent = hash;
+    }
+    const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+    cached = std::min(cached, prompt_tokens - 1);
+    stats_.tokens_prefilled += prompt_tokens - cached;
+    stats_.tokens_cached += cached;
+    if (!publish.blocks.empty()) send(publish);
+    return cached;
+  }
+
+  bool add_block(BlockEntry entry) {
+    if ((static_cast<std::size_t>(next_block_) + 1) * kBlockBytes > kv_.size()) return false;
+    ++next_block_;
+    const auto bytes = block_bytes(entry.block);
+    for (std::size_t at = 0; at < bytes.size(); at += entry.hash.bytes.size())
+      std::memcpy(bytes.data() + at, entry.hash.bytes.data(), entry.hash.bytes.size());
+    index_[entry.hash] = std::move(entry);
+    return true;
+  }
+
+  void cancel(RequestId id) {
+    const auto found = running_.find(id);
+    if (found == running_.end()) return;
+    for (const Choice& choice : found->second.choices)
+      events_.emplace_back(FinishedEvent{id, choice.index, FinishReason::kCancelled, {}});
+    complete(found->second);
+    running_.erase(found);
+  }
+
+  void complete(const Running& running) {
+    events_.emplace_back(CompletedEvent{running.request.id,
+                                        {static_cast<std::uint32_t>(running.request.prompt.size()),
+                                         running.cached_tokens, running.generated}});
+  }
+
+  void step() {
+    bool dies = false;
+    for (auto entry = running_.begin(); entry != running_.end();) {
+      Running& running = entry->second;
+      const GenerateRequest& request = running.request;
+      std::vector<Choice> left;
+      for (Choice choice : running.choices) {
+        const TokenId token =
+            fake_token(request.prompt, request.sampling.seed, choice.index, choice.next);
+        if (!(rules_.gap && choice.next == 2)) {
+          for (int i = rules_.twice ? 2 : 1; i > 0; --i)
+            events_.emplace_back(TokenEvent{request.id, choice.index, choice.next, token, 0, {}});
+        }
+        ++running.generated;
+        ++stats_.tokens_decoded;
+        dies = dies || rules_.die_at_token == static_cast<long>(choice.next) ||
+               (rules_.poison == static_cast<long>(request.prompt[0]) && choice.next >= 1);
+        if (++choice.next < request.sampling.max_tokens) {
+          left.push_back(choice);
+        } else {
+          events_.emplace_back(FinishedEvent{request.id, choice.index, FinishReason::kLength, {}});
+        }
+      }
+      running.choices = std::move(left);
+      if (running.choices.empty()) {
+        complete(running);
+        entry = running_.erase(entry);
+      } else {
+        ++entry;
+      }
+    }
+    ++stats_.steps;
+    const bool idle_now = !events_.empty() && running_.empty();
+    if (!events_.empty()) send(EventsFrame{std::move(events_)});
+    events_.clear();
+    stats_.running = running_.size();
+    if (idle_now || stats_.steps % 64 == 0) send(StatsFrame{stats_});
+    if (dies) ::raise(SIGKILL);
+  }
+
+  void write_snapshot(const SnapshotFrame& frame) {
+    SnapshotDoneFrame done{frame.id, "", frame.manifest};
+    Hash128 parent = frame.manifest.cache_root;
+    std::vector<BlockId> blocks;
+    for (std::size_t at = 0; at < frame.manifest.token_ids.size(); at += kBlockSize) {
+      parent =
+          chain_block_hash(parent, std::span(frame.manifest.token_ids).subspan(at, kBlockSize));
+      const auto found = index_.find(parent);
+      if (found == index_.end()) done.error = "a block is not here";
+      if (found != index_.end()) blocks.push_back(found->second.block);
+    }
+    if (rules_.no_snapshots) done.error = "the fake writes no snapshots";
+    std::size_t next = 0;
+    for (kvsnap::Extent& extent : done.manifest.extents) {
+      if (!done.error.empty()) break;
+      const auto to = arena_.subspan(extent.offset, extent.size_bytes);
+      for (std::size_t at = 0; at < to.size(); at += kBlockBytes)
+        std::memcpy(to.data() + at, block_bytes(blocks.at(next++)).data(), kBlockBytes);
+      extent.crc32c = kvsnap::crc32c(to) + (rules_.damage_snapshots ? 1U : 0U);
+    }
+    if (done.error.empty()) ++stats_.snapshots;
+    send(done);
+    send(StatsFrame{stats_});
+  }
+
+  void read_snapshot(const RestoreFrame& frame) {
+    RestoreDoneFrame done{frame.id, "", 0};
+    std::vector<std::span<std::byte>> blocks;
+    for (const kvsnap::Extent& extent : frame.manifest.extents) {
+      const auto from = arena_.subspan(extent.offset, extent.size_bytes);
+      if (kvsnap::crc32c(from) != extent.crc32c) done.error = "a checksum does not match";
+      for (std::size_t at = 0; at < from.size(); at += kBlockBytes)
+        blocks.push_back(from.subspan(at, kBlockBytes));
+    }
+    PublishFrame publish;
+    Hash128 parent = frame.manifest.cache_root;
+    for (std::size_t i = 0; i < blocks.size() && done.error.empty(); ++i) {
+      const auto tokens = std::span(frame.manifest.token_ids).subspan(i * kBlockSize, kBlockSize);
+      const Hash128 hash = chain_block_hash(parent, tokens);
+      if (std::memcmp(blocks[i].data(), hash.bytes.data(), hash.bytes.size()) != 0) {
+        done.error = "these are other bytes";
+      } else if (!index_.contains(hash)) {
+        add_block(
+            {frame.manifest.cache_root, parent, hash, next_block_, {tokens.begin(), tokens.end()}});
+        publish.blocks.push_back(index_.at(hash));
+      }
+      parent = hash;
+    }
+    if (done.error.empty()) {
+      send(publish);
+      done.num_tokens = static_cast<std::uint32_t>(frame.manifest.token_ids.size());
+      ++stats_.restores;
+    }
+    send(done);
+    send(StatsFrame{stats_});
+  }
+
+  static void send(const Frame& frame) {
+    const std::string bytes = encode_frame(frame);
+    for (std::size_t at = 0; at < bytes.size();) {
+      const ssize_t count = ::send(kChannelFd, bytes.data() + at, bytes.size() - at, MSG_NOSIGNAL);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) std::exit(7);
+      at += static_cast<std::size_t>(count);
+    }
+  }
+
+  InitFrame init_;
+  Rules rules_;
+  bool booted_ = false;
+  int status_ = 0;
+  FrameDecoder decoder_;
+  std::span<std::byte> kv_;
+  std::span<std::byte> arena_;
+  std::map<RequestId, Running> running_;
+  std::vector<GenerateEvent> events_;
+  std::map<Hash128, BlockEntry> index_;
+  BlockId next_block_ = 0;
+  EngineStats stats_;
+};
+
+}  // namespace
+}  // namespace thaw::forkpool
+
+int main(int argc, char** argv) {
+  if (argc != 2 || std::strcmp(argv[1], "worker") != 0) return 2;
+  // Whoever spawned this must have left nothing else open: a leak would pass to every worker.
+  for (int fd = thaw::forkpool::kArenaFd + 1; fd < 256; ++fd) {
+    if (::fcntl(fd, F_GETFD) != -1) return 8;
+  }
+  return thaw::forkpool::FakeWorker().run();
+}
