@@ -143,9 +143,18 @@ inline void scale_row(const float* q, float scale, int head_dim, float* out) {
   if (d < head_dim) store(out + d, mul(load_first(q + d, head_dim - d), splat(scale)));
 }
 
+/// A slab is one or two KiB at a place of its own, too short for the processor to guess its rest.
+template <class Element>
+inline void prefetch_slab(const Element* slab, int head_dim) {
+  const auto* bytes = reinterpret_cast<const char*>(slab);
+  const int size = head_dim * kLanes * static_cast<int>(sizeof(Element));
+  for (int at = 0; at < size; at += 64)
+    prefetch(bytes + at);
+}
+
 template <class Kv, int kRows>
 void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* rows, float* q,
-                 float* scores) {
+                 float* scores, bool prefetching) {
   const int head_dim = args.head_dim;
   const int padded_dim = padded_head_dim(head_dim);
   int most = 0;
@@ -157,8 +166,15 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   }
   const int blocks = (most + kLanes - 1) / kLanes;
   int block = 0;
-  for (; block + kKeyTile <= blocks; block += kKeyTile)
+  for (; block + kKeyTile <= blocks; block += kKeyTile) {
+    if (prefetching) {
+      for (int b = block; b < block + kKeyTile; ++b) {
+        if (b + kKeyTile < blocks) prefetch_slab(slabs.k[b + kKeyTile], head_dim);
+        prefetch_slab(slabs.v[b], head_dim);
+      }
+    }
     score_tile<Kv, kRows, kKeyTile>(slabs, block, head_dim, q, padded_dim, scores);
+  }
   for (; block < blocks; ++block)
     score_tile<Kv, kRows, 1>(slabs, block, head_dim, q, padded_dim, scores);
 
@@ -180,8 +196,9 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   }
 }
 
+/// `prefetching`: the slabs are probably not in the caches yet.
 template <class Kv>
-void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch) {
+void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch, bool prefetching) {
   float* q = scratch;
   float* scores = scratch + kMaxQueryTile * padded_head_dim(args.head_dim);
   int row = 0;
@@ -190,15 +207,15 @@ void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch)
     const SplitRow* rows = args.rows + row;
     if constexpr (kRowTile >= 6) {
       if (left >= 6) {
-        attend_rows<Kv, 6>(slabs, args, rows, q, scores);
+        attend_rows<Kv, 6>(slabs, args, rows, q, scores, prefetching && row == 0);
         row += 6;
         continue;
       }
       if (left >= 4) {
         if (left == 4) {
-          attend_rows<Kv, 4>(slabs, args, rows, q, scores);
+          attend_rows<Kv, 4>(slabs, args, rows, q, scores, prefetching && row == 0);
         } else {
-          attend_rows<Kv, 5>(slabs, args, rows, q, scores);
+          attend_rows<Kv, 5>(slabs, args, rows, q, scores, prefetching && row == 0);
         }
         row += left;
         continue;
@@ -206,16 +223,16 @@ void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch)
     }
     if constexpr (kRowTile >= 3) {
       if (left >= 3) {
-        attend_rows<Kv, 3>(slabs, args, rows, q, scores);
+        attend_rows<Kv, 3>(slabs, args, rows, q, scores, prefetching && row == 0);
         row += 3;
         continue;
       }
     }
     if (left >= 2) {
-      attend_rows<Kv, 2>(slabs, args, rows, q, scores);
+      attend_rows<Kv, 2>(slabs, args, rows, q, scores, prefetching && row == 0);
       row += 2;
     } else {
-      attend_rows<Kv, 1>(slabs, args, rows, q, scores);
+      attend_rows<Kv, 1>(slabs, args, rows, q, scores, prefetching && row == 0);
       row += 1;
     }
   }
@@ -240,7 +257,9 @@ void attend_stored(const SplitArgs& args) {
       slabs.k[b] = reinterpret_cast<const Element*>(args.k_slabs[b]);
       slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
     }
-    attend_split<Kv>(slabs, args, args.scratch);
+    for (int b = 0; b < blocks && b < kKeyTile; ++b)
+      prefetch_slab(slabs.k[b], head_dim);
+    attend_split<Kv>(slabs, args, args.scratch, true);
     return;
   }
 
@@ -249,7 +268,12 @@ void attend_stored(const SplitArgs& args) {
   slabs.v_stride = padded_dim;
   float* wide_k = args.scratch;
   float* wide_v = args.scratch + kSplitKeys * padded_dim;
+  constexpr int kAhead = 2;
   for (int b = 0; b < blocks; ++b) {
+    if (b + kAhead < blocks) {
+      prefetch_slab(reinterpret_cast<const Element*>(args.k_slabs[b + kAhead]), head_dim);
+      prefetch_slab(reinterpret_cast<const Element*>(args.v_slabs[b + kAhead]), head_dim);
+    }
     const auto* k = reinterpret_cast<const Element*>(args.k_slabs[b]);
     float* to_k = wide_k + b * kLanes * padded_dim;
     for (int d = 0; d < head_dim; ++d)
@@ -273,7 +297,7 @@ void attend_stored(const SplitArgs& args) {
     }
     slabs.v[b] = to_v;
   }
-  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim);
+  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim, false);
 }
 
 void attention_split(const SplitArgs& args) {
