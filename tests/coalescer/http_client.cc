@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cctype>
+#include <cerrno>
 #include <stdexcept>
 #include <utility>
 
@@ -87,7 +88,7 @@ std::optional<ClientReply> RawClient::read_reply() {
     at = end + 2;
   }
   if (reply.status == 100) return read_reply();
-  if (reply.headers["transfer-encoding"] == "chunked") {
+  if (reply.headers.count("transfer-encoding") > 0) {
     for (;;) {
       const auto line = read_until("\r\n");
       if (!line) return std::nullopt;
@@ -105,7 +106,7 @@ std::optional<ClientReply> RawClient::read_reply() {
     reply.body = std::exchange(buffer_, {});
     return reply;
   }
-  const std::size_t size = std::stoul(reply.headers["content-length"]);
+  const std::size_t size = std::stoul(reply.headers.at("content-length"));
   while (buffer_.size() < size)
     if (!fill()) return std::nullopt;
   reply.body = buffer_.substr(0, size);
@@ -145,7 +146,7 @@ std::string chat_body(std::string_view rest) {
   return body + "}";
 }
 
-RunningServer::RunningServer(FakeBackend* backend, ServerOptions options) {
+RunningServer::RunningServer(Backend* backend, ServerOptions options) {
   options.port = 0;
   if (options.served_model_names.empty()) options.served_model_names = {"fake-model", "alias"};
   if (options.max_model_len == 0) options.max_model_len = 1024;

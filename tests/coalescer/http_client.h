@@ -56,7 +56,7 @@ std::string chat_body(std::string_view rest = "");
 /// A server on a free port with its own thread; stopped and joined at the end.
 class RunningServer {
  public:
-  explicit RunningServer(FakeBackend* backend, ServerOptions options = {});
+  explicit RunningServer(Backend* backend, ServerOptions options = {});
   ~RunningServer();
 
   std::uint16_t port() const { return server_->port(); }

@@ -1,0 +1,420 @@
+// HTTP itself, and what arrives from clients that are broken or hostile.
+
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "tests/coalescer/http_client.h"
+
+namespace thaw::coalescer {
+namespace {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+
+constexpr const char* kChat = "/v1/chat/completions";
+constexpr const char* kText = "/v1/completions";
+
+TEST(HttpProtocol, ManyRequestsOnOneConnection) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  for (int i = 0; i < 20; ++i) {
+    client.send(post_bytes(kChat, chat_body(i % 2 == 0 ? "" : R"("stream": true)")));
+    ASSERT_EQ(client.read_reply()->status, 200);
+  }
+}
+
+TEST(HttpProtocol, PipelinedRequestsAreAnsweredInOrder) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  client.send(post_bytes(kChat, chat_body()) + get_bytes("/version") +
+              post_bytes(kChat, chat_body(R"("stream": true)")) + get_bytes("/nothing"));
+  EXPECT_NE(client.read_reply()->body.find("chat.completion"), std::string::npos);
+  EXPECT_EQ(json::parse(client.read_reply()->body)["version"], "1.2.3");
+  EXPECT_NE(client.read_reply()->body.find("[DONE]"), std::string::npos);
+  EXPECT_EQ(client.read_reply()->status, 404);
+}
+
+TEST(HttpProtocol, AnyCutOfTheBytesIsTheSameRequest) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  for (const char c : post_bytes(kChat, chat_body()))
+    client.send({&c, 1});
+  EXPECT_EQ(client.read_reply()->status, 200);
+}
+
+TEST(HttpProtocol, ChunkedBody) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  const std::string body = chat_body();
+  client.send(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+  client.send("5\r\n" + body.substr(0, 5) + "\r\n");
+  char size[16];
+  std::snprintf(size, sizeof(size), "%zx", body.size() - 5);
+  client.send(std::string(size) + "\r\n" + body.substr(5) + "\r\n0\r\n\r\n");
+  EXPECT_EQ(client.read_reply()->status, 200);
+  client.send(get_bytes("/health"));
+  EXPECT_EQ(client.read_reply()->status, 200);
+}
+
+TEST(HttpProtocol, ExpectContinue) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  const std::string whole = post_bytes(kChat, chat_body(), "Expect: 100-continue\r\n");
+  const std::size_t head = whole.find("\r\n\r\n") + 4;
+  client.send(whole.substr(0, head));
+  EXPECT_EQ(*client.read_until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.send(whole.substr(head));
+  EXPECT_EQ(client.read_reply()->status, 200);
+  EXPECT_EQ(server.post(kChat, chat_body(), "Expect: a-miracle\r\n").status, 417);
+}
+
+TEST(HttpProtocol, Http10EndsWithTheConnection) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const std::string body = chat_body(R"("stream": true)");
+  RawClient client(server.port());
+  client.send("POST /v1/chat/completions HTTP/1.0\r\nContent-Length: " +
+              std::to_string(body.size()) + "\r\n\r\n" + body);
+  const ClientReply reply = *client.read_reply();
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.headers.count("transfer-encoding"), 0U);
+  EXPECT_EQ(sse_data(reply.body).back(), "[DONE]");
+}
+
+TEST(HttpProtocol, HeadHasNoBody) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  client.send("HEAD /health HTTP/1.1\r\nHost: t\r\n\r\n");
+  const auto head = client.read_until("\r\n\r\n");
+  EXPECT_NE(head->find("200 OK"), std::string::npos);
+  client.send(get_bytes("/version"));
+  EXPECT_EQ(json::parse(client.read_reply()->body)["version"], "1.2.3");
+}
+
+TEST(HttpProtocol, UnknownPathsAndMethods) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  EXPECT_EQ(server.get("/v1/nothing").status, 404);
+  const ClientReply wrong = server.get(kChat);
+  EXPECT_EQ(wrong.status, 405);
+  EXPECT_EQ(wrong.headers.at("allow"), "POST");
+  EXPECT_EQ(server.post("/health", "{}").headers.at("allow"), "GET, HEAD");
+  EXPECT_EQ(server.get("/health?verbose=1").status, 200);
+}
+
+TEST(HttpProtocol, CompressedBodiesAreRefused) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  EXPECT_EQ(server.post(kChat, chat_body(), "Content-Encoding: gzip\r\n").status, 415);
+}
+
+TEST(HttpProtocol, KeysNameTenants) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.api_keys = {{"key-one", "one"}, {"key-two", "two"}};
+  RunningServer server(&backend, options);
+  EXPECT_EQ(server.get("/health").status, 200);
+  EXPECT_EQ(server.get("/metrics").status, 200);
+  for (const char* path : {"/v1/models", "/v1/forks/recent", "/admin/pool"})
+    EXPECT_EQ(server.get(path).status, 401) << path;
+  const ClientReply refused = server.post(kChat, chat_body(), "Authorization: Bearer key-on\r\n");
+  EXPECT_EQ(refused.status, 401);
+  EXPECT_EQ(json::parse(refused.body)["error"]["code"], "invalid_api_key");
+  EXPECT_EQ(server.post(kChat, chat_body(), "Authorization: Basic key-one\r\n").status, 401);
+  EXPECT_EQ(server.post(kChat, chat_body(), "Authorization: Bearer key-one\r\n").status, 200);
+  EXPECT_EQ(server.post(kChat, chat_body(), "authorization: bearer key-two\r\n").status, 200);
+  EXPECT_EQ(backend.wait_for_request(1).tenant, "one");
+  EXPECT_EQ(backend.wait_for_request(2).tenant, "two");
+  // Each tenant sees its own requests.
+  const json seen =
+      json::parse(server.get("/v1/forks/recent", "Authorization: Bearer key-two\r\n").body);
+  ASSERT_EQ(seen["windows"].size(), 1U);
+  EXPECT_EQ(seen["windows"][0]["requests"][0]["request"], 2);
+}
+
+std::size_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::size_t total = 0;
+  std::size_t resident = 0;
+  file >> total >> resident;
+  return resident * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+}
+
+struct BadBody {
+  const char* path;
+  std::string body;
+  int status;
+  const char* param;  ///< nullptr: null
+  const char* mentions;
+};
+
+TEST(HttpBadInput, BodiesAreRefusedByName) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const std::string deep = std::string(5000, '[') + std::string(5000, ']');
+  const std::string user = R"("messages": [{"role": "user", "content": "Hi"}])";
+  const std::vector<BadBody> cases = {
+      {kChat, "", 400, nullptr, "empty"},
+      {kChat, "{", 400, nullptr, "not valid JSON"},
+      {kChat, "[]", 400, nullptr, "a list"},
+      {kChat, "\"text\"", 400, nullptr, "a string"},
+      {kChat, "{\"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}", 400, nullptr,
+       "UTF-8"},
+      {kChat, R"({"messages": [{"role": "user", "content": "\ud800"}]})", 400, nullptr, "JSON"},
+      {kChat, R"({"x": )" + deep + "}", 400, nullptr, "deeper than 100"},
+      {kChat, "{}", 400, "messages", "missing"},
+      {kChat, R"({"messages": []})", 400, "messages", "empty"},
+      {kChat, R"({"messages": {}})", 400, "messages", "an object"},
+      {kChat, R"({"messages": ["hi"]})", 400, "messages[0]", "a string"},
+      {kChat, R"({"messages": [{"content": "x"}]})", 400, "messages[0].role", "role"},
+      {kChat, R"({"messages": [{"role": "user"}]})", 400, "messages[0].content", "missing"},
+      {kChat, R"({"messages": [{"role": "user", "content": 5}]})", 400, "messages[0].content",
+       "a number"},
+      {kChat, R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 400,
+       "messages[0].content[0]", "image_url"},
+      {kChat, R"({"messages": [{"role": "refused", "content": ""}]})", 400, "messages", "refuses"},
+      {kChat, "{" + user + R"(, "model": "gpt-9"})", 404, "model", "gpt-9"},
+      {kChat, "{" + user + R"(, "model": 7})", 400, "model", "a string"},
+      {kChat, "{" + user + R"(, "max_tokens": 0})", 400, "max_tokens", "0"},
+      {kChat, "{" + user + R"(, "max_tokens": -1})", 400, "max_tokens", "-1"},
+      {kChat, "{" + user + R"(, "max_tokens": 1.5})", 400, "max_tokens", "1.5"},
+      {kChat, "{" + user + R"(, "max_tokens": "many"})", 400, "max_tokens", "many"},
+      {kChat, "{" + user + R"(, "max_tokens": 1000000})", 400, "messages", "1024"},
+      {kChat, "{" + user + R"(, "max_tokens": 1e300})", 400, "max_tokens", "e+300"},
+      {kChat, "{" + user + R"(, "max_tokens": 99999999999999999999999})", 400, nullptr, "JSON"},
+      {kChat, "{" + user + R"(, "temperature": 2.1})", 400, "temperature", "from 0 to 2"},
+      {kChat, "{" + user + R"(, "temperature": -0.1})", 400, "temperature", "from 0 to 2"},
+      {kChat, "{" + user + R"(, "temperature": "hot"})", 400, "temperature", "hot"},
+      {kChat, "{" + user + R"(, "temperature": true})", 400, "temperature", "true"},
+      {kChat, "{" + user + R"(, "top_p": 0})", 400, "top_p", "above 0"},
+      {kChat, "{" + user + R"(, "n": 65})", 400, "n", "from 1 to 64"},
+      {kChat, "{" + user + R"(, "n": 0})", 400, "n", "0"},
+      {kChat, "{" + user + R"(, "stop": ""})", 400, "stop", "1 to 1024"},
+      {kChat, "{" + user + R"(, "stop": [1]})", 400, "stop", "1"},
+      {kChat, "{" + user + R"(, "logit_bias": {"a": 1}})", 400, "logit_bias", "\"a\""},
+      {kChat, "{" + user + R"(, "logit_bias": {"99999": 1}})", 400, "logit_bias", "99999"},
+      {kChat, "{" + user + R"(, "logit_bias": {"1": 101}})", 400, "logit_bias.1", "101"},
+      {kChat, "{" + user + R"(, "stop_token_ids": [258]})", 400, "stop_token_ids", "258"},
+      {kChat, "{" + user + R"(, "top_logprobs": 3})", 400, "top_logprobs", "logprobs"},
+      {kChat, "{" + user + R"(, "top_logprobs": 21, "logprobs": true})", 400, "top_logprobs", "20"},
+      {kChat, "{" + user + R"(, "stream": "yes"})", 400, "stream", "yes"},
+      {kChat, "{" + user + R"(, "stream_options": {"include_usage": 1}})", 400,
+       "stream_options.include_usage", "true or false"},
+      {kChat, "{" + user + R"(, "min_tokens": 9, "max_tokens": 8})", 400, "min_tokens", "9"},
+      {kChat, "{" + user + R"(, "tool_choice": "required"})", 400, "tool_choice", "not supported"},
+      {kChat, "{" + user + R"(, "tool_choice": {"type": "function"}})", 400, "tool_choice",
+       "forced"},
+      {kChat, "{" + user + R"(, "tool_choice": "sometimes"})", 400, "tool_choice", "sometimes"},
+      {kChat, "{" + user + R"(, "tools": ["f"]})", 400, "tools[0]", "a string"},
+      {kChat, "{" + user + R"(, "response_format": {"type": "json_object"}})", 400,
+       "response_format.type", "not supported yet"},
+      {kChat, "{" + user + R"(, "thaw": {"worker": -1}})", 400, "thaw.worker", "-1"},
+      {kChat, "{" + user + R"(, "seed": 1.5})", 400, "seed", "1.5"},
+      {kChat, R"({"messages": [{"role": "user", "content": ")" + std::string(1100, 'x') + "\"}]}",
+       400, "messages", "1117"},
+      {kText, "{}", 400, "prompt", "missing"},
+      {kText, R"({"prompt": []})", 400, "prompt", "not empty"},
+      {kText, R"({"prompt": ""})", 400, "prompt", "empty"},
+      {kText, R"({"prompt": 5})", 400, "prompt", "5"},
+      {kText, R"({"prompt": [1, 999]})", 400, "prompt", "prompt[1]"},
+      {kText, R"({"prompt": [1, -4]})", 400, "prompt", "prompt[1]"},
+      {kText, R"({"prompt": [[1], [true]]})", 400, "prompt[1]", "prompt[1][0]"},
+      {kText, R"({"prompt": ["a", 1]})", 400, "prompt[1]", "a number"},
+      {kText, R"({"prompt": "a", "echo": true})", 400, "echo", "not supported"},
+      {kText, R"({"prompt": "a", "best_of": 2})", 400, "best_of", "2"},
+      {kText, R"({"prompt": "a", "suffix": "b"})", 400, "suffix", "not supported"},
+      {kText, R"({"prompt": "a", "logprobs": true})", 400, "logprobs", "true"},
+      {"/tokenize", "{}", 400, "prompt", "missing"},
+      {"/detokenize", R"({"tokens": [5000]})", 400, "tokens", "tokens[0]"},
+  };
+  RawClient client(server.port());
+  for (const BadBody& bad : cases) {
+    SCOPED_TRACE(bad.body.substr(0, 200));
+    ASSERT_TRUE(client.send(post_bytes(bad.path, bad.body)));
+    const auto reply = client.read_reply();
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(reply->status, bad.status) << reply->body;
+    const json error = json::parse(reply->body)["error"];
+    EXPECT_EQ(error["type"], "invalid_request_error");
+    EXPECT_NE(error["message"].get<std::string>().find(bad.mentions), std::string::npos)
+        << error["message"];
+    if (bad.param == nullptr)
+      EXPECT_TRUE(error["param"].is_null()) << error["param"];
+    else
+      EXPECT_EQ(error["param"], bad.param);
+  }
+  EXPECT_EQ(backend.num_plans(), 0U);  // nothing of it reached the backend
+  client.send(post_bytes(kChat, chat_body()));
+  EXPECT_EQ(client.read_reply()->status, 200);  // on the same connection
+}
+
+TEST(HttpBadInput, ContextLengthNamesBothNumbers) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const ClientReply reply = server.post(kText, R"({"prompt": ")" + std::string(2000, 'x') + "\"}");
+  const json error = json::parse(reply.body)["error"];
+  EXPECT_EQ(error["code"], "context_length_exceeded");
+  EXPECT_NE(error["message"].get<std::string>().find("1024"), std::string::npos);
+  EXPECT_NE(error["message"].get<std::string>().find("2001"), std::string::npos);
+}
+
+TEST(HttpBadInput, GarbageIsRefusedAndTheConnectionEnds) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  for (const std::string& bytes :
+       {std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11),
+        std::string("HELO\r\n\r\n"), std::string("GET / HTTP/9.9\r\n\r\n"),
+        std::string("GET /\r\n\r\n"), std::string("GET / HTTP/1.1\r\nno colon here\r\n\r\n"),
+        std::string("POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n"),
+        std::string("POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: "
+                    "6\r\n\r\n"),
+        std::string("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")}) {
+    SCOPED_TRACE(bytes);
+    RawClient client(server.port());
+    client.send(bytes);
+    const auto reply = client.read_reply();
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(reply->status, 400);
+    EXPECT_EQ(reply->headers.at("connection"), "close");
+    client.close();
+  }
+  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+}
+
+TEST(HttpBadInput, HugeBodyIsRefusedBeforeItIsRead) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  constexpr std::uint64_t kSize = 100U << 20;
+  RawClient client(server.port());
+  client.send("POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Length: " +
+              std::to_string(kSize) + "\r\n\r\n");
+  const std::string piece(1U << 20, 'x');
+  const std::size_t before = resident_bytes();
+  for (int i = 0; i < 100; ++i)
+    if (!client.send(piece)) break;
+  const auto reply = client.read_reply();
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->status, 413);
+  EXPECT_LT(resident_bytes(), before + (32U << 20));
+  EXPECT_EQ(json::parse(reply->body)["error"]["type"], "invalid_request_error");
+  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+}
+
+TEST(HttpBadInput, HugeChunkedBodyIsRefused) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.max_body_bytes = 1U << 20;
+  RunningServer server(&backend, options);
+  RawClient client(server.port());
+  client.send("POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+  const std::string piece = "10000\r\n" + std::string(0x10000, 'x') + "\r\n";
+  for (int i = 0; i < 64; ++i)
+    if (!client.send(piece)) break;
+  EXPECT_EQ(client.read_reply()->status, 413);
+}
+
+TEST(HttpBadInput, TooManyHeaders) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  for (const int count : {200, 10000}) {
+    std::string headers;
+    for (int i = 0; i < count; ++i)
+      headers += "X-" + std::to_string(i) + ": v\r\n";
+    EXPECT_EQ(server.get("/health", headers).status, 431) << count;
+  }
+  EXPECT_EQ(server.get("/health", "X-Long: " + std::string(100000, 'h') + "\r\n").status, 431);
+  EXPECT_EQ(server.get("/health").status, 200);
+}
+
+TEST(HttpBadInput, HeaderThatNeverEnds) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  client.send("GET /health HTTP/1.1\r\nX-Endless: ");
+  const std::string piece(4096, 'x');
+  for (int i = 0; i < 1000; ++i)
+    if (!client.send(piece)) break;
+  EXPECT_EQ(client.read_reply()->status, 431);
+}
+
+TEST(HttpBadInput, SlowHeaderTimesOut) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.header_timeout = milliseconds(200);
+  options.idle_timeout = milliseconds(300);
+  RunningServer server(&backend, options);
+  RawClient slow(server.port());
+  slow.send("GET /health HTTP/1.1\r\nX-Slow:");
+  EXPECT_EQ(slow.read_reply()->status, 408);
+  RawClient slow_body(server.port());
+  slow_body.send("POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+  EXPECT_EQ(slow_body.read_reply()->status, 408);
+  RawClient idle(server.port());
+  EXPECT_TRUE(idle.read_end());  // without a word
+}
+
+TEST(HttpInfo, ModelsVersionPoolAndTokens) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const json models = json::parse(server.get("/v1/models").body);
+  EXPECT_EQ(models["object"], "list");
+  ASSERT_EQ(models["data"].size(), 2U);
+  EXPECT_EQ(models["data"][0]["id"], "fake-model");
+  EXPECT_EQ(models["data"][1]["object"], "model");
+  EXPECT_EQ(models["data"][0]["owned_by"], "thaw");
+  EXPECT_EQ(models["data"][0]["max_model_len"], 1024);
+  EXPECT_EQ(json::parse(server.get("/v1/models/alias").body)["id"], "alias");
+  EXPECT_EQ(json::parse(server.get("/v1/models/fake%2Dmodel").body)["id"], "fake-model");
+  EXPECT_EQ(server.get("/v1/models/other").status, 404);
+  EXPECT_EQ(json::parse(server.get("/admin/pool").body)["workers"].size(), 1U);
+  EXPECT_EQ(json::parse(server.get("/v1/forks/recent").body)["windows"].size(), 0U);
+
+  const json tokens =
+      json::parse(server.post("/tokenize", R"({"prompt": "ab", "return_token_strs": true})").body);
+  EXPECT_EQ(tokens["tokens"], json::array({256, 97, 98}));
+  EXPECT_EQ(tokens["count"], 3);
+  EXPECT_EQ(tokens["max_model_len"], 1024);
+  EXPECT_EQ(tokens["token_strs"], json::array({"<bos>", "a", "b"}));
+  const json plain = json::parse(
+      server.post("/tokenize", R"({"prompt": "ab", "add_special_tokens": false})").body);
+  EXPECT_EQ(plain["tokens"], json::array({97, 98}));
+  const json chat = json::parse(server.post("/tokenize", chat_body()).body);
+  EXPECT_EQ(chat["count"], 19);
+  const json text = json::parse(server.post("/detokenize", R"({"tokens": [104, 105]})").body);
+  EXPECT_EQ(text["prompt"], "hi");
+}
+
+TEST(HttpInfo, MetricsCountWhatHappened) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  server.post(kChat, chat_body());
+  server.post(kChat, "{");
+  const std::string text = server.get("/metrics").body;
+  for (const char* line : {
+           "thaw_requests_total{endpoint=\"/v1/chat/completions\",code=\"200\"} 1\n",
+           "thaw_requests_total{endpoint=\"/v1/chat/completions\",code=\"400\"} 1\n",
+           "thaw_time_to_first_token_seconds_count 1\n",
+           "thaw_request_duration_seconds_count 2\n",
+           "thaw_tokens_prefilled_total{worker=\"0\"} 0\n",
+           "thaw_ready 1\n",
+           "thaw_requests_in_flight 0\n",
+       })
+    EXPECT_NE(text.find(line), std::string::npos) << line << text;
+}
+
+}  // namespace
+}  // namespace thaw::coalescer
