@@ -162,8 +162,10 @@ TaskMemory& task_memory() {
   return memory;
 }
 
+/// `prefetch_heads`: kv heads from this one on whose keys the caller needs soon and has not read
+/// yet.
 void run_split(const Call& call, std::span<const BlockId> blocks, int kv_head,
-               std::span<const SplitRow> rows, TaskMemory& memory) {
+               std::span<const SplitRow> rows, int prefetch_heads, TaskMemory& memory) {
   const PagedKv& kv = call.args.kv;
   cpu::SplitArgs split{};
   for (std::size_t b = 0; b < blocks.size(); ++b) {
@@ -172,6 +174,7 @@ void run_split(const Call& call, std::span<const BlockId> blocks, int kv_head,
   }
   split.element = static_cast<cpu::KvElement>(kv.dtype);
   split.head_dim = kv.head_dim;
+  split.prefetch_bytes = static_cast<int>(kv.slab_bytes()) * prefetch_heads;
   split.scale = call.args.scale;
   split.rows = rows.data();
   split.num_rows = static_cast<int>(rows.size());
@@ -209,7 +212,7 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
     const auto blocks = sequence.block_table.subspan(
         static_cast<std::size_t>(split) * kSplitBlocks,
         static_cast<std::size_t>((keys + kBlockSize - 1) / kBlockSize));
-    run_split(call, blocks, kv_head, memory.rows, memory);
+    run_split(call, blocks, kv_head, memory.rows, 1, memory);
     if (split == 0) continue;
     for (auto index = static_cast<std::size_t>(first_token * group); index < num_rows; ++index) {
       call.kernels.attention_merge(states + index * stride, partials + index * stride, head_dim);
@@ -226,7 +229,8 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
 }
 
 /// One split of all rows that read it from the same blocks, for one kv head.
-void run_group(const Call& call, const Plan& plan, const Group& group, int kv_head) {
+void run_group(const Call& call, const Plan& plan, const Group& group, int kv_head,
+               int prefetch_heads) {
   TaskMemory& memory = task_memory();
   memory.rows.clear();
   for (const int member : group.members) {
@@ -250,7 +254,7 @@ void run_group(const Call& call, const Plan& plan, const Group& group, int kv_he
       partial += splits * static_cast<std::size_t>(call.args.num_heads);
     }
   }
-  run_split(call, group.blocks, kv_head, memory.rows, memory);
+  run_split(call, group.blocks, kv_head, memory.rows, prefetch_heads, memory);
 }
 
 /// Merges the splits of all heads of a short sequence's rows, in order.
@@ -285,7 +289,11 @@ void attention(Device& device, const AttentionArgs& args) {
   call.partials = cpu.scratch().partials.reserve(plan.num_partials *
                                                  static_cast<std::size_t>(call.partial_floats));
   const int range_tasks = static_cast<int>(plan.ranges.size()) * kv_heads;
-  const int group_tasks = static_cast<int>(plan.num_groups) * kv_heads;
+  // A block's slabs of neighbouring heads lie side by side: one task for all of them reads longer
+  // runs of memory, where there are groups enough to share out.
+  const int threads = cpu.threads().num_threads();
+  const bool all_heads = threads == 1 || static_cast<int>(plan.num_groups) >= 3 * threads;
+  const int group_tasks = static_cast<int>(plan.num_groups) * (all_heads ? 1 : kv_heads);
   const Plan& work = plan;  // tasks run on other threads: not their own thread_local
   cpu::parallel_for(cpu, range_tasks + group_tasks, [&](int task) {
     if (task < range_tasks) {
@@ -293,7 +301,15 @@ void attention(Device& device, const AttentionArgs& args) {
       return;
     }
     task -= range_tasks;
-    run_group(call, work, work.groups[static_cast<std::size_t>(task / kv_heads)], task % kv_heads);
+    if (!all_heads) {
+      run_group(call, work, work.groups[static_cast<std::size_t>(task / kv_heads)], task % kv_heads,
+                1);
+      return;
+    }
+    for (int kv_head = 0; kv_head < kv_heads; ++kv_head) {
+      run_group(call, work, work.groups[static_cast<std::size_t>(task)], kv_head,
+                kv_head == 0 ? kv_heads : 0);
+    }
   });
   const auto merge = [&](int index) {
     merge_short(call, work.shorts[static_cast<std::size_t>(index)]);

@@ -143,18 +143,15 @@ inline void scale_row(const float* q, float scale, int head_dim, float* out) {
   if (d < head_dim) store(out + d, mul(load_first(q + d, head_dim - d), splat(scale)));
 }
 
-/// A slab is one or two KiB at a place of its own, too short for the processor to guess its rest.
-template <class Element>
-inline void prefetch_slab(const Element* slab, int head_dim) {
-  const auto* bytes = reinterpret_cast<const char*>(slab);
-  const int size = head_dim * kLanes * static_cast<int>(sizeof(Element));
-  for (int at = 0; at < size; at += 64)
-    prefetch(bytes + at);
+/// Slabs are a few KiB at places of their own, too short for the processor to guess their rest.
+inline void prefetch_slab(const void* slab, int bytes) {
+  for (int at = 0; at < bytes; at += 64)
+    prefetch(static_cast<const char*>(slab) + at);
 }
 
 template <class Kv, int kRows>
 void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* rows, float* q,
-                 float* scores, bool prefetching) {
+                 float* scores, int prefetch_bytes) {
   const int head_dim = args.head_dim;
   const int padded_dim = padded_head_dim(head_dim);
   int most = 0;
@@ -167,10 +164,10 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   const int blocks = (most + kLanes - 1) / kLanes;
   int block = 0;
   for (; block + kKeyTile <= blocks; block += kKeyTile) {
-    if (prefetching) {
+    if (prefetch_bytes > 0) {
       for (int b = block; b < block + kKeyTile; ++b) {
-        if (b + kKeyTile < blocks) prefetch_slab(slabs.k[b + kKeyTile], head_dim);
-        prefetch_slab(slabs.v[b], head_dim);
+        if (b + kKeyTile < blocks) prefetch_slab(slabs.k[b + kKeyTile], prefetch_bytes);
+        prefetch_slab(slabs.v[b], prefetch_bytes);
       }
     }
     score_tile<Kv, kRows, kKeyTile>(slabs, block, head_dim, q, padded_dim, scores);
@@ -196,9 +193,10 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   }
 }
 
-/// `prefetching`: the slabs are probably not in the caches yet.
+/// `prefetch_bytes` as in SplitArgs, for the first rows.
 template <class Kv>
-void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch, bool prefetching) {
+void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch,
+                  int prefetch_bytes) {
   float* q = scratch;
   float* scores = scratch + kMaxQueryTile * padded_head_dim(args.head_dim);
   int row = 0;
@@ -207,15 +205,15 @@ void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch,
     const SplitRow* rows = args.rows + row;
     if constexpr (kRowTile >= 6) {
       if (left >= 6) {
-        attend_rows<Kv, 6>(slabs, args, rows, q, scores, prefetching && row == 0);
+        attend_rows<Kv, 6>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
         row += 6;
         continue;
       }
       if (left >= 4) {
         if (left == 4) {
-          attend_rows<Kv, 4>(slabs, args, rows, q, scores, prefetching && row == 0);
+          attend_rows<Kv, 4>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
         } else {
-          attend_rows<Kv, 5>(slabs, args, rows, q, scores, prefetching && row == 0);
+          attend_rows<Kv, 5>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
         }
         row += left;
         continue;
@@ -223,16 +221,16 @@ void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch,
     }
     if constexpr (kRowTile >= 3) {
       if (left >= 3) {
-        attend_rows<Kv, 3>(slabs, args, rows, q, scores, prefetching && row == 0);
+        attend_rows<Kv, 3>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
         row += 3;
         continue;
       }
     }
     if (left >= 2) {
-      attend_rows<Kv, 2>(slabs, args, rows, q, scores, prefetching && row == 0);
+      attend_rows<Kv, 2>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
       row += 2;
     } else {
-      attend_rows<Kv, 1>(slabs, args, rows, q, scores, prefetching && row == 0);
+      attend_rows<Kv, 1>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
       row += 1;
     }
   }
@@ -258,8 +256,8 @@ void attend_stored(const SplitArgs& args) {
       slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
     }
     for (int b = 0; b < blocks && b < kKeyTile; ++b)
-      prefetch_slab(slabs.k[b], head_dim);
-    attend_split<Kv>(slabs, args, args.scratch, true);
+      prefetch_slab(slabs.k[b], args.prefetch_bytes);
+    attend_split<Kv>(slabs, args, args.scratch, args.prefetch_bytes);
     return;
   }
 
@@ -271,8 +269,8 @@ void attend_stored(const SplitArgs& args) {
   constexpr int kAhead = 2;
   for (int b = 0; b < blocks; ++b) {
     if (b + kAhead < blocks) {
-      prefetch_slab(reinterpret_cast<const Element*>(args.k_slabs[b + kAhead]), head_dim);
-      prefetch_slab(reinterpret_cast<const Element*>(args.v_slabs[b + kAhead]), head_dim);
+      prefetch_slab(args.k_slabs[b + kAhead], args.prefetch_bytes);
+      prefetch_slab(args.v_slabs[b + kAhead], args.prefetch_bytes);
     }
     const auto* k = reinterpret_cast<const Element*>(args.k_slabs[b]);
     float* to_k = wide_k + b * kLanes * padded_dim;
@@ -297,7 +295,7 @@ void attend_stored(const SplitArgs& args) {
     }
     slabs.v[b] = to_v;
   }
-  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim, false);
+  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim, 0);
 }
 
 void attention_split(const SplitArgs& args) {

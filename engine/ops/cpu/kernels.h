@@ -69,6 +69,9 @@ struct SplitArgs {
   const std::byte* v_slabs[kSplitBlocks];
   KvElement element;
   int head_dim;
+  /// How much to ask for ahead of each slab's use, from its start: its own size, more where the
+  /// heads behind it come next, 0 where it was asked for already.
+  int prefetch_bytes;
   float scale;
   const SplitRow* rows;
   int num_rows;

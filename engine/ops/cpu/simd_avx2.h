@@ -14,9 +14,9 @@ constexpr int kMaxTokenTile = 4;
 inline F32 load(const float* p) {
   return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }
-/// Asks for the cache line of `p`.
+/// Asks for the cache line of `p`, into the second level.
 inline void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 inline __m128i load_128(const void* p) {
   return _mm_loadu_si128(static_cast<const __m128i*>(p));

@@ -10,9 +10,9 @@ constexpr int kMaxTokenTile = 8;
 inline F32 load(const float* p) {
   return _mm512_loadu_ps(p);
 }
-/// Asks for the cache line of `p`.
+/// Asks for the cache line of `p`, into the second level.
 inline void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 inline F32 load_bf16(const std::uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(
