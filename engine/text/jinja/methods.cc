@@ -172,7 +172,8 @@ Value join_method(Runtime&, const Value& self, const Args& args) {
 template <Side kFill>
 Value pad_method(Runtime&, const Value& self, const Args& args) {
   const BoundArgs bound("pad", args, {"width", "fillchar"});
-  const std::string_view fill = bound[1] == nullptr ? " " : text_of(*bound[1]).bytes();
+  std::string_view fill = " ";
+  if (bound[1] != nullptr) fill = text_of(*bound[1]).bytes();
   if (count_chars(fill) != 1) throw TemplateError("the fill character must be one character long");
   bound.required(0);
   return like(self, pad(text_of(self), limit(bound.integer(0, 0)), fill, kFill));

@@ -129,7 +129,7 @@ std::vector<Text> split_spaces(const Text& text, std::int64_t limit) {
     }
     if (at >= bytes.size()) return parts;
     if (limit-- == 0) {
-      push_part(parts, strip(text.range(at, bytes.size()), std::nullopt, Side::kRight));
+      push_part(parts, text.range(at, bytes.size()));
       return parts;
     }
     const std::size_t begin = at;
