@@ -246,9 +246,7 @@ void attend_stored(const SplitArgs& args) {
     most = args.rows[r].num_keys > most ? args.rows[r].num_keys : most;
   const int blocks = (most + kLanes - 1) / kLanes;
 
-  const bool wide = sizeof(Element) == 4;
-  const bool aligned = head_dim % kLanes == 0;
-  if (aligned && (wide || args.num_rows <= 2 * kRowTile)) {
+  if (head_dim % kLanes == 0) {
     Slabs<Kv> slabs;
     slabs.v_stride = head_dim;
     for (int b = 0; b < blocks; ++b) {
@@ -261,7 +259,8 @@ void attend_stored(const SplitArgs& args) {
     return;
   }
 
-  // Many rows: widen K and V once.
+  // Rows of V that are not whole vectors: copy both, padded. Widening as the tiles load is
+  // otherwise free, its instructions run beside the multiply-adds.
   Slabs<KvF32> slabs;
   slabs.v_stride = padded_dim;
   float* wide_k = args.scratch;
