@@ -3,8 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
-#include <vector>
+#include <span>
 
 #include "engine/base/clock.h"
 #include "engine/base/generate.h"
@@ -16,25 +15,35 @@
 namespace thaw::scheduler {
 
 struct SchedulerOptions {
-  std::uint32_t max_num_seqs = 64;  ///< sequences decoding at once
+  std::uint32_t max_num_seqs = 64;  ///< sequences that hold blocks at once
   std::uint32_t max_waiting = 1024;  ///< requests queued; one more is refused
   std::uint32_t prefill_chunk_tokens = 128;  ///< prefill rows in one step
-  std::size_t num_blocks = 0;
+  std::uint32_t max_model_len = 0;  ///< tokens of a sequence, prompt included; 0: the model's
+  std::size_t num_blocks = 0;  ///< 0: the pool's; else it must be the same
   Hash128 engine_fingerprint;
+  /// Copies a whole KV block on the device, between steps. Empty: memcpy in the model's KV memory.
+  /// Whoever must hear of evictions before a block is overwritten makes sure of it here and in
+  /// Model::launch: nothing else writes blocks. Errors end the step.
+  std::function<Result<void>(BlockId from, BlockId to)> copy_block;
+  /// Sees every row of logits that is sampled from; `index` as in TokenEvent. For tests.
+  std::function<void(RequestId, std::uint32_t choice, std::uint32_t index, std::span<const float>)>
+      on_logits;
 };
 
 /// Continuous batching over one model: admission, trunks in flight, chunked prefill, decode,
-/// preemption. Everything happens inside add/cancel/step on one thread.
+/// preemption. Everything happens inside add/cancel/step on one thread; the sink is called from
+/// there and must not call back.
 ///
 /// Each choice of a request is a sequence. A sequence whose prompt shares a prefix with a prefill
 /// that is not done yet waits, holding no blocks, and attaches once that prefill has passed their
-/// common prefix; the prefill goes on while anyone waits for it, whoever began it. A step is all
-/// decoding rows plus at most prefill_chunk_tokens of prefill, dealt out by deficit round robin
-/// over tenants and round robin over a tenant's prefills.
+/// common prefix; when the request of that prefill ends early, its first waiter goes on from what
+/// is computed. A step is all decoding rows plus at most prefill_chunk_tokens of prefill, dealt out
+/// by priority, then by deficit round robin over tenants and round robin over a tenant's prefills.
 class Scheduler {
  public:
   using EventSink = std::function<void(GenerateEvent)>;
 
+  /// The references must outlive the scheduler. Throws where options and pool disagree.
   Scheduler(const SchedulerOptions& options, model::Model& model, kv::RadixIndex& index,
             kv::BlockPool& pool, const Clock& clock, EventSink sink);
   ~Scheduler();
@@ -50,12 +59,13 @@ class Scheduler {
 
   bool has_work() const;
 
-  /// One launch and collect. An error is the device's: the worker must exit.
+  /// One launch and collect; none where no row can run now. An error is the device's: the worker
+  /// must exit.
   Result<void> step();
 
   const EngineStats& stats() const;
-  /// With no work left: every block is free or in the index, nothing locked. Also the index's own
-  /// check.
+  /// With no work left, and nobody else holding blocks: every block is free or in the index,
+  /// nothing locked. Also the index's own check.
   Result<void> check_integrity() const;
 
  private:

@@ -1,0 +1,217 @@
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+#include "engine/base/hash.h"
+#include "engine/scheduler/scheduler_state.h"
+
+namespace thaw::scheduler {
+namespace {
+
+Error invalid(std::string message) {
+  return make_error(Errc::kInvalidArgument, std::move(message));
+}
+
+Result<void> check_tokens(const std::vector<TokenId>& tokens, int vocab_size) {
+  for (TokenId token : tokens) {
+    if (token < 0 || token >= vocab_size) {
+      return invalid("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                     std::to_string(vocab_size));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> Scheduler::State::check(const GenerateRequest& call) const {
+  const int vocab_size = model.config().vocab_size;
+  if (requests.contains(call.id))
+    return invalid("request " + std::to_string(call.id) + " is running already");
+  if (call.prompt.empty()) return invalid("the prompt is empty; it needs at least one token");
+  if (call.num_choices == 0) return invalid("num_choices is 0; it must be at least 1");
+  if (!call.grammar.empty())
+    return make_error(Errc::kUnsupported, "grammars are not supported by this engine");
+  if (!call.adapter.empty())
+    return make_error(Errc::kUnsupported, "adapter '" + call.adapter + "' is not loaded");
+  if (auto checked = sampling::validate(call.sampling, vocab_size); !checked) return checked;
+  if (auto checked = check_tokens(call.prompt, vocab_size); !checked) return checked;
+  for (const ResumedChoice& choice : call.resumed) {
+    if (auto checked = check_tokens(choice.generated, vocab_size); !checked) return checked;
+    const auto same = [&](const ResumedChoice& other) {
+      return other.choice_index == choice.choice_index;
+    };
+    if (std::count_if(call.resumed.begin(), call.resumed.end(), same) > 1)
+      return invalid("choice " + std::to_string(choice.choice_index) + " is resumed twice");
+  }
+  if (call.prompt.size() + 1 > max_tokens) {
+    const std::size_t pool_tokens = kv.num_blocks() * kBlockSize;
+    return invalid("the prompt has " + std::to_string(call.prompt.size()) +
+                   " tokens; with one generated token at most " + std::to_string(max_tokens) +
+                   " fit the " +
+                   (pool_tokens == max_tokens ? "KV pool of " + std::to_string(kv.num_blocks()) +
+                                                    " blocks of " + std::to_string(kBlockSize)
+                                              : std::string("context")));
+  }
+  const auto queued = std::count_if(requests.begin(), requests.end(),
+                                    [](const auto& entry) { return !entry.second->started; });
+  if (static_cast<std::size_t>(queued) >= options.max_waiting) {
+    return make_error(Errc::kResourceExhausted,
+                      "the queue is full: " + std::to_string(queued) + " requests are waiting");
+  }
+  return {};
+}
+
+void Scheduler::State::accept(GenerateRequest call) {
+  auto owned = std::make_unique<Request>();
+  Request& request = *owned;
+  request.call = std::move(call);
+  request.root = make_cache_root(options.engine_fingerprint, request.call.tenant,
+                                 request.call.cache_salt, request.call.adapter);
+  request.arrival = next_arrival++;
+  requests.emplace(request.call.id, std::move(owned));
+  if (request.call.deadline) {
+    request.deadline = clock.now() + *request.call.deadline;
+    deadlines.emplace(*request.deadline, request.call.id);
+  }
+  const auto add_choice = [&](std::uint32_t choice_index) -> Sequence& {
+    Sequence& sequence = *request.choices.emplace_back(std::make_unique<Sequence>());
+    sequence.request = &request;
+    sequence.choice_index = choice_index;
+    sequence.generation_start = static_cast<std::uint32_t>(request.call.prompt.size());
+    ++request.num_unfinished;
+    return sequence;
+  };
+  sink(AdmittedEvent{request.call.id, 0});
+
+  if (request.call.resumed.empty()) {
+    for (std::uint32_t i = 0; i < request.call.num_choices; ++i)
+      add_choice(i);
+    Sequence& leader = *request.choices.front();
+    leader.tokens = request.call.prompt;
+    enter_queue(leader);
+    return;
+  }
+  for (const ResumedChoice& resumed : request.call.resumed) {
+    Sequence& sequence = add_choice(resumed.choice_index);
+    sequence.tokens = request.call.prompt;
+    sequence.tokens.insert(sequence.tokens.end(), resumed.generated.begin(),
+                           resumed.generated.end());
+    sequence.resumed_below = sequence.num_tokens() - 1;
+  }
+  for (const auto& sequence : request.choices) {
+    // It may have been one event short of its end when its worker died.
+    if (sequence->num_generated() >= request.call.sampling.max_tokens ||
+        sequence->num_tokens() >= max_tokens) {
+      finish(*sequence, FinishReason::kLength, std::nullopt);
+    } else {
+      enter_queue(*sequence);
+    }
+  }
+}
+
+void Scheduler::State::enter_queue(Sequence& sequence) {
+  sequence.state = SequenceState::kWaiting;
+  sequence.ticket = next_ticket++;
+  waiting.push_back(&sequence);
+  trunks.enter(sequence);
+  const auto prefix = std::span(std::as_const(sequence.tokens)).first(sequence.num_tokens() - 1);
+  if (trunks.wait_for_best(sequence, kv.num_alive(sequence.request->root, prefix), false) &&
+      !std::exchange(sequence.has_waited, true)) {
+    ++stats.trunk_waits;
+  }
+}
+
+void Scheduler::State::withdraw(Sequence& sequence) {
+  const bool was_running = sequence.is_running();
+  if (!was_running && sequence.state != SequenceState::kWaiting) return;
+  std::erase(was_running ? running : waiting, &sequence);
+  kv.release(sequence.kv);
+  if (!sequence.is_unfinished_prefill()) return;
+  for (Sequence* waiter : trunks.leave(sequence)) {
+    const auto prefix = std::span(std::as_const(waiter->tokens)).first(waiter->num_tokens() - 1);
+    const std::uint32_t alive = kv.num_alive(waiter->request->root, prefix);
+    if (!trunks.wait_for_best(*waiter, alive, false)) waiter->goes_first = was_running;
+  }
+}
+
+void Scheduler::State::preempt(Sequence& sequence) {
+  ++stats.preemptions;
+  withdraw(sequence);
+  sequence.was_preempted = true;
+  enter_queue(sequence);
+}
+
+// By priority; what goes on before what begins; tenants with less in the running set first; then by
+// arrival.
+Sequence* Scheduler::State::next_to_admit() const {
+  if (waiting.empty()) return nullptr;
+  std::unordered_map<std::string_view, std::size_t> running_of;
+  for (const Sequence* sequence : running)
+    ++running_of[sequence->request->call.tenant];
+  const auto key_of = [&](const Sequence& sequence) {
+    const auto found = running_of.find(sequence.request->call.tenant);
+    const bool goes_on = sequence.num_generated() > 0 || sequence.goes_first;
+    return std::tuple(effective_priority(sequence), !goes_on,
+                      found == running_of.end() ? 0 : found->second, sequence.request->arrival,
+                      sequence.choice_index);
+  };
+  Sequence* best = nullptr;
+  decltype(key_of(*best)) best_key;
+  for (Sequence* sequence : waiting) {
+    if (sequence->wait_on != nullptr) continue;
+    const auto key = key_of(*sequence);
+    if (best != nullptr && best_key <= key) continue;
+    best = sequence;
+    best_key = key;
+  }
+  return best;
+}
+
+Result<void> Scheduler::State::admit() {
+  while (running.size() < options.max_num_seqs) {
+    Sequence* sequence = next_to_admit();
+    if (sequence == nullptr) return {};
+    const std::span<const TokenId> tokens = sequence->tokens;
+    const Hash128& root = sequence->request->root;
+    // While it stood in the queue, its prefix may have gone and another may be computing it.
+    if (trunks.wait_for_best(*sequence, kv.num_alive(root, tokens.first(tokens.size() - 1)),
+                             true)) {
+      if (!std::exchange(sequence->has_waited, true)) ++stats.trunk_waits;
+      continue;
+    }
+    // One position more than the tokens: a prefill must leave room to decode. Who was preempted
+    // comes back when the others have some air, else both would take turns.
+    const std::size_t headroom = sequence->was_preempted ? running.size() : 0;
+    const auto attached = kv.attach(root, tokens, tokens.size() + 1, headroom, sequence->kv);
+    if (!attached) return attached.error();
+    if (!*attached) return {};
+    start(*sequence);
+  }
+  return {};
+}
+
+void Scheduler::State::start(Sequence& sequence) {
+  Request& request = *sequence.request;
+  std::erase(waiting, &sequence);
+  running.push_back(&sequence);
+  request.started = true;
+  sequence.goes_first = false;
+  const std::uint32_t computed = sequence.kv.computed;
+  if (sequence.computed_once == 0) {
+    stats.tokens_cached += std::min(computed, sequence.generation_start);
+    request.charge_begin = std::min(request.charge_begin, computed);
+  }
+  sequence.computed_once = std::max(sequence.computed_once, computed);
+  sequence.state = SequenceState::kPrefilling;
+  trunks.advance(sequence);
+  if (sequence.num_pending() == 1 && sequence.num_generated() > 0) {
+    // Nothing to prefill: it decodes on. Whoever waits for its very last token no longer does.
+    sequence.state = SequenceState::kDecoding;
+    trunks.leave(sequence);
+  }
+}
+
+}  // namespace thaw::scheduler

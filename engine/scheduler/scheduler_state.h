@@ -1,0 +1,98 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/sampling/sampler.h"
+#include "engine/scheduler/deficit_round_robin.h"
+#include "engine/scheduler/kv_store.h"
+#include "engine/scheduler/scheduler.h"
+#include "engine/scheduler/sequence.h"
+#include "engine/scheduler/trunks.h"
+
+namespace thaw::scheduler {
+
+/// Who does what: queue.cc lets requests in and sequences into the running set, batch.cc plans and
+/// runs a step, output.cc turns logits into events and ends things, scheduler.cc is the surface.
+struct Scheduler::State {
+  State(const SchedulerOptions& scheduler_options, model::Model& scheduler_model,
+        kv::RadixIndex& index, kv::BlockPool& pool, const Clock& scheduler_clock,
+        EventSink event_sink);
+
+  /// Rows of one sequence in the step at hand.
+  struct PlannedRows {
+    Sequence* sequence = nullptr;
+    std::uint32_t num_rows = 0;
+    int last_row = 0;  ///< what logit_rows points at
+    bool samples = false;
+  };
+
+  // queue.cc
+  Result<void> check(const GenerateRequest& call) const;
+  void accept(GenerateRequest call);
+  void enter_queue(Sequence& sequence);
+  /// Takes a running or waiting sequence out of everything it is in, its blocks too. Those who
+  /// waited for it look for another prefill, or become one.
+  void withdraw(Sequence& sequence);
+  void preempt(Sequence& sequence);
+  Result<void> admit();
+  Sequence* next_to_admit() const;
+  void start(Sequence& sequence);
+
+  // batch.cc
+  Result<void> run_step();
+  void plan();
+  void plan_decode_rows();
+  void plan_prefill_rows();
+  void add_rows(Sequence& sequence, std::uint32_t num_rows);
+  bool grow_or_preempt(Sequence& sequence);
+  void account(Sequence& sequence, std::uint32_t num_rows);
+
+  // output.cc
+  void take_rows(const PlannedRows& rows, std::span<const float> logits);
+  void sample(Sequence& sequence, std::span<const float> logits);
+  void fork_from(Sequence& leader, std::span<const float> logits);
+  void accept_token(Sequence& sequence, sampling::SampledToken sampled);
+  void finish(Sequence& sequence, FinishReason reason, std::optional<TokenId> stop_token);
+  void cancel(Request& request);
+  void fail(Request& request, Error error);
+  void forget(Request& request);
+  void pass_charges_on(Request& request);
+  /// Who takes over the charge, and how many tokens it shares.
+  std::pair<Request*, std::uint32_t> heir_of(const Sequence& sequence) const;
+  void expire_deadlines();
+
+  // scheduler.cc
+  /// Ends each call from outside.
+  void settle();
+
+  SchedulerOptions options;
+  model::Model& model;
+  kv::RadixIndex& index;
+  kv::BlockPool& pool;
+  const Clock& clock;
+  EventSink sink;
+  std::uint32_t max_tokens = 0;  ///< of a sequence: the context, or what the pool holds if less
+
+  EngineStats stats;
+  KvStore kv;
+  Trunks trunks;
+  sampling::Sampler sampler;
+  std::map<std::int32_t, DeficitRoundRobin> shares;  ///< by priority
+  std::unordered_map<RequestId, std::unique_ptr<Request>> requests;
+  std::vector<std::unique_ptr<Request>> ended;  ///< kept until nothing can point into them
+  std::set<std::pair<Clock::TimePoint, RequestId>> deadlines;
+  std::vector<Sequence*> waiting;
+  std::vector<Sequence*> running;
+  std::uint64_t next_arrival = 0;
+  std::uint64_t next_ticket = 0;
+
+  std::vector<PlannedRows> planned;
+  model::Batch batch;
+};
+
+}  // namespace thaw::scheduler
