@@ -1,5 +1,7 @@
 #include "forkpool/worker/boot.h"
 
+#include <cstddef>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -25,7 +27,8 @@ std::string layout_name(const std::string& dtype, const ops::PagedKv& kv) {
 }
 
 // Stands between scheduler and model. Blocks that were evicted while a step was planned are about
-// to be overwritten by it: the pool hears of that first, or the step does not run.
+// to be overwritten by it: the pool hears of that first, or the step does not run. The other way to
+// write a block is the scheduler's copy_block.
 class AnnouncingModel final : public model::Model {
  public:
   AnnouncingModel(std::unique_ptr<model::Model> model, Outbox& outbox)
@@ -127,7 +130,16 @@ void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
   options.max_num_seqs = init.max_num_seqs;
   options.max_waiting = init.max_waiting;
   options.prefill_chunk_tokens = init.prefill_chunk_tokens;
+  options.max_model_len = ready_.max_model_len;
   options.num_blocks = ready_.num_blocks;
+  options.copy_block = [this, &outbox](BlockId from, BlockId to) -> Result<void> {
+    if (auto flushed = outbox.flush_evictions(); !flushed) return flushed;
+    const std::size_t size = ready_.block_bytes;
+    std::byte* blocks = kv_memory_.data();
+    std::memcpy(blocks + size * static_cast<std::size_t>(to),
+                blocks + size * static_cast<std::size_t>(from), size);
+    return {};
+  };
   options.engine_fingerprint = ready_.engine_fingerprint;
   scheduler_ = std::make_unique<scheduler::Scheduler>(
       options, *model_, *index_, *pool_, clock_,
@@ -173,6 +185,7 @@ EngineStats Engine::stats() const {
   EngineStats stats = scheduler_->stats();
   stats.snapshots = snapshots_->num_snapshots();
   stats.restores = snapshots_->num_restores();
+  stats.blocks_free = pool_->num_free() + index_->num_evictable();  // restores take some too
   return stats;
 }
 

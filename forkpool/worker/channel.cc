@@ -35,6 +35,7 @@ Result<void> Channel::read_some() {
   while (!ended_) {
     const ssize_t count = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
     if (count > 0) {
+      undecoded_ = true;
       decoder_.feed(std::span<const char>(buffer.data(), static_cast<std::size_t>(count)));
     } else if (count == 0 || errno == ECONNRESET) {
       ended_ = true;
@@ -47,7 +48,17 @@ Result<void> Channel::read_some() {
   return {};
 }
 
+Result<FrameDecoder::Next> Channel::next() {
+  auto next = decoder_.next();
+  if (next && !next->found) undecoded_ = false;
+  return next;
+}
+
 Result<void> Channel::wait(std::chrono::milliseconds timeout) {
+  return undecoded_ ? Result<void>() : poll(timeout);
+}
+
+Result<void> Channel::poll(std::chrono::milliseconds timeout) {
   if (ended_) return {};
   const auto events = static_cast<short>(POLLIN | (pending_bytes() > 0 ? POLLOUT : 0));
   pollfd polled{socket_.get(), events, 0};
@@ -70,7 +81,7 @@ Result<void> Channel::flush(std::chrono::milliseconds deadline) {
                         "the pool has not taken " + std::to_string(pending_bytes()) +
                             " bytes within " + std::to_string(deadline.count()) + " ms");
     }
-    if (auto waited = wait(left); !waited) return waited;
+    if (auto waited = poll(left); !waited) return waited;
   }
 }
 

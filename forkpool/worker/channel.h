@@ -30,18 +30,22 @@ class Channel {
   /// Reads what has arrived. Errors: kIo.
   Result<void> read_some();
   /// The next whole frame among what was read. Errors (kProtocol) are final.
-  Result<FrameDecoder::Next> next() { return decoder_.next(); }
+  Result<FrameDecoder::Next> next();
   /// No more frames will come: the pool has closed its end or is gone. Writing is pointless then.
   bool ended() const { return ended_; }
 
-  /// Until something arrived, more can be sent, or the timeout is over. Errors: kIo.
+  /// Until there is something to read or to take with next(), more can be sent, or the timeout is
+  /// over. Errors: kIo.
   Result<void> wait(std::chrono::milliseconds timeout);
 
  private:
+  Result<void> poll(std::chrono::milliseconds timeout);
+
   UniqueFd socket_;
   std::string out_;
   std::size_t sent_ = 0;  ///< of out_
   FrameDecoder decoder_;
+  bool undecoded_ = false;  ///< bytes were read since next() last found no frame
   bool ended_ = false;
 };
 

@@ -41,14 +41,15 @@ void Outbox::queue_evicted() {
   channel_->queue(std::exchange(evicted_, {}));
 }
 
-void Outbox::queue_all() {
-  queue_published();
-  queue_evicted();
-  if (!events_.events.empty()) channel_->queue(std::exchange(events_, {}));
+void Outbox::queue_events() {
+  if (events_.events.empty()) return;
+  channel_->queue(std::exchange(events_, {}));
 }
 
 void Outbox::queue(const Frame& frame) {
-  queue_all();
+  queue_published();
+  queue_evicted();
+  queue_events();
   channel_->queue(frame);
 }
 
@@ -62,12 +63,14 @@ Result<void> Outbox::flush_evictions() {
 }
 
 Result<void> Outbox::flush(const EngineStats& stats) {
-  queue_all();
+  queue_published();
+  queue_evicted();
   std::string encoded = encode_frame(StatsFrame{stats});
   if (encoded != last_stats_) {
     channel_->queue_encoded(encoded);
     last_stats_ = std::move(encoded);
   }
+  queue_events();
   if (auto written = channel_->write_some(); !written) return written;
   if (channel_->pending_bytes() > kMaxBacklogBytes) {
     if (auto flushed = channel_->flush(kFlushDeadline); !flushed) return flushed;

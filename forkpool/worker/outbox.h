@@ -27,15 +27,16 @@ class Outbox {
   /// nothing may be written to a block then.
   Result<void> flush_evictions();
 
-  /// Queues publications and evictions, then events, then `stats` if they have changed, and sends
-  /// what the socket takes. A pool that lags behind by much is waited for. Errors: the channel's.
+  /// Queues publications and evictions, then `stats` if they have changed, then events, and sends
+  /// what the socket takes: whoever reads the end of a request knows its counters already. A pool
+  /// that lags behind by much is waited for. Errors: the channel's.
   Result<void> flush(const EngineStats& stats);
 
   /// Queues `frame` behind everything that came before it.
   void queue(const Frame& frame);
 
  private:
-  void queue_all();
+  void queue_events();
   void queue_published();
   void queue_evicted();
 

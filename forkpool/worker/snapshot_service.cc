@@ -1,6 +1,6 @@
 #include "forkpool/worker/snapshot_service.h"
 
-#include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -102,10 +102,11 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
       !checked) {
     return checked.error();
   }
-  const auto match = parts_.index->match(read.cache_root, manifest.token_ids);
-  read.lock = parts_.index->lock(match);
-  read.blocks = match.full_blocks;
-  read.num_alive = match.full_blocks.size();
+  read.blocks = parts_.index->match(read.cache_root, manifest.token_ids).full_blocks;
+  read.num_alive = read.blocks.size();
+  // Of whole blocks only: one that matches in part is of no use here and may go.
+  const auto alive = std::span(manifest.token_ids).first(read.num_alive * kBlockSize);
+  read.lock = parts_.index->lock(parts_.index->match(read.cache_root, alive));
   auto fresh = allocate(manifest.num_blocks() - read.num_alive);
   if (!fresh) return fresh.error();
   read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
