@@ -203,6 +203,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     result = co_await net::co_spawn(
         context_->text_pool, prepare_on_pool(context_, kind, std::move(body)), net::use_awaitable);
   }
+  request.body_lease.reset();
   if (auto* error = std::get_if<ApiError>(&result))
     co_return co_await reply(request, error_reply(*error));
   // The server may have begun to drain meanwhile.

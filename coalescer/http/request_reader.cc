@@ -86,6 +86,7 @@ void RequestReader::read_head() {
   head_.authorization = to_string(message[http::field::authorization]);
   head_.content_encoding = to_string(message[http::field::content_encoding]);
   head_.expect = to_string(message[http::field::expect]);
+  if (boost::beast::iequals(head_.expect, "100-continue")) head_.expect = "100-continue";
   head_.keep_alive = parser.keep_alive();
   head_.http_1_0 = message.version() < 11;
   if (const auto length = parser.content_length()) head_.content_length = *length;

@@ -21,7 +21,7 @@ struct RequestHead {
   std::string path;  ///< without the query
   std::string authorization;
   std::string content_encoding;
-  std::string expect;
+  std::string expect;  ///< "100-continue" in lower case, anything else as it came
   bool keep_alive = true;
   bool http_1_0 = false;
   bool has_body = false;

@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::size_t kHistoryRequests = 256;
 constexpr std::size_t kHistoryTokens = 4U << 20;
+/// Bodies that are held at the same time, in multiples of the largest one.
+constexpr std::uint64_t kBodyBudgetFactor = 4;
 
 std::uint64_t random_seed() {
   std::random_device device;
@@ -18,6 +20,16 @@ std::uint64_t random_seed() {
 }
 
 }  // namespace
+
+BodyLease::~BodyLease() {
+  context_->body_bytes -= held_;
+}
+
+bool BodyLease::grow_to(std::uint64_t bytes) {
+  context_->body_bytes += bytes - held_;
+  held_ = bytes;
+  return context_->body_bytes <= kBodyBudgetFactor * context_->options.max_body_bytes;
+}
 
 ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
                              const TextCodec* codec_in)

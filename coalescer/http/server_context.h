@@ -17,6 +17,24 @@
 
 namespace thaw::coalescer {
 
+struct ServerContext;
+
+/// Bytes of one body, counted against the server's limit from its first byte until it was parsed.
+class BodyLease {
+ public:
+  explicit BodyLease(ServerContext* context) : context_(context) {}
+  ~BodyLease();
+  BodyLease(const BodyLease&) = delete;
+  BodyLease& operator=(const BodyLease&) = delete;
+
+  /// False where all bodies together have become too large.
+  bool grow_to(std::uint64_t bytes);
+
+ private:
+  ServerContext* context_;
+  std::uint64_t held_ = 0;
+};
+
 /// What all sessions share. Touched on the I/O thread only, except for `options`, `codec` and
 /// `history`, which the text threads read.
 struct ServerContext {
@@ -34,7 +52,7 @@ struct ServerContext {
   std::function<void()> schedule_flush;  ///< call after each Dispatcher::submit()
   bool draining = false;
   std::int64_t created = unix_seconds();  ///< of the served models: when the server started
-  std::uint64_t body_bytes = 0;  ///< of bodies that are being received, over all connections
+  std::uint64_t body_bytes = 0;  ///< held by BodyLease
   std::mt19937_64 random;  ///< seeds of requests that bring none
   std::string nonce;  ///< part of response ids, new for each process
 

@@ -18,34 +18,15 @@ namespace {
 
 namespace net = boost::asio;
 
-constexpr std::size_t kReadBytes = 64U << 10;
+/// Heads are read in small pieces, since every idle connection keeps room for one.
+constexpr std::size_t kHeadReadBytes = 4U << 10;
+constexpr std::size_t kBodyReadBytes = 64U << 10;
 /// Slowest body that is accepted; its deadline follows from its length.
 constexpr std::uint64_t kSlowestBodyBytesPerSecond = 64U << 10;
 /// How long a refused client may still send before its connection is cut.
 constexpr std::chrono::seconds kLingerTimeout{5};
-/// Bodies that are being received at the same time, in multiples of the largest one.
-constexpr std::uint64_t kBodyBudgetFactor = 4;
 
 }  // namespace
-
-class Session::BodyLease {
- public:
-  explicit BodyLease(ServerContext* context) : context_(context) {}
-  ~BodyLease() { context_->body_bytes -= held_; }
-  BodyLease(const BodyLease&) = delete;
-  BodyLease& operator=(const BodyLease&) = delete;
-
-  /// False where all bodies together have become too large.
-  bool grow_to(std::uint64_t bytes) {
-    context_->body_bytes += bytes - held_;
-    held_ = bytes;
-    return context_->body_bytes <= kBodyBudgetFactor * context_->options.max_body_bytes;
-  }
-
- private:
-  ServerContext* context_;
-  std::uint64_t held_ = 0;
-};
 
 Session::Session(net::ip::tcp::socket socket, ServerContext* context)
     : socket_(std::move(socket)), context_(context) {
@@ -79,8 +60,9 @@ net::awaitable<std::optional<Session::Request>> Session::read_request() {
   set_deadline(phase_ == Phase::kIdle ? context_->options.idle_timeout
                                       : context_->options.header_timeout);
   if (context_->draining && phase_ == Phase::kIdle) co_return std::nullopt;
+  if (buffer_.empty()) buffer_.shrink_to_fit();  // an idle connection keeps little
   while (reader.feed(buffer_) == RequestReader::State::kHead) {
-    if (!co_await read_some()) {
+    if (!co_await read_some(kHeadReadBytes)) {
       if (expired_ && phase_ == Phase::kReading) {
         ApiError slow = invalid_field("", "the request's headers took too long");
         slow.status = 408;
@@ -106,32 +88,33 @@ net::awaitable<std::optional<Session::Request>> Session::read_request() {
     co_await refuse(std::move(*request.refusal), mode);
     co_return std::nullopt;
   }
-  if (!co_await read_body(&reader, mode)) co_return std::nullopt;
+  if (request.head.has_body) {
+    request.body_lease = std::make_unique<BodyLease>(context_);
+    if (!co_await read_body(&reader, request.body_lease.get(), mode)) co_return std::nullopt;
+  }
   request.body = reader.take_body();
   request.received = context_->clock.now();
   clear_deadline();
   co_return request;
 }
 
-net::awaitable<bool> Session::read_body(RequestReader* reader, ReplyMode mode) {
-  if (!reader->head().has_body) co_return true;
+net::awaitable<bool> Session::read_body(RequestReader* reader, BodyLease* lease, ReplyMode mode) {
+  if (!reader->head().expect.empty() && buffer_.empty() && !mode.http_1_0) {
+    if (!co_await write("HTTP/1.1 100 Continue\r\n\r\n")) co_return false;
+  }
   const std::uint64_t expected =
       reader->head().content_length.value_or(context_->options.max_body_bytes);
   set_deadline(context_->options.header_timeout +
                std::chrono::seconds(expected / kSlowestBodyBytesPerSecond));
-  if (!reader->head().expect.empty() && buffer_.empty() && !mode.http_1_0) {
-    if (!co_await write("HTTP/1.1 100 Continue\r\n\r\n")) co_return false;
-  }
-  BodyLease lease(context_);
   while (reader->feed(buffer_) == RequestReader::State::kBody) {
-    if (!lease.grow_to(reader->body_size())) {
+    if (!lease->grow_to(reader->body_size())) {
       co_await refuse(
           error_reply(to_api_error(make_error(
               Errc::kUnavailable, "too many large bodies are being received; try again later"))),
           mode);
       co_return false;
     }
-    if (co_await read_some()) continue;
+    if (co_await read_some(kBodyReadBytes)) continue;
     if (expired_) {
       ApiError slow = invalid_field("", "the request's body took too long");
       slow.status = 408;
@@ -179,12 +162,12 @@ void Session::check_head(Request& request) {
   }
 }
 
-net::awaitable<bool> Session::read_some() {
+net::awaitable<bool> Session::read_some(std::size_t most) {
   const std::size_t old_size = buffer_.size();
-  buffer_.resize(old_size + kReadBytes);
+  buffer_.resize(old_size + most);
   expired_ = false;
   const auto [error, count] = co_await socket_.async_read_some(
-      net::buffer(buffer_.data() + old_size, kReadBytes), net::as_tuple(net::use_awaitable));
+      net::buffer(buffer_.data() + old_size, most), net::as_tuple(net::use_awaitable));
   buffer_.resize(old_size + (error ? 0 : count));
   co_return !error;
 }
@@ -219,7 +202,7 @@ net::awaitable<void> Session::linger() {
   boost::system::error_code ignored;
   socket_.shutdown(net::ip::tcp::socket::shutdown_send, ignored);
   set_deadline(kLingerTimeout);
-  std::string sink(kReadBytes, '\0');
+  std::string sink(kBodyReadBytes, '\0');
   for (;;) {
     const auto [error, count] =
         co_await socket_.async_read_some(net::buffer(sink), net::as_tuple(net::use_awaitable));
@@ -247,8 +230,8 @@ void Session::count(const Request& request, int status) {
   ++context_->metrics.requests[{request.route.label, status}];
   context_->metrics.request_duration.observe(took);
   static const auto log = logger("http");
-  SPDLOG_LOGGER_DEBUG(log, "event=request endpoint={} status={} micros={}", request.route.label,
-                      status, std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+  log->debug("event=request endpoint={} status={} micros={}", request.route.label, status,
+             std::chrono::duration_cast<std::chrono::microseconds>(took).count());
 }
 
 void Session::set_deadline(std::chrono::milliseconds from_now) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,17 +41,16 @@ class Session : public std::enable_shared_from_this<Session> {
     Route route;
     std::string tenant;
     std::string body;
+    std::unique_ptr<BodyLease> body_lease;
     Clock::TimePoint received;
     std::optional<HttpReply> refusal;  ///< set where the head alone is reason to refuse it
   };
   enum class Phase { kIdle, kReading, kAnswering };
-  /// Body bytes counted against the server's limit while they are being received.
-  class BodyLease;
 
   boost::asio::awaitable<std::optional<Request>> read_request();
-  boost::asio::awaitable<bool> read_body(RequestReader* reader, ReplyMode mode);
+  boost::asio::awaitable<bool> read_body(RequestReader* reader, BodyLease* lease, ReplyMode mode);
   void check_head(Request& request);
-  boost::asio::awaitable<bool> read_some();
+  boost::asio::awaitable<bool> read_some(std::size_t most);
   boost::asio::awaitable<bool> write(std::string bytes);
   /// Answers a request whose rest is not read: the connection ends afterwards.
   boost::asio::awaitable<void> refuse(HttpReply reply, ReplyMode mode);

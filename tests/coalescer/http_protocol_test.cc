@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -327,6 +328,28 @@ TEST(HttpBadInput, HugeChunkedBodyIsRefused) {
   EXPECT_EQ(client.read_reply()->status, 413);
 }
 
+TEST(HttpBadInput, UnfinishedBodiesOfManyClientsAreBounded) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.max_body_bytes = 1U << 20;
+  RunningServer server(&backend, options);
+  std::vector<std::unique_ptr<RawClient>> clients;
+  int refused = 0;
+  for (int i = 0; i < 8; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server.port()));
+    clients.back()->send("POST /v1/completions HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n" +
+                         std::string(900000, ' '));
+    if (i < 4) continue;  // these fit
+    const auto reply = clients.back()->read_reply();
+    ASSERT_TRUE(reply);
+    refused += reply->status == 503 ? 1 : 0;
+    if (refused > 0) break;
+  }
+  EXPECT_GT(refused, 0);
+  clients.clear();
+  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+}
+
 TEST(HttpBadInput, TooManyHeaders) {
   FakeBackend backend;
   RunningServer server(&backend);
@@ -363,6 +386,10 @@ TEST(HttpBadInput, SlowHeaderTimesOut) {
   RawClient slow_body(server.port());
   slow_body.send("POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
   EXPECT_EQ(slow_body.read_reply()->status, 408);
+  RawClient expecting(server.port());
+  expecting.send(
+      "POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(expecting.read_reply()->status, 408);
   RawClient idle(server.port());
   EXPECT_TRUE(idle.read_end());  // without a word
 }
