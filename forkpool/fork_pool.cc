@@ -13,6 +13,7 @@
 #include "forkpool/dispatcher.h"
 #include "forkpool/loop.h"
 #include "kvsnap/arena.h"
+#include "kvsnap/page_warmer.h"
 
 namespace thaw::forkpool {
 namespace {
@@ -27,6 +28,7 @@ struct ForkPool::Impl {
   WeightsMemory weights;
   std::optional<kvsnap::Arena> arena;
   UniqueFd no_arena;  // what workers get in its place
+  std::vector<kvsnap::PageWarmer> warmers;
   Loop loop;
   std::optional<Dispatcher> dispatcher;  // the loop's thread only
 
@@ -84,7 +86,15 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   for (std::uint32_t worker = 0; worker < impl->options.num_workers; ++worker) {
     auto memory = create_memfd("thaw-kv-" + std::to_string(worker), impl->options.kv_bytes);
     if (!memory) return std::move(memory).error();
+    if (impl->options.warm_memory && impl->options.kv_bytes > 0) {
+      auto warmer = kvsnap::PageWarmer::start(memory->get());
+      if (!warmer) return std::move(warmer).error();
+      impl->warmers.push_back(std::move(*warmer));
+    }
     kv_pools.push_back(std::move(*memory));
+  }
+  if (impl->options.warm_memory && impl->arena && impl->options.num_workers > 1) {
+    if (auto warmed = impl->arena->warm_in_background(); !warmed) return std::move(warmed).error();
   }
   impl->dispatcher.emplace(impl->loop, impl->options, shared, std::move(kv_pools),
                            impl->arena ? &*impl->arena : nullptr, std::move(sink));

@@ -37,6 +37,9 @@ struct PoolOptions {
   /// When every worker has failed to start so often in a row, requests are refused and not kept
   /// waiting; the workers are tried on.
   std::uint32_t max_boot_failures = 5;
+  /// Take the memory of the KV pools, and of the arena where there are several workers, ahead of
+  /// its use, in the background (kvsnap/page_warmer.h).
+  bool warm_memory = false;
 };
 
 /// The weights that every worker maps; owned here so that they outlive any worker.

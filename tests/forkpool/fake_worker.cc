@@ -313,11 +313,11 @@ class FakeWorker {
       }
     }
     ++stats_.steps;
-    const bool idle_now = !events_.empty() && running_.empty();
+    stats_.running = running_.size();
+    // Before the events, so that whoever has seen an end may kill this process and still count.
+    if ((!events_.empty() && running_.empty()) || stats_.steps % 64 == 0) send(StatsFrame{stats_});
     if (!events_.empty()) send(EventsFrame{std::move(events_)});
     events_.clear();
-    stats_.running = running_.size();
-    if (idle_now || stats_.steps % 64 == 0) send(StatsFrame{stats_});
     if (dies) ::raise(SIGKILL);
   }
 

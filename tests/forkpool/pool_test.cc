@@ -279,7 +279,9 @@ TEST(ForkPool, StartRefusesWhatCannotWork) {
 }
 
 TEST(ForkPool, ASuccessorFindsThePublishedBlocks) {
-  PoolHarness harness("");
+  PoolOptions options = PoolHarness::options();
+  options.warm_memory = true;  // changes no contents
+  PoolHarness harness("", options);
   const auto prompt = make_prompt(100, 1);
   harness.submit({make_request(1, prompt, 5)});
   ASSERT_TRUE(harness.wait_ended(1));
