@@ -116,7 +116,9 @@ TEST_P(AttentionTest, ChunksAndSingleTokensGiveTheSameBits) {
   const std::vector<float> whole = whole_cache.run(*device, tokens, table, 0, kLength);
   for (const float value : whole)
     ASSERT_TRUE(std::isfinite(value));
-  for (const int chunk : {1, 2, 15, 16, 64, 100, 257}) {
+  const std::vector<int> chunks =
+      isa() == "generic" ? std::vector{1, 15, 100} : std::vector{1, 2, 15, 16, 64, 100, 257};
+  for (const int chunk : chunks) {
     Cache cache(shape());
     std::vector<float> pieces;
     for (int first = 0; first < kLength; first += chunk) {
@@ -269,17 +271,23 @@ std::string param_name(
          std::to_string(std::get<2>(info.param));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(available_isas()),
-                                            ::testing::Values(KvDType::kBF16, KvDType::kF16,
-                                                              KvDType::kF32),
-                                            ::testing::Values(32, 20)),
-                         param_name);
-INSTANTIATE_TEST_SUITE_P(WideHeads, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(available_isas()),
-                                            ::testing::Values(KvDType::kBF16),
-                                            ::testing::Values(64, 80)),
-                         param_name);
+/// Everything for the vector units; the plain kernels are slow and the others are compared with
+/// them.
+std::vector<std::tuple<std::string, KvDType, int>> all_params() {
+  std::vector<std::tuple<std::string, KvDType, int>> params;
+  for (const std::string& isa : available_isas()) {
+    params.emplace_back(isa, KvDType::kBF16, 32);
+    params.emplace_back(isa, KvDType::kF16, 20);
+    if (isa == "generic") continue;
+    params.emplace_back(isa, KvDType::kF32, 20);
+    params.emplace_back(isa, KvDType::kF32, 32);
+    params.emplace_back(isa, KvDType::kF16, 64);
+    params.emplace_back(isa, KvDType::kBF16, 80);
+  }
+  return params;
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, ::testing::ValuesIn(all_params()), param_name);
 
 TEST(Attention, ShortBlockTableIsRefused) {
   auto device = make_device("generic");

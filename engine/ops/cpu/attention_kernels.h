@@ -193,27 +193,26 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
   }
 }
 
-/// `prefetch_bytes` as in SplitArgs, for the first rows.
 template <class Kv>
-void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch,
-                  int prefetch_bytes) {
-  float* q = scratch;
-  float* scores = scratch + kMaxQueryTile * padded_head_dim(args.head_dim);
+void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args) {
+  float* q = args.scratch;
+  float* scores = args.scratch + kMaxQueryTile * padded_head_dim(args.head_dim);
   int row = 0;
   while (row < args.num_rows) {
     const int left = args.num_rows - row;
+    const int prefetch_bytes = row == 0 ? args.prefetch_bytes : 0;
     const SplitRow* rows = args.rows + row;
     if constexpr (kRowTile >= 6) {
       if (left >= 6) {
-        attend_rows<Kv, 6>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+        attend_rows<Kv, 6>(slabs, args, rows, q, scores, prefetch_bytes);
         row += 6;
         continue;
       }
       if (left >= 4) {
         if (left == 4) {
-          attend_rows<Kv, 4>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+          attend_rows<Kv, 4>(slabs, args, rows, q, scores, prefetch_bytes);
         } else {
-          attend_rows<Kv, 5>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+          attend_rows<Kv, 5>(slabs, args, rows, q, scores, prefetch_bytes);
         }
         row += left;
         continue;
@@ -221,16 +220,16 @@ void attend_split(const Slabs<Kv>& slabs, const SplitArgs& args, float* scratch,
     }
     if constexpr (kRowTile >= 3) {
       if (left >= 3) {
-        attend_rows<Kv, 3>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+        attend_rows<Kv, 3>(slabs, args, rows, q, scores, prefetch_bytes);
         row += 3;
         continue;
       }
     }
     if (left >= 2) {
-      attend_rows<Kv, 2>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+      attend_rows<Kv, 2>(slabs, args, rows, q, scores, prefetch_bytes);
       row += 2;
     } else {
-      attend_rows<Kv, 1>(slabs, args, rows, q, scores, row == 0 ? prefetch_bytes : 0);
+      attend_rows<Kv, 1>(slabs, args, rows, q, scores, prefetch_bytes);
       row += 1;
     }
   }
@@ -246,55 +245,28 @@ void attend_stored(const SplitArgs& args) {
     most = args.rows[r].num_keys > most ? args.rows[r].num_keys : most;
   const int blocks = (most + kLanes - 1) / kLanes;
 
-  if (head_dim % kLanes == 0) {
-    Slabs<Kv> slabs;
-    slabs.v_stride = head_dim;
-    for (int b = 0; b < blocks; ++b) {
-      slabs.k[b] = reinterpret_cast<const Element*>(args.k_slabs[b]);
-      slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
-    }
-    for (int b = 0; b < blocks && b < kKeyTile; ++b)
-      prefetch_slab(slabs.k[b], args.prefetch_bytes);
-    attend_split<Kv>(slabs, args, args.scratch, args.prefetch_bytes);
-    return;
-  }
-
-  // Rows of V that are not whole vectors: copy both, padded. Widening as the tiles load is
-  // otherwise free, its instructions run beside the multiply-adds.
-  Slabs<KvF32> slabs;
+  // K and V are widened by the tiles that load them: next to their multiply-adds that is free. Only
+  // rows of V that are not whole vectors are copied first, padded with zeros.
+  Slabs<Kv> slabs;
   slabs.v_stride = padded_dim;
-  float* wide_k = args.scratch;
-  float* wide_v = args.scratch + kSplitKeys * padded_dim;
-  constexpr int kAhead = 2;
+  auto* padded =
+      reinterpret_cast<Element*>(args.scratch + kMaxQueryTile * (kSplitKeys + padded_dim));
   for (int b = 0; b < blocks; ++b) {
-    if (b + kAhead < blocks) {
-      prefetch_slab(args.k_slabs[b + kAhead], args.prefetch_bytes);
-      prefetch_slab(args.v_slabs[b + kAhead], args.prefetch_bytes);
-    }
-    const auto* k = reinterpret_cast<const Element*>(args.k_slabs[b]);
-    float* to_k = wide_k + b * kLanes * padded_dim;
-    for (int d = 0; d < head_dim; ++d)
-      store(to_k + d * kLanes, Kv::load_lanes(k + d * kLanes));
-    slabs.k[b] = to_k;
-
-    const auto* v = reinterpret_cast<const Element*>(args.v_slabs[b]);
-    float* to_v = wide_v + b * kLanes * padded_dim;
-    const int keys = most - b * kLanes < kLanes ? most - b * kLanes : kLanes;
-    for (int key = 0; key < keys; ++key) {
-      const Element* from = v + key * head_dim;
-      float* to = to_v + key * padded_dim;
-      int d = 0;
-      for (; d + kLanes <= head_dim; d += kLanes)
-        store(to + d, Kv::load_lanes(from + d));
-      if (d < head_dim) {
-        Element last[kLanes] = {};
-        __builtin_memcpy(last, from + d, sizeof(Element) * static_cast<unsigned>(head_dim - d));
-        store(to + d, Kv::load_lanes(last));
+    slabs.k[b] = reinterpret_cast<const Element*>(args.k_slabs[b]);
+    slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
+    if (head_dim != padded_dim) {
+      const int keys = most - b * kLanes < kLanes ? most - b * kLanes : kLanes;
+      Element* to = padded + b * kLanes * padded_dim;
+      for (int key = 0; key < keys; ++key) {
+        for (int d = 0; d < padded_dim; ++d)
+          to[key * padded_dim + d] = d < head_dim ? slabs.v[b][key * head_dim + d] : Element{};
       }
+      slabs.v[b] = to;
     }
-    slabs.v[b] = to_v;
   }
-  attend_split<KvF32>(slabs, args, args.scratch + 2 * kSplitKeys * padded_dim, 0);
+  for (int b = 0; b < blocks && b < kKeyTile; ++b)
+    prefetch_slab(slabs.k[b], args.prefetch_bytes);
+  attend_split<Kv>(slabs, args);
 }
 
 void attention_split(const SplitArgs& args) {

@@ -86,7 +86,7 @@ constexpr int attention_partial_floats(int head_dim) {
 }
 constexpr int kMaxQueryTile = 8;
 constexpr int attention_scratch_floats(int head_dim) {
-  return 2 * kSplitKeys * padded_head_dim(head_dim) +
+  return kSplitKeys * padded_head_dim(head_dim) +
          kMaxQueryTile * (kSplitKeys + padded_head_dim(head_dim));
 }
 
