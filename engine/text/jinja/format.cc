@@ -44,11 +44,14 @@ int read_number(std::string_view text, std::size_t& at) {
 std::string radix_digits(Int value, int base, bool upper) {
   auto rest =
       value < 0 ? -static_cast<unsigned __int128>(value) : static_cast<unsigned __int128>(value);
+  const std::string_view symbols = upper ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string digits;
   do {
-    digits.insert(digits.begin(), (upper ? "0123456789ABCDEF" : "0123456789abcdef")[rest % base]);
+    const auto digit = static_cast<std::size_t>(rest % static_cast<unsigned>(base));
+    digits += symbols[digit];
     rest /= static_cast<unsigned>(base);
   } while (rest != 0);
+  std::reverse(digits.begin(), digits.end());
   return digits;
 }
 
