@@ -16,6 +16,9 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/base/thread_pool.h"
+#include "engine/checkpoint/gguf.h"
+
 extern char** environ;
 
 namespace thaw::forkpool::test {
@@ -29,6 +32,16 @@ UniqueFd high_copy(int fd) {
 }
 
 }  // namespace
+
+const model::LoadedImage& tiny_image() {
+  static const model::LoadedImage image = [] {
+    ThreadPool threads(1);
+    auto file =
+        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
+    return std::move(model::build_image(file.value(), ops::ComputeMode::kNative, threads)).value();
+  }();
+  return image;
+}
 
 DrivenWorker::DrivenWorker(const Memory& memory, const InitFrame& init, const AdoptFrame& adopt) {
   spawn(memory);

@@ -12,8 +12,6 @@
 
 #include "engine/base/hash.h"
 #include "engine/base/memory_map.h"
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
 #include "engine/model/load.h"
 #include "engine/model/model.h"
 #include "forkpool/worker/worker.h"
@@ -24,17 +22,6 @@ namespace thaw::forkpool::test {
 namespace {
 
 constexpr std::size_t kArenaBytes = std::size_t{4} << 20;
-
-// The tiny model's weights in shared memory, built once.
-const model::LoadedImage& tiny_image() {
-  static const model::LoadedImage image = [] {
-    ThreadPool threads(1);
-    auto file =
-        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
-    return std::move(model::build_image(file.value(), ops::ComputeMode::kNative, threads)).value();
-  }();
-  return image;
-}
 
 class WorkerTest : public testing::Test {
  protected:
@@ -350,8 +337,9 @@ TEST_F(WorkerTest, ASuccessorFindsThePublishedTrunkInTheSameMemory) {
   EXPECT_EQ(ready->adopted_blocks, ledger.blocks.size());
   const Outcome again = successor.run(request(branch, 40));
   EXPECT_EQ(again.tokens, expected.tokens);
-  EXPECT_EQ(again.usage->cached_tokens, trunk.size());
-  EXPECT_EQ(successor.stats().tokens_prefilled, 3U);
+  // More than the trunk where a block of the branch was published before the end.
+  EXPECT_GE(again.usage->cached_tokens, trunk.size());
+  EXPECT_EQ(successor.stats().tokens_prefilled, branch.size() - again.usage->cached_tokens);
 }
 
 // The order of evictions on the wire against writes to the blocks: a process that dies anywhere
