@@ -30,7 +30,9 @@ class PoolHarness {
 
   /// `rules` as in fake_worker.cc.
   static PoolOptions options(std::uint32_t num_workers = 1);
-  explicit PoolHarness(const std::string& rules, PoolOptions options = PoolHarness::options());
+  /// `weights`: what the workers map; the fake needs none.
+  explicit PoolHarness(const std::string& rules, PoolOptions options = PoolHarness::options(),
+                       WeightsMemory weights = {});
   ~PoolHarness();
 
   ForkPool& pool() { return *pool_; }

@@ -201,7 +201,7 @@ TEST(ForkPool, RequestsWaitForAWorkerButNotWithoutBound) {
   ASSERT_TRUE(harness.wait_ended(1));
   EXPECT_TRUE(harness.stream(1).completed);
   EXPECT_EQ(harness.stream(1).finished.at(0), FinishReason::kCancelled);
-  EXPECT_EQ(harness.pool().status().requests_running, 0U);
+  EXPECT_TRUE(harness.wait([&] { return harness.pool().status().requests_running == 0; }));
 }
 
 TEST(ForkPool, MoreThanTheWorkersAndTheQueueTakeIsRefused) {

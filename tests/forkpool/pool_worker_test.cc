@@ -1,0 +1,173 @@
+// The pool with real workers on the tiny model: whatever happens to a worker, the client is sent
+// the tokens that an undisturbed run would have sent. This binary is its own worker.
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <string_view>
+
+#include <gtest/gtest.h>
+
+#include "engine/base/memory_map.h"
+#include "engine/base/thread_pool.h"
+#include "engine/checkpoint/gguf.h"
+#include "engine/model/load.h"
+#include "engine/model/model.h"
+#include "forkpool/worker/worker.h"
+#include "tests/forkpool/pool_harness.h"
+
+namespace thaw::forkpool {
+namespace {
+
+using std::chrono::milliseconds;
+
+const model::LoadedImage& tiny_image() {
+  static const model::LoadedImage image = [] {
+    ThreadPool threads(1);
+    auto file =
+        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
+    return std::move(model::build_image(file.value(), ops::ComputeMode::kNative, threads)).value();
+  }();
+  return image;
+}
+
+PoolOptions real_options(std::uint32_t num_workers) {
+  PoolOptions options = PoolHarness::options(num_workers);
+  options.worker_binary = std::filesystem::read_symlink("/proc/self/exe");
+  options.kv_bytes = 512 * model::kv_block_bytes(tiny_image().config, ops::KvDType::kBF16);
+  options.arena_bytes = 16 << 20;
+  options.prefill_chunk_tokens = 32;
+  options.log_level = "off";
+  return options;
+}
+
+WeightsMemory weights() {
+  return {UniqueFd(::dup(tiny_image().fd.get())), tiny_image().size_bytes};
+}
+
+GenerateRequest tiny_request(RequestId id, std::size_t prompt_tokens, std::uint64_t prompt_seed,
+                             std::uint32_t max_tokens) {
+  GenerateRequest request = make_request(id, make_prompt(prompt_tokens, prompt_seed), max_tokens);
+  for (TokenId& token : request.prompt)
+    token %= static_cast<TokenId>(tiny_image().config.vocab_size);
+  request.sampling.temperature = 1.0F;
+  request.sampling.repetition_penalty = 1.1F;  // counts what was generated before a death, too
+  request.sampling.ignore_eos = true;
+  return request;
+}
+
+/// The tokens of each choice of an undisturbed run on one worker.
+std::map<RequestId, std::map<std::uint32_t, std::vector<TokenId>>> undisturbed(
+    const std::vector<GenerateRequest>& requests) {
+  PoolHarness harness("", real_options(1), weights());
+  std::map<RequestId, std::map<std::uint32_t, std::vector<TokenId>>> tokens;
+  for (GenerateRequest request : requests) {
+    request.worker.reset();
+    harness.submit({request});  // one after the other: each alone
+    EXPECT_TRUE(harness.wait_ended(request.id));
+    tokens[request.id] = harness.stream(request.id).tokens;
+  }
+  return tokens;
+}
+
+TEST(ForkPoolWorker, KilledStreamsSayWhatUndisturbedOnesDo) {
+  std::vector<GenerateRequest> requests;
+  for (RequestId id = 1; id <= 6; ++id) {
+    requests.push_back(tiny_request(id, 60 + 7 * id, id % 2, 150));
+    requests.back().num_choices = id == 3 ? 2 : 1;
+    requests.back().worker = static_cast<std::uint32_t>(id % 2);
+  }
+  const auto expected = undisturbed(requests);
+
+  PoolHarness harness("", real_options(2), weights());
+  ASSERT_TRUE(harness.wait_ready());
+  harness.submit(requests);
+  ASSERT_TRUE(harness.wait_tokens(1, 5));
+  ASSERT_TRUE(harness.kill_worker(1));
+  ASSERT_TRUE(harness.wait_tokens(2, 40));
+  ASSERT_TRUE(harness.kill_worker(0));
+  for (const GenerateRequest& request : requests) {
+    SCOPED_TRACE("request " + std::to_string(request.id));
+    ASSERT_TRUE(harness.wait_ended(request.id));
+    const auto stream = harness.stream(request.id);
+    ASSERT_FALSE(stream.failed) << stream.failed->to_string();
+    EXPECT_TRUE(stream.in_order);
+    EXPECT_EQ(stream.tokens, expected.at(request.id));
+    ASSERT_TRUE(stream.completed);
+    EXPECT_EQ(stream.completed->generated_tokens, 150 * request.num_choices);
+    EXPECT_EQ(stream.completed->prompt_tokens, request.prompt.size());
+  }
+  const PoolStatus status = harness.pool().status();
+  EXPECT_EQ(status.worker_deaths, 2U);
+  EXPECT_GT(status.requests_resumed, 0U);  // the path meant was taken
+}
+
+TEST(ForkPoolWorker, ATrunkOutlivesItsWorker) {
+  const GenerateRequest first = tiny_request(1, 200, 1, 8);
+  GenerateRequest second = first;
+  second.id = 2;
+  PoolHarness harness("", real_options(1), weights());
+  harness.submit({first});
+  ASSERT_TRUE(harness.wait_ended(1));
+  ASSERT_TRUE(harness.kill_worker(0));
+  ASSERT_TRUE(harness.wait_ready());
+  EXPECT_GE(harness.worker(0).adopted_blocks, 12U);
+  harness.submit({second});
+  ASSERT_TRUE(harness.wait_ended(2));
+  EXPECT_EQ(harness.stream(2).tokens, harness.stream(1).tokens);
+  EXPECT_GE(harness.stream(2).completed->cached_tokens, 192U);
+}
+
+TEST(ForkPoolWorker, ACopiedTrunkAnswersTheSame) {
+  GenerateRequest request = tiny_request(1, 200, 1, 40);
+  request.worker = 0;
+  PoolHarness harness("", real_options(2), weights());
+  ASSERT_TRUE(harness.wait_ready());
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  const auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
+  ASSERT_TRUE(moved) << moved.error().to_string();
+  EXPECT_EQ(*moved, 192U);
+  request.id = 2;
+  request.worker = 1;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(2));
+  EXPECT_EQ(harness.stream(2).tokens, harness.stream(1).tokens);
+  EXPECT_EQ(harness.stream(2).completed->cached_tokens, 192U);
+  EXPECT_TRUE(harness.pool().shutdown(milliseconds(20000)));
+}
+
+TEST(ForkPoolWorker, CancelFreesTheBlocks) {
+  PoolHarness harness("", real_options(1), weights());
+  ASSERT_TRUE(harness.wait_ready());
+  const GenerateRequest request = tiny_request(1, 100, 1, 1500);
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_tokens(1, 3));
+  harness.pool().cancel(1);
+  ASSERT_TRUE(harness.wait_ended(1));
+  EXPECT_EQ(harness.stream(1).finished.at(0), FinishReason::kCancelled);
+  ASSERT_TRUE(harness.wait([&] {
+    const EngineStats stats = harness.worker(0).stats;
+    return stats.running == 0 && stats.blocks_free == stats.blocks_total;
+  }));
+}
+
+TEST(ForkPoolWorker, WhatTheWorkerRefusesIsTheClientsAnswer) {
+  PoolHarness harness("", real_options(1), weights());
+  GenerateRequest request = tiny_request(1, 20, 1, 4);
+  request.sampling.temperature = -1.0F;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  ASSERT_TRUE(harness.stream(1).failed);
+  EXPECT_EQ(harness.stream(1).failed->code, Errc::kInvalidArgument);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
+}
+
+}  // namespace
+}  // namespace thaw::forkpool
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "worker") return thaw::forkpool::run_worker();
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
