@@ -189,8 +189,9 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
   const AttentionSequence& sequence = *range.sequence;
   const int head_dim = call.args.kv.head_dim;
   const int group = call.heads_per_kv;
+  const auto heads = static_cast<std::size_t>(group);
   const auto stride = static_cast<std::size_t>(call.partial_floats);
-  const auto num_rows = static_cast<std::size_t>(range.count * group);
+  const auto num_rows = static_cast<std::size_t>(range.count) * heads;
   float* states = memory.states.reserve(2 * num_rows * stride);
   float* partials = states + num_rows * stride;
   const int first_position = sequence.first_position + range.first;
@@ -198,11 +199,12 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
 
   for (int split = 0; split < num_splits(last_position); ++split) {
     const int first_token = std::max(0, split * kAttentionSplit - first_position);
+    const std::size_t first_index = static_cast<std::size_t>(first_token) * heads;
+    std::size_t index = first_index;
     memory.rows.clear();
     for (int token = first_token; token < range.count; ++token) {
       const std::int64_t row = sequence.first_row + range.first + token;
-      for (int h = 0; h < group; ++h) {
-        const auto index = static_cast<std::size_t>(token * group + h);
+      for (int h = 0; h < group; ++h, ++index) {
         memory.rows.push_back({call.q(row, kv_head * group + h),
                                (split == 0 ? states : partials) + index * stride,
                                keys_in_split(first_position + token, split)});
@@ -214,17 +216,14 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
         static_cast<std::size_t>((keys + kBlockSize - 1) / kBlockSize));
     run_split(call, blocks, kv_head, memory.rows, 1, memory);
     if (split == 0) continue;
-    for (auto index = static_cast<std::size_t>(first_token * group); index < num_rows; ++index) {
+    for (index = first_index; index < num_rows; ++index) {
       call.kernels.attention_merge(states + index * stride, partials + index * stride, head_dim);
     }
   }
   for (int token = 0; token < range.count; ++token) {
     const std::int64_t row = sequence.first_row + range.first + token;
-    for (int h = 0; h < group; ++h) {
-      const auto index = static_cast<std::size_t>(token * group + h);
-      call.kernels.attention_finish(states + index * stride, head_dim,
-                                    call.out(row, kv_head * group + h));
-    }
+    for (int h = 0; h < group; ++h, states += stride)
+      call.kernels.attention_finish(states, head_dim, call.out(row, kv_head * group + h));
   }
 }
 

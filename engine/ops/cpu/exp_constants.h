@@ -8,8 +8,11 @@ namespace thaw::ops {
 
 inline constexpr float kExpLargest = 88.0F;  ///< larger x give exp(88)
 inline constexpr float kExpSmallest = -87.0F;  ///< smaller x give +0
+// Written out, not taken from <numbers>: the bits are part of the arithmetic.
+// NOLINTBEGIN(modernize-use-std-numbers)
 inline constexpr float kExpLog2E = 0x1.715476p+0F;
 inline constexpr float kExpLn2High = 0x1.62e4p-1F;
+// NOLINTEND(modernize-use-std-numbers)
 inline constexpr float kExpLn2Low = 0x1.7f7d1cp-20F;
 /// Adding it rounds to an integer; its low bits hold the exponent bias, so that the sum's bits
 /// shifted left by 23 are 2^n.

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "engine/ops/cpu/kernels.h"
@@ -15,10 +15,11 @@ class GrowingBuffer {
  public:
   /// At least `count` elements, aligned to a cache line; valid until the next call.
   T* reserve(std::size_t count) {
-    const std::size_t bytes = count * sizeof(T) + kAlignment;
-    if (memory_.size() < bytes) memory_.resize(bytes);
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-    return reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
+    const std::size_t bytes = count * sizeof(T);
+    if (memory_.size() < bytes + kAlignment) memory_.resize(bytes + kAlignment);
+    void* start = memory_.data();
+    std::size_t space = memory_.size();
+    return static_cast<T*>(std::align(kAlignment, bytes, start, space));
   }
 
  private:
