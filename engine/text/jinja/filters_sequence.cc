@@ -4,6 +4,7 @@
 #include "engine/text/jinja/error.h"
 #include "engine/text/jinja/filters.h"
 #include "engine/text/jinja/print.h"
+#include "engine/text/jinja/sort.h"
 #include "engine/text/jinja/text_ops.h"
 #include "engine/text/jinja/unicode.h"
 
@@ -132,7 +133,7 @@ std::vector<Value> sorted(Runtime& runtime, const std::vector<Value>& items, boo
   keyed.reserve(items.size());
   for (const Value& item : items)
     keyed.emplace_back(key(item), &item);
-  std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& left, const auto& right) {
+  merge_sort(keyed, [&](const auto& left, const auto& right) {
     runtime.charge(1);
     return reversed ? compare(right.first, left.first, "<") < 0
                     : compare(left.first, right.first, "<") < 0;

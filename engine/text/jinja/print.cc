@@ -7,6 +7,7 @@
 
 #include "engine/text/jinja/error.h"
 #include "engine/text/jinja/runtime.h"
+#include "engine/text/jinja/sort.h"
 #include "engine/text/jinja/unicode.h"
 
 namespace thaw::text::jinja {
@@ -217,9 +218,8 @@ class JsonWriter {
     for (const auto& entry : dict.entries)
       entries.push_back(&entry);
     if (style_.sort_keys) {
-      std::stable_sort(entries.begin(), entries.end(), [](const auto* l, const auto* r) {
-        return compare(l->first, r->first, "<") < 0;
-      });
+      merge_sort(entries,
+                 [](const auto* l, const auto* r) { return compare(l->first, r->first, "<") < 0; });
     }
     put("{");
     for (std::size_t i = 0; i < entries.size(); ++i) {
