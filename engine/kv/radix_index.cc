@@ -47,6 +47,7 @@ RadixIndex::Match RadixIndex::match(const Hash128& root, std::span<const TokenId
       break;
     }
     match.full_blocks.push_back(best.node->block);
+    match.full_node = best.node;
     node = best.node;
   }
   return match;
@@ -56,8 +57,12 @@ RadixIndex::Handle RadixIndex::lock(const Match& match) {
   return Handle(match.node);
 }
 
+RadixIndex::Handle RadixIndex::lock_full_blocks(const Match& match) {
+  return Handle(match.full_node);
+}
+
 RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const TokenId> tokens,
-                                      std::span<const BlockId> blocks) {
+                                      std::span<BlockId> blocks) {
   if (blocks.size() < (tokens.size() + kBlockSize - 1) / kBlockSize) {
     throw Exception(make_error(Errc::kInternal, "insert: " + std::to_string(blocks.size()) +
                                                     " blocks do not cover " +
@@ -75,13 +80,19 @@ RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const Token
   for (std::size_t begin = 0; begin < tokens.size(); begin += kBlockSize) {
     const auto part =
         tokens.subspan(begin, std::min<std::size_t>(kBlockSize, tokens.size() - begin));
-    const BlockId block = blocks[begin / kBlockSize];
+    BlockId& block = blocks[begin / kBlockSize];
     Node* own = state.node_of_block[static_cast<std::size_t>(block)];
     if (own != nullptr && own->parent != node) own = nullptr;
     const BestChild best = best_child(*node, part);
     if (best.num_tokens == part.size()) {
       // Another node covers it. A shorter node of ours says nothing that this one does not.
       if (own != nullptr && own != best.node && own->evictable_leaf()) state.remove_leaf(own);
+      if (own != best.node && part.size() < kBlockSize) break;
+      if (block != best.node->block) {
+        state.pool.add_reference(best.node->block);
+        state.pool.release(block);
+        block = best.node->block;
+      }
       node = best.node;
     } else if (own != nullptr && own->num_tokens < part.size()) {
       state.grow(own, part);
@@ -90,7 +101,7 @@ RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const Token
       node = state.add_child(node, part, block);
     }
   }
-  return Handle(node);
+  return Handle(node->is_root() ? nullptr : node);
 }
 
 std::size_t RadixIndex::evict(std::size_t num_blocks) {

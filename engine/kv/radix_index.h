@@ -63,19 +63,23 @@ class RadixIndex {
     std::vector<BlockId> full_blocks;  ///< blocks whose kBlockSize tokens all match
     BlockId partial_block = -1;  ///< the block whose first num_tokens % kBlockSize tokens match
     Node* node = nullptr;  ///< deepest node, or null; lock() it before anything may evict
+    Node* full_node = nullptr;  ///< deepest one whose tokens all match, or null
   };
 
   /// Longest prefix of `tokens` alive under `root`. Does not touch the LRU order; lock() does.
   Match match(const Hash128& root, std::span<const TokenId> tokens) const;
   Handle lock(const Match& match);
+  /// Without the block that matches in part.
+  Handle lock_full_blocks(const Match& match);
 
-  /// Publishes that `blocks` hold the KV of `tokens` (the last block may be partly filled). Where
-  /// an existing node covers the same tokens, that one is kept and the caller's block stays the
-  /// caller's own. New nodes take a reference on their block; a partial node of the caller's block
-  /// grows in place. Returns a handle on the deepest node. REQUIRES: blocks cover tokens; only the
-  /// sequence that writes a block offers it, at one place.
-  Handle insert(const Hash128& root, std::span<const TokenId> tokens,
-                std::span<const BlockId> blocks);
+  /// Publishes that `blocks` hold the KV of `tokens` (the last block may be partly filled). New
+  /// nodes take a reference on their block; a partial node of the caller's block grows in place.
+  /// Where a full block stands there already, the caller's entry becomes that one, its reference
+  /// moves there, and its own block is given up: equal KV is held once. A partial last block that
+  /// another node covers stays the caller's own. The handle is on the deepest node whose block is
+  /// in `blocks` now, so that it keeps nothing that the caller does not use.
+  /// REQUIRES: blocks cover tokens; only the sequence that writes a block offers it, at one place.
+  Handle insert(const Hash128& root, std::span<const TokenId> tokens, std::span<BlockId> blocks);
 
   /// Frees least recently used unlocked leaves until `num_blocks` are free in the pool or none is
   /// left. Returns the number of blocks freed.

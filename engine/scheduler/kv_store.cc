@@ -64,8 +64,7 @@ Result<bool> KvStore::attach_match(const Hash128& root, std::span<const TokenId>
     kv.blocks.push_back(copy);
     --kv.reserved;
     // The block that was copied from need not be kept.
-    kv.lock =
-        index_->lock(index_->match(root, tokens.first(match.full_blocks.size() * kBlockSize)));
+    kv.lock = index_->lock_full_blocks(match);
   }
   num_reserved_ += kv.reserved;
   return true;

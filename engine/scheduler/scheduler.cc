@@ -106,7 +106,13 @@ const EngineStats& Scheduler::stats() const {
 Result<void> Scheduler::check_integrity() const {
   const State& state = *state_;
   if (auto checked = state.index.check_integrity(); !checked) return checked;
-  if (has_work()) return {};
+  if (has_work()) {
+    const std::size_t obtainable = state.pool.num_free() + state.index.num_evictable();
+    if (state.kv.num_reserved() <= obtainable) return {};
+    return make_error(Errc::kInternal, "scheduler: " + std::to_string(state.kv.num_reserved()) +
+                                           " blocks are reserved, " + std::to_string(obtainable) +
+                                           " can be had");
+  }
   const auto inconsistent = [](const std::string& what) {
     return make_error(Errc::kInternal, "scheduler: with no work left " + what);
   };

@@ -64,8 +64,8 @@ class Scheduler {
   Result<void> step();
 
   const EngineStats& stats() const;
-  /// With no work left, and nobody else holding blocks: every block is free or in the index,
-  /// nothing locked. Also the index's own check.
+  /// While nobody else holds blocks: what is reserved can be had; with no work left, every block is
+  /// free or in the index, nothing locked. Also the index's own check.
   Result<void> check_integrity() const;
 
  private:

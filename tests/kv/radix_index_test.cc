@@ -85,7 +85,7 @@ TEST_F(RadixIndexTest, PublishesFullBlocksOnceWithChainedHashes) {
 }
 
 TEST_F(RadixIndexTest, PartialNodeGrowsInPlace) {
-  const std::vector<BlockId> blocks{pool_.allocate()};
+  std::vector<BlockId> blocks{pool_.allocate()};
   auto handle = index_.insert(kRoot, iota(0, 5), blocks);
   publish({0, 1, 2, 3, 4, 7});  // another writer, which sorts behind
   handle = index_.insert(kRoot, iota(0, 9), blocks);
@@ -97,25 +97,30 @@ TEST_F(RadixIndexTest, PartialNodeGrowsInPlace) {
   pool_.release(blocks[0]);
 }
 
-TEST_F(RadixIndexTest, KeepsTheFirstOfEqualBlocks) {
+TEST_F(RadixIndexTest, HoldsEqualBlocksOnce) {
   const auto first = publish(iota(0, 20));
-  const std::vector<BlockId> own{pool_.allocate(), pool_.allocate()};
+  std::vector<BlockId> own{pool_.allocate(), pool_.allocate()};
+  const BlockId given_up = own[0];
+  const BlockId kept = own[1];
   auto handle = index_.insert(kRoot, iota(0, 20), own);
-  EXPECT_EQ(pool_.references(own[0]), 1);
-  EXPECT_EQ(index_.match(kRoot, iota(0, 20)).full_blocks[0], first[0]);
+  EXPECT_EQ(own, (std::vector{first[0], kept}));
+  EXPECT_TRUE(pool_.is_free(given_up));
+  EXPECT_EQ(pool_.references(first[0]), 2);
+  // The handle does not keep the other's partial block.
+  EXPECT_EQ(index_.num_evictable(), 1U);
   // What goes on from there hangs below the first writer's block.
   handle = index_.insert(kRoot, iota(0, 21), own);
-  EXPECT_EQ(pool_.references(own[1]), 2);
+  EXPECT_EQ(pool_.references(kept), 2);
   EXPECT_EQ(index_.match(kRoot, iota(0, 30)).num_tokens, 21U);
   for (BlockId block : own)
     pool_.release(block);
 }
 
 TEST_F(RadixIndexTest, DropsAPartialNodeThatAnotherCovers) {
-  const std::vector<BlockId> own{pool_.allocate()};
+  std::vector<BlockId> own{pool_.allocate()};
   index_.insert(kRoot, iota(0, 3), own);
   const auto other = publish(iota(0, 8));
-  index_.insert(kRoot, iota(0, 6), own);
+  EXPECT_FALSE(index_.insert(kRoot, iota(0, 6), own));
   EXPECT_EQ(index_.num_blocks(), 1U);
   EXPECT_EQ(pool_.references(own[0]), 1);
   EXPECT_EQ(index_.match(kRoot, iota(0, 9)).partial_block, other[0]);
@@ -152,7 +157,7 @@ TEST_F(RadixIndexTest, HandleKeepsAPathAndOnlyThat) {
 }
 
 TEST_F(RadixIndexTest, EvictionFreesNothingThatASequenceHolds) {
-  const std::vector<BlockId> blocks{pool_.allocate()};
+  std::vector<BlockId> blocks{pool_.allocate()};
   index_.insert(kRoot, iota(0, 16), blocks);
   EXPECT_EQ(index_.evict(16), 0U);
   EXPECT_EQ(index_.num_blocks(), 0U);
@@ -190,8 +195,8 @@ TEST_F(RadixIndexTest, AdoptRefusesBlocksOutsideThePool) {
 }
 
 TEST_F(RadixIndexTest, RefusesBlocksThatDoNotCoverOrStandTwice) {
-  EXPECT_THROW(index_.insert(kRoot, iota(0, 17), std::vector<BlockId>{0}), Exception);
-  const std::vector<BlockId> blocks{pool_.allocate()};
+  std::vector<BlockId> blocks{pool_.allocate()};
+  EXPECT_THROW(index_.insert(kRoot, iota(0, 17), blocks), Exception);
   index_.insert(kRoot, iota(0, 16), blocks);
   EXPECT_THROW(index_.insert(kRoot, iota(50, 16), blocks), Exception);
   pool_.release(blocks[0]);

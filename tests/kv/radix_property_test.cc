@@ -1,6 +1,8 @@
 // Random operations against a naive map: every node is one entry {root, path, block}, and a match
 // is the longest common prefix over all of them.
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <random>
 
@@ -117,15 +119,21 @@ class World {
       writer.tokens.push_back(token);
     }
     if (writer.tokens.empty()) return;
-    writer.num_kept = writer.tokens.size();
     writer.handle = {};
     writer.handle = index_.insert(writer.root, writer.tokens, writer.blocks);
+    const auto match = index_.match(writer.root, writer.tokens);
+    EXPECT_EQ(match.num_tokens, writer.tokens.size());
+    EXPECT_TRUE(
+        std::equal(match.full_blocks.begin(), match.full_blocks.end(), writer.blocks.begin()));
+    // Another's partial block may cover ours; that one is not kept for us.
+    writer.num_kept = match.partial_block == writer.blocks.back()
+                          ? writer.tokens.size()
+                          : match.full_blocks.size() * kBlockSize;
     for (std::size_t i = 0; i < writer.blocks.size(); ++i) {
       const std::size_t end = std::min((i + 1) * kBlockSize, writer.tokens.size());
       Entry entry{writer.root, {writer.tokens.begin(), writer.tokens.begin() + end}};
       if (held_by_index(writer.blocks[i])) entries_[writer.blocks[i]] = std::move(entry);
     }
-    EXPECT_EQ(index_.match(writer.root, writer.tokens).num_tokens, writer.tokens.size());
   }
 
   void finish() {
