@@ -25,29 +25,27 @@ void Dispatcher::pump() {
 /// One quarantined request at a time, on a worker that has nothing else and gets nothing else.
 void Dispatcher::run_quarantine() {
   if (running_alone_) return;
-  if (quarantine_.empty()) return reserved_.reset();
-  const RequestId id = quarantine_.front();
-  Ongoing& entry = entries_.at(id);
-  const auto usable = [&](std::uint32_t worker) {
-    return slots_[worker]->ready() &&
-           (!entry.request().worker || *entry.request().worker == worker);
-  };
-  if (reserved_ && !usable(*reserved_)) reserved_.reset();
-  for (std::uint32_t worker = 0; worker < slots_.size() && !reserved_; ++worker) {
-    if (!usable(worker)) continue;
-    std::uint32_t best = worker;
-    for (std::uint32_t other = worker + 1; other < slots_.size(); ++other) {
-      if (usable(other) && outstanding_[other] < outstanding_[best]) best = other;
+  reserved_.reset();
+  for (auto id = quarantine_.begin(); id != quarantine_.end(); ++id) {
+    Ongoing& entry = entries_.at(*id);
+    for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
+      const bool usable =
+          slots_[worker]->ready() && entry.request().worker.value_or(worker) == worker;
+      // The one with the least to do is free first, and stays the choice: it gets nothing new.
+      if (usable && (!reserved_ || outstanding_[worker] < outstanding_[*reserved_])) {
+        reserved_ = worker;
+      }
     }
-    reserved_ = best;
+    if (!reserved_) continue;
+    if (outstanding_[*reserved_] != 0) return;
+    entry.alone = true;
+    running_alone_ = *id;
+    logger("pool")->warn("request={} worker={} runs alone after {} deaths", *id, *reserved_,
+                         entry.deaths);
+    assign(entry, *reserved_);
+    quarantine_.erase(id);
+    return;
   }
-  if (!reserved_ || outstanding_[*reserved_] != 0) return;
-  quarantine_.pop_front();
-  entry.alone = true;
-  running_alone_ = id;
-  logger("pool")->warn("request={} worker={} runs alone after {} deaths", id, *reserved_,
-                       entry.deaths);
-  assign(entry, *reserved_);
 }
 
 std::size_t Dispatcher::room(std::uint32_t worker) const {
@@ -275,6 +273,7 @@ void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::
                            "worker " + std::to_string(from) + " holds no block of that prompt"));
   }
   transfers_.start(end_of(from), end_of(to), names, alive / kBlockSize, deadline, std::move(done));
+  changed();
 }
 
 }  // namespace thaw::forkpool

@@ -10,8 +10,6 @@ namespace {
 
 // A worker ends requests at their deadline itself; one that does not is not waited for longer.
 constexpr std::chrono::seconds kDeadlineGrace{2};
-constexpr std::chrono::seconds kProgressPeriod{5};
-constexpr std::chrono::seconds kProgressLimit{30};
 constexpr std::uint32_t kDeathsBeforeAlone = 2;
 
 template <typename... Handlers>
@@ -247,7 +245,7 @@ void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const
 }
 
 void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) {
-  if (!death.expected) ++deaths_;
+  if (!stopping_) ++deaths_;
   if (stopping_ && death.was_ready && !death.expected) killed_ = true;
   transfers_.on_exit({worker, slots_[worker]->generation()});
   std::vector<RequestId> orphans;
@@ -293,6 +291,10 @@ void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason)
     emit(std::move(event));
   }
   if (entry.num_unfinished() == 0) return erase(id);
+  if (const auto checked = check_request(entry.to_send(loop_.now())); !checked) {
+    return fail(id, make_error(Errc::kResourceExhausted,
+                               "too much was generated to resume: " + checked.error().message));
+  }
   if (entry.deadline() && *entry.deadline() <= loop_.now()) {
     return fail(id, make_error(Errc::kDeadlineExceeded, "the request's deadline has passed"));
   }
@@ -317,10 +319,10 @@ std::optional<Error> Dispatcher::hopeless() const {
 
 void Dispatcher::watch_progress() {
   if (entries_.empty() || std::exchange(watching_, true)) return;
-  progress_timer_.start(loop_.now() + kProgressPeriod, [this] {
+  progress_timer_.start(loop_.now() + options_.stall_limit / 4, [this] {
     watching_ = false;
     for (const auto& slot : slots_)
-      slot->check_progress(kProgressLimit);
+      slot->check_progress(options_.stall_limit);
     watch_progress();
   });
 }

@@ -32,6 +32,7 @@ struct PoolOptions {
   std::uint32_t max_model_len = 0;
   std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
   std::chrono::milliseconds boot_deadline{60000};
+  std::chrono::milliseconds stall_limit{30000};  ///< a worker that reads nothing so long is killed
   std::string log_level = "info";
   Backoff::Policy respawn;
   /// When every worker has failed to start so often in a row, requests are refused and not kept

@@ -53,6 +53,10 @@ struct Plan {
     return load.queued_prefill_tokens / model.prefill_tokens_per_second + prefill_seconds +
            decode_tokens * step;
   }
+  /// The time until it is done and the work it takes.
+  double cost(const CostModel& model, const WorkerLoad& load) const {
+    return done(model, load) + prefill_seconds;
+  }
 };
 
 Placement place_whole(const CostModel& model, const std::vector<WorkerLoad>& loads,
@@ -65,17 +69,17 @@ Placement place_whole(const CostModel& model, const std::vector<WorkerLoad>& loa
     plan.prefill_seconds = source.seconds;
     for (const Unit& unit : group.units)
       plan.add(model, unit, load);
-    const double seconds = plan.done(model, loads[load]);
-    const auto key = std::tuple(seconds, loads[load].sequences);
+    const double cost = plan.cost(model, loads[load]);
+    const auto key = std::tuple(cost, loads[load].sequences);
     if (key >= best_key) continue;
     best_key = key;
-    best = {std::vector<std::uint32_t>(group.units.size(), load), {}, seconds};
+    best = {std::vector<std::uint32_t>(group.units.size(), load), {}, cost};
     if (source.from) best.transfers.push_back({*source.from, load});
   }
   return best;
 }
 
-/// Longest unit first, each to the worker that is done first with it.
+/// Longest unit first, each to the worker where it costs least.
 Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& loads,
                        const Group& group) {
   std::vector<std::size_t> order(group.units.size());
@@ -93,15 +97,16 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
   std::vector<Plan> plans(loads.size());
   for (const std::size_t unit : order) {
     std::uint32_t best = 0;
-    double best_seconds = std::numeric_limits<double>::infinity();
+    double best_cost = std::numeric_limits<double>::infinity();
     for (std::uint32_t load = 0; load < loads.size(); ++load) {
       Plan plan = plans[load];
       if (plan.sequences == 0) plan.prefill_seconds = sources[load].seconds;
       plan.add(model, group.units[unit], load);
-      const double seconds = plan.done(model, loads[load]);
-      if (seconds >= best_seconds) continue;
+      // What the worker has been given before counts for when it is done, not as this unit's work.
+      const double cost = plan.cost(model, loads[load]) - plans[load].prefill_seconds;
+      if (cost >= best_cost) continue;
       best = load;
-      best_seconds = seconds;
+      best_cost = cost;
     }
     Plan& plan = plans[best];
     if (plan.sequences == 0) {
@@ -110,8 +115,14 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
     }
     plan.add(model, group.units[unit], best);
     placement.unit_load[unit] = best;
-    placement.seconds = std::max(placement.seconds, plan.done(model, loads[best]));
   }
+  double done = 0;
+  for (std::size_t load = 0; load < loads.size(); ++load) {
+    if (plans[load].sequences == 0) continue;
+    done = std::max(done, plans[load].done(model, loads[load]));
+    placement.cost_seconds += plans[load].prefill_seconds;
+  }
+  placement.cost_seconds += done;
   return placement;
 }
 
@@ -121,7 +132,7 @@ Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, co
   Placement whole = place_whole(model, loads, group);
   if (loads.size() == 1 || group.units.size() == 1) return whole;
   Placement spread = place_spread(model, loads, group);
-  return spread.seconds < model.spread_below * whole.seconds ? spread : whole;
+  return spread.cost_seconds < model.spread_below * whole.cost_seconds ? spread : whole;
 }
 
 void CostModel::observe_steps(const EngineStats& before, const EngineStats& now, double seconds) {

@@ -19,7 +19,7 @@ struct CostModel {
   double transfer_seconds = 1e-3;  ///< of a snapshot and its restore, besides the bytes
   std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
   std::uint32_t max_decode_tokens = 256;  ///< few answers are as long as their max_tokens
-  /// Branches are spread only if the last one is then done in less than this part of the time.
+  /// Branches are spread only if that costs less than this part of keeping them together.
   double spread_below = 0.85;
 
   /// From two reports of one worker, `seconds` apart, during which it was never idle.
@@ -59,11 +59,13 @@ struct Placement {
   };
   std::vector<std::uint32_t> unit_load;  ///< index into the loads, per unit
   std::vector<Transfer> transfers;  ///< of the trunk, before units run at `to`
-  double seconds = 0;  ///< until the last unit is done
+  double cost_seconds = 0;  ///< until the last unit is done, and the prefill and copying on the way
 };
 
-/// Places one group: whole on the worker that is done with it first, or spread if the model says
-/// that the trunk's second prefill or transfer is worth it. REQUIRES: loads is not empty, every
+/// Places one group: whole on the worker where it costs least, or spread if the model says that the
+/// trunk's second prefill or transfer is worth it. A cost is the time until the group is done plus
+/// the time that workers spend on prefill and copies for it: being done as soon on another worker,
+/// at the price of a trunk prefilled twice, is no gain. REQUIRES: loads is not empty, every
 /// per-load vector has its size. Ties go to fewer sequences, then to the earlier entry.
 Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, const Group& group);
 

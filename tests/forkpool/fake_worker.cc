@@ -42,6 +42,8 @@ struct Rules {
   bool ignore_cancel = false;
   bool no_snapshots = false;  ///< answers with an error
   bool damage_snapshots = false;  ///< wrong checksum
+  bool stall_snapshots = false;  ///< never answers to snapshot and restore
+  bool stop_reading = false;  ///< after the first submit
   std::optional<long> die_at_token;  ///< after sending the token with that index
   std::optional<long> poison;  ///< dies when a prompt that begins so has two tokens
   long pace_us = 0;  ///< between steps
@@ -70,6 +72,8 @@ struct Rules {
       if (what == "ignore_cancel") rules.ignore_cancel = true;
       if (what == "no_snapshots") rules.no_snapshots = true;
       if (what == "damage_snapshots") rules.damage_snapshots = true;
+      if (what == "stall_snapshots") rules.stall_snapshots = true;
+      if (what == "stop_reading") rules.stop_reading = true;
       if (what == "die_at_token") rules.die_at_token = number;
       if (what == "poison") rules.poison = number;
       if (what == "pace_us") rules.pace_us = number;
@@ -144,9 +148,9 @@ class FakeWorker {
     } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
       if (!rules_.ignore_cancel) this->cancel(cancel->request);
     } else if (const auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
-      write_snapshot(*snapshot);
+      if (!rules_.stall_snapshots) write_snapshot(*snapshot);
     } else if (const auto* restore = std::get_if<RestoreFrame>(&frame)) {
-      read_snapshot(*restore);
+      if (!rules_.stall_snapshots) read_snapshot(*restore);
     } else if (std::holds_alternative<ShutdownFrame>(frame)) {
       return rules_.ignore_shutdown;
     }
@@ -196,6 +200,8 @@ class FakeWorker {
   }
 
   void submit(GenerateRequest request) {
+    while (rules_.stop_reading)
+      ::pause();
     if (rules_.garbage) {
       const std::string bytes(64, '\x7f');
       (void)::send(kChannelFd, bytes.data(), bytes.size(), MSG_NOSIGNAL);

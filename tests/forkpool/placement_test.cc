@@ -56,6 +56,16 @@ TEST(Placement, AStrangerAvoidsTheBusyWorker) {
   EXPECT_THAT(placed.unit_load, ElementsAre(2U));
 }
 
+TEST(Placement, AStragglerJoinsTheTrunkThatIsBeingComputed) {
+  // Elsewhere it would have its first token as soon, for a trunk prefilled twice.
+  auto loads = idle_workers(2);
+  loads[0].queued_prefill_tokens = 2350;
+  loads[0].sequences = 7;
+  Group group = fork(2000, {2000, 0}, 1, 50, 64);
+  group.published_tokens = {0, 0};
+  EXPECT_THAT(place(CostModel{}, loads, group).unit_load, ElementsAre(0U));
+}
+
 TEST(Placement, ALongQueueOutweighsAWarmTrunk) {
   auto loads = idle_workers(2);
   loads[0].queued_prefill_tokens = 20000;
@@ -136,7 +146,7 @@ TEST(Placement, NoPlanIsWorseThanOneWorkerForAll) {
       EXPECT_THAT(placed.unit_load, ::testing::Contains(transfer.to));
     }
     model.spread_below = 0;  // never
-    EXPECT_LE(placed.seconds, place(model, loads, group).seconds);
+    EXPECT_LE(placed.cost_seconds, place(model, loads, group).cost_seconds);
   }
 }
 

@@ -1,5 +1,7 @@
 // The pool with real processes that hold no model (fake_worker.cc).
 
+#include <thread>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -345,6 +347,52 @@ TEST(ForkPool, ATransferThatFailsLeavesTheWorkersServing) {
     EXPECT_THAT(moved.error().message, HasSubstr(worker == 0 ? "checksum" : "no snapshot"));
   }
   EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
+}
+
+TEST(ForkPool, LeasesEndWithTheirHoldersProcess) {
+  // Worker 0 never writes, worker 1 never reads; either is killed in the middle.
+  for (const bool source_dies : {true, false}) {
+    SCOPED_TRACE(source_dies ? "source" : "target");
+    PoolHarness harness(source_dies ? "0.0:stall_snapshots" : "1.0:stall_snapshots",
+                        PoolHarness::options(2));
+    ASSERT_TRUE(harness.wait_ready());
+    GenerateRequest request = make_request(1, make_prompt(100, 1), 5);
+    request.worker = 0;
+    harness.submit({request});
+    ASSERT_TRUE(harness.wait_ended(1));
+    // Its deadline passes first: who asked is told, the extents stay leased.
+    auto moved = harness.pool().transfer(request, 0, 1, milliseconds(50));
+    ASSERT_FALSE(moved);
+    EXPECT_EQ(moved.error().code, Errc::kDeadlineExceeded);
+    EXPECT_GT(harness.pool().status().arena_used_bytes, 0U);
+    std::thread killer([&] { ASSERT_TRUE(harness.kill_worker(source_dies ? 0 : 1)); });
+    moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
+    killer.join();
+    ASSERT_TRUE(harness.wait_ready());
+    // Either the kill came first and nothing was begun, or it ended what was.
+    EXPECT_TRUE(moved || moved.error().code == Errc::kUnavailable);
+    moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
+    ASSERT_TRUE(moved) << moved.error().to_string();
+    const PoolStatus status = harness.pool().status();
+    EXPECT_EQ(status.snapshots, 1U);
+    EXPECT_EQ(status.arena_used_bytes, 4096U);  // one page, the snapshot: nothing stayed leased
+  }
+}
+
+TEST(ForkPool, AWorkerThatStopsReadingIsReplaced) {
+  PoolOptions options = PoolHarness::options();
+  options.stall_limit = milliseconds(200);
+  PoolHarness harness("0.0:stop_reading", options);
+  ASSERT_TRUE(harness.wait_ready());
+  std::vector<GenerateRequest> requests;  // more than a socket holds
+  for (RequestId id = 1; id <= 4; ++id)
+    requests.push_back(make_request(id, make_prompt(200000, id), 5));
+  harness.submit(requests);
+  for (const GenerateRequest& request : requests) {
+    ASSERT_TRUE(harness.wait_ended(request.id));
+    expect_exact(harness, request);
+  }
+  EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
 }
 
 TEST(ForkPool, BranchesSpreadOverACopiedTrunk) {
