@@ -1,0 +1,99 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "engine/scheduler/kv_store.h"
+#include "engine/scheduler/scheduler.h"
+#include "tests/model/model_harness.h"
+
+namespace thaw::scheduler {
+
+/// What one choice generated: its tokens, and a digest of the row of logits behind each.
+struct Generated {
+  std::vector<TokenId> tokens;
+  std::vector<Hash128> logits;
+  bool operator==(const Generated&) const = default;
+};
+
+/// (index of the request in its run, choice) -> what it generated.
+using Run = std::map<std::pair<std::size_t, std::uint32_t>, Generated>;
+
+struct BedOptions {
+  std::size_t num_blocks = 0;  ///< 0: all that the model's memory has room for
+  std::uint32_t chunk = 128;
+  std::uint32_t max_num_seqs = 64;
+};
+
+/// A scheduler with an empty cache over a model whose KV memory still holds what ran before.
+class ExactBed {
+ public:
+  ExactBed(model::Model& model, std::size_t blocks_in_memory, const BedOptions& options = {});
+
+  /// All together; every one must complete.
+  Run run(const std::vector<GenerateRequest>& requests);
+  const EngineStats& stats() const { return scheduler_->stats(); }
+  /// Prompt tokens of all runs so far that were found in the cache.
+  std::uint64_t cached() const { return scheduler_->stats().tokens_cached; }
+
+ private:
+  SteadyClock clock_;
+  kv::BlockPool pool_;
+  kv::RadixIndex index_;
+  std::unique_ptr<Scheduler> scheduler_;
+  Run run_;
+  RequestId first_id_ = 1;
+  RequestId next_id_ = 1;
+  std::size_t num_completed_ = 0;
+};
+
+/// Compares every path through the engine with each request alone on an empty cache.
+class ExactnessSuite {
+ public:
+  struct Options {
+    std::string model_path;
+    std::vector<std::vector<TokenId>> prompts;
+    /// Of the prompts, the first ones share a trunk of that many tokens.
+    std::size_t num_branches = 8;
+    std::size_t trunk_tokens = 0;
+    std::uint32_t max_tokens = 64;
+    int num_blocks = 512;
+    ops::KvDType kv_dtype = ops::KvDType::kBF16;
+    std::vector<std::uint32_t> chunks{1, 7, 33, 500};
+  };
+
+  /// Greedy where `seeded` is false, else temperature 1 and a seed for each prompt.
+  ExactnessSuite(const Options& options, bool seeded);
+
+  void alone_warm();
+  void batched();
+  void other_chunks();
+  void choices();
+  void shared_trunk();
+  void after_eviction();
+  void after_preemption();
+  void resumed();
+  void fed_again();
+  void other_thread_counts();
+
+ private:
+  GenerateRequest request(std::size_t prompt) const;
+  std::vector<GenerateRequest> all_requests() const;
+  std::unique_ptr<model::Harness> make_model(int threads) const;
+  ExactBed bed(const BedOptions& options = {}) const;
+  Generated alone(const GenerateRequest& request) const;
+  /// `run`[i] equals the reference of prompt i from its token `skip` on.
+  void expect_reference(const Run& run, std::size_t skip = 0) const;
+
+  Options options_;
+  bool seeded_;
+  std::unique_ptr<model::Harness> model_;
+  std::vector<Generated> reference_;  ///< by prompt: alone, cold
+};
+
+}  // namespace thaw::scheduler
