@@ -100,7 +100,7 @@ def test_the_next_round_finds_the_trunk(server):
 
 
 def test_a_straggler_in_the_middle_of_the_trunk(serve):
-    server = serve("--prefill-chunk-tokens", "16", "--threads", "1", "--isa", "generic")
+    server = serve("--prefill-chunk-tokens", "16", "--threads", "1")
     prompts = family(9, 2, trunk_tokens=6000)
     before = server.wait_idle()
     leader = threading.Thread(target=lambda: run_streams(server, [completion(prompts[0])]))
@@ -115,7 +115,7 @@ def test_a_straggler_in_the_middle_of_the_trunk(serve):
 
 
 def test_the_first_request_is_cancelled(serve):
-    server = serve("--prefill-chunk-tokens", "16", "--threads", "1", "--isa", "generic")
+    server = serve("--prefill-chunk-tokens", "16", "--threads", "1")
     prompts = family(10, 4, trunk_tokens=6000)
     before = server.wait_idle()
     first = server.stream("/v1/completions", completion(prompts[0], max_tokens=200))
@@ -137,7 +137,7 @@ def test_the_first_request_is_cancelled(serve):
 
 def test_its_worker_is_killed(serve):
     """All waiters go on as one trunk again; tokens computed again are counted apart."""
-    server = serve("--prefill-chunk-tokens", "16", "--threads", "1", "--isa", "generic")
+    server = serve("--prefill-chunk-tokens", "16", "--threads", "1")
     prompts = family(11, 4, trunk_tokens=6000)
     before = server.wait_idle()
     threads = [threading.Thread(target=lambda p=p: run_streams(server, [completion(p)])) for p in prompts]
