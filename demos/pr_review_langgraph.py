@@ -88,7 +88,8 @@ class Server:
     def __init__(self, base_url: str):
         self.base_url = base_url.rstrip("/")
         self.root = self.base_url.removesuffix("/v1")
-        self.is_thaw = "thaw" in self.get("/version", {})
+        models = self.get("/v1/models", {})
+        self.is_thaw = any(m.get("owned_by") == "thaw" for m in models.get("data", []))
 
     def get(self, path: str, default):
         try:
