@@ -17,8 +17,10 @@ Error no_arena() {
 
 SnapshotService::SnapshotService(const Parts& parts) : parts_(parts) {
   if (parts_.arena == nullptr) return;
-  writer_.emplace(*parts_.arena, *parts_.pipeline, parts_.kv.format);
-  reader_.emplace(*parts_.arena, *parts_.pipeline, parts_.kv.format);
+  writer_ =
+      std::make_unique<kvsnap::SnapshotWriter>(*parts_.arena, *parts_.pipeline, parts_.kv.format);
+  reader_ =
+      std::make_unique<kvsnap::SnapshotReader>(*parts_.arena, *parts_.pipeline, parts_.kv.format);
 }
 
 void SnapshotService::snapshot(SnapshotFrame frame) {
@@ -44,7 +46,7 @@ void SnapshotService::restore(RestoreFrame frame) {
 }
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
-  if (!writer_) return no_arena();
+  if (writer_ == nullptr) return no_arena();
   const kvsnap::Manifest& manifest = frame.manifest;
   const auto match = parts_.index->match(manifest.cache_root, manifest.token_ids);
   const std::size_t num_blocks = manifest.token_ids.size() / kBlockSize;
@@ -55,6 +57,7 @@ Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame)
                                            std::to_string(manifest.token_ids.size()));
   }
   std::vector<const std::byte*> sources;
+  sources.reserve(match.full_blocks.size());
   for (BlockId block : match.full_blocks)
     sources.push_back(parts_.kv.block(block));
   kv::RadixIndex::Handle lock = parts_.index->lock(match);
@@ -91,7 +94,7 @@ Result<std::vector<BlockId>> SnapshotService::allocate(std::size_t num_blocks) {
 }
 
 Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
-  if (!reader_) return no_arena();
+  if (reader_ == nullptr) return no_arena();
   kvsnap::Manifest& manifest = frame.manifest;
   Read read;
   read.id = frame.id;

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "engine/kv/block_pool.h"
@@ -83,8 +82,8 @@ class SnapshotService {
   void release(const Read& read);
 
   Parts parts_;
-  std::optional<kvsnap::SnapshotWriter> writer_;
-  std::optional<kvsnap::SnapshotReader> reader_;
+  std::unique_ptr<kvsnap::SnapshotWriter> writer_;  ///< null without an arena, as the reader
+  std::unique_ptr<kvsnap::SnapshotReader> reader_;
   std::list<Write> writes_;
   std::list<Read> reads_;
   std::uint64_t num_snapshots_ = 0;
