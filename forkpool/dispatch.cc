@@ -98,6 +98,7 @@ void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
     return;
   }
   std::vector<const GenerateRequest*> requests;
+  requests.reserve(taken.size());
   for (const RequestId id : taken)
     requests.push_back(&entries_.at(id).request());
   for (const PrefixGroup& group : group_by_prefix(requests))
@@ -132,6 +133,7 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
     return entries_.at(ids[member]).request();
   };
   std::vector<WorkerLoad> loads;
+  loads.reserve(workers.size());
   for (const std::uint32_t worker : workers)
     loads.push_back(load_of(worker));
 

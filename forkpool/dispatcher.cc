@@ -63,14 +63,14 @@ void Dispatcher::start() {
   changed();
 }
 
-void Dispatcher::submit(ForkPlan plan) {
+void Dispatcher::submit(ForkPlan&& plan) {
   for (PlannedRequest& planned : plan.requests) {
     GenerateRequest& request = planned.request;
     if (refuse(request)) continue;
     const RequestId id = request.id;
     const Ongoing& entry = entries_.try_emplace(id, std::move(request), loop_.now()).first->second;
     waiting_.push_back(id);
-    if (entry.deadline()) deadlines_.emplace(*entry.deadline(), id);
+    if (const auto deadline = entry.deadline()) deadlines_.emplace(*deadline, id);
   }
   arm_deadline();
   watch_progress();
@@ -158,9 +158,9 @@ void Dispatcher::erase(RequestId id) {
     reserved_.reset();
   }
   leave(entry);
-  if (entry.deadline()) {
-    deadlines_.erase({*entry.deadline(), id});
-    deadlines_.erase({*entry.deadline() + kDeadlineGrace, id});
+  if (const auto deadline = entry.deadline()) {
+    deadlines_.erase({*deadline, id});
+    deadlines_.erase({*deadline + kDeadlineGrace, id});
   }
   entries_.erase(found);
 }
@@ -201,7 +201,7 @@ void Dispatcher::on_deadline() {
     const auto [when, id] = *deadlines_.begin();
     deadlines_.erase(deadlines_.begin());
     Ongoing& entry = entries_.at(id);
-    const bool first_call = when == *entry.deadline();
+    const bool first_call = entry.deadline() == when;
     if (entry.worker && first_call) {
       deadlines_.emplace(when + kDeadlineGrace, id);
       continue;
@@ -295,7 +295,7 @@ void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason)
     return fail(id, make_error(Errc::kResourceExhausted,
                                "too much was generated to resume: " + checked.error().message));
   }
-  if (entry.deadline() && *entry.deadline() <= loop_.now()) {
+  if (const auto deadline = entry.deadline(); deadline && *deadline <= loop_.now()) {
     return fail(id, make_error(Errc::kDeadlineExceeded, "the request's deadline has passed"));
   }
   ++retried_;

@@ -33,7 +33,7 @@ class Dispatcher {
              std::vector<UniqueFd> kv_pools, kvsnap::Arena* arena, EventSink sink);
 
   void start();
-  void submit(ForkPlan plan);
+  void submit(ForkPlan&& plan);
   void cancel(RequestId id);
   void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
                 std::chrono::milliseconds deadline, Transfers::Done done);

@@ -26,11 +26,11 @@ constexpr std::chrono::seconds kEndMargin{15};
 struct ForkPool::Impl {
   PoolOptions options;
   WeightsMemory weights;
-  std::optional<kvsnap::Arena> arena;
+  std::unique_ptr<kvsnap::Arena> arena;  // null: no snapshots
   UniqueFd no_arena;  // what workers get in its place
   std::vector<kvsnap::PageWarmer> warmers;
   Loop loop;
-  std::optional<Dispatcher> dispatcher;  // the loop's thread only
+  std::unique_ptr<Dispatcher> dispatcher;  // the loop's thread only
 
   mutable std::mutex mutex;
   PoolStatus status;  // guarded by mutex
@@ -73,7 +73,7 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   if (impl->options.arena_bytes > 0) {
     auto arena = kvsnap::Arena::create(impl->options.arena_bytes);
     if (!arena) return std::move(arena).error();
-    impl->arena.emplace(std::move(*arena));
+    impl->arena = std::make_unique<kvsnap::Arena>(std::move(*arena));
     shared.arena_fd = impl->arena->fd();
     logger("pool")->info("arena: {}", impl->arena->description());
   } else {
@@ -96,8 +96,8 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   if (impl->options.warm_memory && impl->arena && impl->options.num_workers > 1) {
     if (auto warmed = impl->arena->warm_in_background(); !warmed) return std::move(warmed).error();
   }
-  impl->dispatcher.emplace(impl->loop, impl->options, shared, std::move(kv_pools),
-                           impl->arena ? &*impl->arena : nullptr, std::move(sink));
+  impl->dispatcher = std::make_unique<Dispatcher>(
+      impl->loop, impl->options, shared, std::move(kv_pools), impl->arena.get(), std::move(sink));
   impl->dispatcher->on_change = [state = impl.get()] {
     PoolStatus now = state->dispatcher->status();
     const std::scoped_lock lock(state->mutex);

@@ -89,6 +89,7 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
     return group.units[a].prefill_tokens > group.units[b].prefill_tokens;
   });
   std::vector<TrunkSource> sources;
+  sources.reserve(loads.size());
   for (std::size_t load = 0; load < loads.size(); ++load)
     sources.push_back(trunk_source(model, loads, group, load));
 
@@ -111,7 +112,7 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
     Plan& plan = plans[best];
     if (plan.sequences == 0) {
       plan.prefill_seconds = sources[best].seconds;
-      if (sources[best].from) placement.transfers.push_back({*sources[best].from, best});
+      if (const auto from = sources[best].from) placement.transfers.push_back({*from, best});
     }
     plan.add(model, group.units[unit], best);
     placement.unit_load[unit] = best;

@@ -176,6 +176,7 @@ void WorkerSlot::stop_now() {
 }
 
 void WorkerSlot::on_exit() {
+  if (!process_) return;
   const auto& exit = process_->try_wait();
   if (!exit) return exit_watch_->wait_readable([this] { on_exit(); });
   channel_->drain();

@@ -381,12 +381,12 @@ TEST(ForkPool, LeasesEndWithTheirHoldersProcess) {
 
 TEST(ForkPool, AWorkerThatStopsReadingIsReplaced) {
   PoolOptions options = PoolHarness::options();
-  options.stall_limit = milliseconds(200);
+  options.stall_limit = milliseconds(1500);
   PoolHarness harness("0.0:stop_reading", options);
   ASSERT_TRUE(harness.wait_ready());
   std::vector<GenerateRequest> requests;  // more than a socket holds
   for (RequestId id = 1; id <= 4; ++id)
-    requests.push_back(make_request(id, make_prompt(200000, id), 5));
+    requests.push_back(make_request(id, make_prompt(60000, id), 5));
   harness.submit(requests);
   for (const GenerateRequest& request : requests) {
     ASSERT_TRUE(harness.wait_ended(request.id));
