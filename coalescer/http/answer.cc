@@ -21,6 +21,8 @@ namespace net = boost::asio;
 /// Longer bodies are parsed and tokenized on the text threads.
 constexpr std::size_t kInlineBodyBytes = 2048;
 constexpr std::size_t kRecentWindows = 32;
+/// Counted where the client hung up; never sent.
+constexpr int kClientClosed = 499;
 
 struct PreparedCall {
   ApiCall call;
@@ -241,7 +243,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   call_ = nullptr;
   live->abandon();
   boost::system::error_code ignored;
-  socket_.cancel(ignored);  // ends the watch
+  static_cast<void>(socket_.cancel(ignored));  // ends the watch
   if (live->hung_up()) ++context_->metrics.client_disconnects;
   co_return open;
 }
@@ -253,7 +255,6 @@ net::awaitable<std::string> Session::explanation(std::vector<RequestId> requests
 
 net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Request request,
                                            std::string id, bool explain) {
-  constexpr int kClientClosed = 499;  // in metrics only
   Completion& completion = call->completion();
   while (!completion.ended() && !call->hung_up())
     co_await call->wait();
@@ -271,7 +272,6 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
 
 net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Request request,
                                             std::string id, bool explain) {
-  constexpr int kClientClosed = 499;
   Completion& completion = call->completion();
   const ReplyMode mode = [&] {
     ReplyMode result = mode_for(request.head);

@@ -54,10 +54,17 @@ std::string date_line() {
 }
 
 std::string status_line(int status, const ReplyMode& mode) {
-  return std::string(mode.http_1_0 ? "HTTP/1.0 " : "HTTP/1.1 ") + std::to_string(status) + " " +
-         reason_phrase(status) + "\r\n" + date_line() +
-         (mode.keep_alive ? (mode.http_1_0 ? "Connection: keep-alive\r\n" : "")
-                          : "Connection: close\r\n");
+  std::string out = mode.http_1_0 ? "HTTP/1.0 " : "HTTP/1.1 ";
+  out += std::to_string(status);
+  out += ' ';
+  out += reason_phrase(status);
+  out += "\r\n";
+  out += date_line();
+  if (!mode.keep_alive)
+    out += "Connection: close\r\n";
+  else if (mode.http_1_0)
+    out += "Connection: keep-alive\r\n";
+  return out;
 }
 
 }  // namespace
@@ -80,8 +87,12 @@ std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode) {
   std::string out = status_line(reply.status, mode);
   out += "Content-Type: " + reply.content_type + "\r\n";
   out += "Content-Length: " + std::to_string(reply.body.size()) + "\r\n";
-  for (const auto& [name, value] : reply.headers)
-    out += name + ": " + value + "\r\n";
+  for (const auto& [name, value] : reply.headers) {
+    out += name;
+    out += ": ";
+    out += value;
+    out += "\r\n";
+  }
   out += "\r\n";
   if (!mode.head_only) out += reply.body;
   return out;

@@ -12,7 +12,7 @@ struct Entry {
 };
 
 const std::array<Entry, 10>& table() {
-  static const std::array<Entry, 10> kTable = {{
+  static const std::array<Entry, 10> entries = {{
       {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, ""}},
       {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, ""}},
       {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, ""}},
@@ -24,9 +24,11 @@ const std::array<Entry, 10>& table() {
       {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, ""}},
       {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, ""}},
   }};
-  return kTable;
+  return entries;
 }
 
+/// Bytes of a client's path that an error repeats.
+constexpr std::size_t kMaxShown = 100;
 constexpr std::string_view kModelPrefix = "/v1/models/";
 
 std::string percent_decode(std::string_view text) {
@@ -45,7 +47,6 @@ std::string percent_decode(std::string_view text) {
 }
 
 HttpReply not_found(std::string_view path) {
-  constexpr std::size_t kMaxShown = 100;
   ApiError error = invalid_field(
       "", "no endpoint `" + std::string(path.substr(0, kMaxShown)) + "`; see docs/http.md",
       "not_found");

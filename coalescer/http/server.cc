@@ -60,10 +60,10 @@ Result<tcp::acceptor> listen(net::io_context& io, const ServerOptions& options) 
   }
   const tcp::endpoint endpoint = found.begin()->endpoint();
   tcp::acceptor acceptor(io);
-  acceptor.open(endpoint.protocol(), error);
-  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error) acceptor.bind(endpoint, error);
-  if (!error) acceptor.listen(net::socket_base::max_listen_connections, error);
+  static_cast<void>(acceptor.open(endpoint.protocol(), error));
+  if (!error) static_cast<void>(acceptor.set_option(tcp::acceptor::reuse_address(true), error));
+  if (!error) static_cast<void>(acceptor.bind(endpoint, error));
+  if (!error) static_cast<void>(acceptor.listen(net::socket_base::max_listen_connections, error));
   if (error) {
     return make_error(Errc::kIo, "cannot listen on " + where + ": " + error.message() +
                                      "; choose another host or port");
@@ -244,7 +244,7 @@ void Server::Impl::begin_drain(std::chrono::milliseconds timeout) {
                          context.dispatcher.num_in_flight(), timeout.count());
     context.draining = true;
     boost::system::error_code ignored;
-    acceptor.close(ignored);
+    static_cast<void>(acceptor.close(ignored));
     for (const auto& [raw, weak] : sessions)
       if (const auto session = weak.lock()) session->close_if_idle();
   }

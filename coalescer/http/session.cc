@@ -31,7 +31,7 @@ constexpr std::chrono::seconds kLingerTimeout{5};
 Session::Session(net::ip::tcp::socket socket, ServerContext* context)
     : socket_(std::move(socket)), context_(context) {
   boost::system::error_code ignored;
-  socket_.set_option(net::ip::tcp::no_delay(true), ignored);
+  static_cast<void>(socket_.set_option(net::ip::tcp::no_delay(true), ignored));
   ++context_->metrics.connections;
   ++context_->metrics.connections_total;
 }
@@ -200,7 +200,7 @@ net::awaitable<void> Session::refuse(HttpReply reply, ReplyMode mode) {
 net::awaitable<void> Session::linger() {
   // Closing with unread bytes would reset the connection, and the client might lose the answer.
   boost::system::error_code ignored;
-  socket_.shutdown(net::ip::tcp::socket::shutdown_send, ignored);
+  static_cast<void>(socket_.shutdown(net::ip::tcp::socket::shutdown_send, ignored));
   set_deadline(kLingerTimeout);
   std::string sink(kBodyReadBytes, '\0');
   for (;;) {
@@ -247,7 +247,7 @@ void Session::tick(Clock::TimePoint now) {
     clear_deadline();
     expired_ = true;
     boost::system::error_code ignored;
-    socket_.cancel(ignored);
+    static_cast<void>(socket_.cancel(ignored));
   }
   if (blind_ && call_ != nullptr) {
     pollfd state{socket_.native_handle(), POLLRDHUP, 0};
@@ -255,7 +255,7 @@ void Session::tick(Clock::TimePoint now) {
   }
 }
 
-void Session::watch_client(std::shared_ptr<LiveCall> call) {
+void Session::watch_client(const std::shared_ptr<LiveCall>& call) {
   auto handler = [self = shared_from_this(), call](boost::system::error_code error) {
     if (error || self->call_ != call) return;
     char byte = 0;
@@ -282,7 +282,7 @@ void Session::close() {
   closed_ = true;
   --context_->metrics.connections;
   boost::system::error_code ignored;
-  socket_.close(ignored);
+  static_cast<void>(socket_.close(ignored));
 }
 
 }  // namespace thaw::coalescer

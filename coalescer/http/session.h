@@ -67,7 +67,7 @@ class Session : public std::enable_shared_from_this<Session> {
                                             std::string id, bool explain);
   boost::asio::awaitable<std::string> explanation(std::vector<RequestId> requests);
 
-  void watch_client(std::shared_ptr<LiveCall> call);
+  void watch_client(const std::shared_ptr<LiveCall>& call);
   ReplyMode mode_for(const RequestHead& head) const;
   void count(const Request& request, int status);
   void set_deadline(std::chrono::milliseconds from_now);

@@ -110,7 +110,7 @@ void append_end(std::string& out, const std::optional<ChoiceEnd>& end) {
 
 }  // namespace
 
-ChunkWriter::ChunkWriter(ApiKind kind, CompletionLabel label, bool logprobs, bool null_usage)
+ChunkWriter::ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage)
     : kind_(kind), logprobs_(logprobs), null_usage_(null_usage) {
   const bool chat = kind == ApiKind::kChat;
   frame_head_ = "data: " + head(label, chat ? "chat.completion.chunk" : "text_completion");

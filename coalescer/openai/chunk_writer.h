@@ -56,7 +56,7 @@ struct Delta {
 /// only JSON that is made for every token.
 class ChunkWriter {
  public:
-  ChunkWriter(ApiKind kind, CompletionLabel label, bool logprobs, bool null_usage);
+  ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage);
 
   /// One SSE frame. `null_usage` from the constructor adds `"usage":null`, as OpenAI does where
   /// the usage chunk follows.

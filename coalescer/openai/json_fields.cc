@@ -11,9 +11,11 @@ namespace {
 using simdjson::dom::element;
 using simdjson::dom::element_type;
 
+/// Bytes of a client's value that an error repeats.
+constexpr std::size_t kMaxShown = 60;
+
 /// A value as an error shows it: short, whatever the client sent.
 std::string shown(element value) {
-  constexpr std::size_t kMaxShown = 60;
   const element_type type = value.type();
   if (type == element_type::ARRAY || type == element_type::OBJECT) return json_type_name(value);
   std::string text = simdjson::to_string(value);
@@ -98,11 +100,11 @@ const char* json_type_name(element value) {
 nlohmann::ordered_json to_ordered_json(simdjson::dom::object value) {
   // Long objects are filled as a plain vector: ordered_json's own insert searches for the key each
   // time. They come from tools with very many properties, or from an attack.
-  constexpr std::size_t kSearched = 64;
+  constexpr std::size_t searched = 64;
   using Fields = std::vector<std::pair<const std::string, nlohmann::ordered_json>>;
   nlohmann::ordered_json::object_t object;
   for (const auto field : value) {
-    if (object.size() < kSearched)
+    if (object.size() < searched)
       object.emplace(std::string(field.key), to_ordered_json(field.value));
     else
       static_cast<Fields&>(object).emplace_back(field.key, to_ordered_json(field.value));
@@ -221,6 +223,10 @@ std::optional<JsonFields> JsonFields::object(std::string_view name) {
 
 void JsonFields::fail(ApiError error) {
   if (!error_) error_ = std::move(error);
+}
+
+void JsonFields::fail_with(const JsonFields& part) {
+  if (part.error_) fail(*part.error_);
 }
 
 void JsonFields::fail(std::string_view name, element found, const std::string& right) {

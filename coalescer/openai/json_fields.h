@@ -69,6 +69,8 @@ class JsonFields {
   std::optional<JsonFields> object(std::string_view name);
 
   void fail(ApiError error);
+  /// Takes the error of an object read from this one, if it has any.
+  void fail_with(const JsonFields& part);
   /// "`name` is <value>; it must be <right>".
   void fail(std::string_view name, simdjson::dom::element found, const std::string& right);
   bool failed() const { return error_.has_value(); }

@@ -149,7 +149,7 @@ void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
   if (auto format = fields.object("response_format")) {
     std::string type = "text";
     format->read("type", type);
-    if (format->failed()) return fields.fail(*format->error());
+    if (format->failed()) return fields.fail_with(*format);
     if (type != "text") {
       fields.fail(unsupported_field("response_format.type",
                                     "`response_format.type` is \"" + type.substr(0, 40) +
@@ -164,14 +164,14 @@ void read_thaw(JsonFields& fields, ApiCall& call) {
   thaw->read("explain", call.explain);
   if (const auto worker = thaw->integer("worker", 0, kMaxInt32))
     call.worker = static_cast<std::uint32_t>(*worker);
-  if (thaw->failed()) fields.fail(*thaw->error());
+  fields.fail_with(*thaw);
 }
 
 void read_delivery(JsonFields& fields, ApiCall& call) {
   fields.read("stream", call.stream);
   if (auto options = fields.object("stream_options")) {
     options->read("include_usage", call.include_usage);
-    if (options->failed()) return fields.fail(*options->error());
+    fields.fail_with(*options);
   }
   bool skip_special = true;
   fields.read("skip_special_tokens", skip_special);
@@ -257,7 +257,7 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLi
       read_text_prompts(fields, limits, call);
     }
   }
-  if (fields.failed()) return *fields.error();
+  if (auto error = fields.error()) return std::move(*error);
   return call;
 }
 

@@ -19,7 +19,7 @@ ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
   if (fields.find("messages")) {
     ChatPrompt prompt;
     read_chat_prompt(fields, prompt);
-    if (fields.failed()) return *fields.error();
+    if (auto error = fields.error()) return std::move(*error);
     auto encoded = codec.encode_chat(prompt);
     if (!encoded) return to_api_error(encoded.error());
     tokens = std::move(*encoded);
@@ -30,7 +30,7 @@ ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
       fields.fail(invalid_field("prompt", "`prompt` (a string) or `messages` is missing"));
     fields.read("prompt", prompt);
     fields.read("add_special_tokens", add_special);
-    if (fields.failed()) return *fields.error();
+    if (auto error = fields.error()) return std::move(*error);
     tokens = codec.encode_text(prompt, add_special);
   }
   nlohmann::ordered_json reply;
@@ -51,10 +51,10 @@ ApiResult<std::string> detokenize(std::string_view body, const TextCodec& codec)
   if (auto error = json.parse(body)) return std::move(*error);
   JsonFields fields(json.root());
   const auto list = fields.array("tokens");
-  if (!list && !fields.failed())
+  if (!list)
     fields.fail(invalid_field("tokens", "`tokens` is missing; it must be a list of token ids"));
-  if (fields.failed()) return *fields.error();
-  auto tokens = token_list(*list, "tokens", codec.vocab_size());
+  if (auto error = fields.error()) return std::move(*error);
+  auto tokens = token_list(list.value_or(simdjson::dom::array()), "tokens", codec.vocab_size());
   if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
   nlohmann::ordered_json reply;
   reply["prompt"] = codec.decode(std::get<std::vector<TokenId>>(tokens), /*keep_special=*/true);
