@@ -85,7 +85,7 @@ void expand_q6_k(const std::uint8_t* block, float* out) {
         const int nibble = low[i + 32 * (quarter % 2)] >> (quarter < 2 ? 0 : 4) & 15;
         const int q = (nibble | (high[i] >> 2 * quarter & 3) << 4) - 32;
         const int element = 128 * half + 32 * quarter + i;
-        const int scale = static_cast<std::int8_t>(scales[element / 16]);
+        const auto scale = static_cast<std::int8_t>(scales[element / 16]);
         out[element] = d * static_cast<float>(scale) * static_cast<float>(q);
       }
     }
@@ -97,7 +97,7 @@ void expand_q6_k(const std::uint8_t* block, float* out) {
 void dequantize(DType dtype, std::span<const std::byte> stored, std::span<float> out) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(stored.data());
   const auto each_block = [&](auto expand) {
-    const std::size_t elements = static_cast<std::size_t>(dtype_block_elements(dtype));
+    const auto elements = static_cast<std::size_t>(dtype_block_elements(dtype));
     for (std::size_t i = 0; i < out.size() / elements; ++i)
       expand(bytes + i * dtype_block_bytes(dtype), out.data() + i * elements);
   };

@@ -7,6 +7,7 @@
 namespace thaw::checkpoint {
 
 /// Element types of stored tensors. Values are our own, not GGUF's.
+// NOLINTNEXTLINE(readability-identifier-naming): the formats' own names
 enum class DType : std::uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ6_K };
 
 /// "Q4_1" and so on.

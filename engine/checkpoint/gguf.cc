@@ -79,7 +79,7 @@ class Cursor {
       : path_(std::move(path)), bytes_(bytes) {}
 
   bool ok() const { return !error_.has_value(); }
-  const Error& error() const { return *error_; }
+  const std::optional<Error>& error() const { return error_; }
   std::size_t position() const { return position_; }
   std::size_t left() const { return bytes_.size() - position_; }
 
@@ -142,22 +142,22 @@ std::size_t value_bytes(std::uint32_t type) {
 }
 
 std::int64_t read_integer(Cursor& cursor, std::uint32_t type) {
-  constexpr const char* kWhat = "a metadata integer";
+  const char* what = "a metadata integer";
   switch (type) {
     case kU8:
-      return cursor.read<std::uint8_t>(kWhat);
+      return cursor.read<std::uint8_t>(what);
     case kI8:
-      return cursor.read<std::int8_t>(kWhat);
+      return cursor.read<std::int8_t>(what);
     case kU16:
-      return cursor.read<std::uint16_t>(kWhat);
+      return cursor.read<std::uint16_t>(what);
     case kI16:
-      return cursor.read<std::int16_t>(kWhat);
+      return cursor.read<std::int16_t>(what);
     case kU32:
-      return cursor.read<std::uint32_t>(kWhat);
+      return cursor.read<std::uint32_t>(what);
     case kI32:
-      return cursor.read<std::int32_t>(kWhat);
+      return cursor.read<std::int32_t>(what);
     default:
-      return cursor.read<std::int64_t>(kWhat);  // u64 beyond 2^63 wraps; nothing uses such values
+      return cursor.read<std::int64_t>(what);  // u64 beyond 2^63 wraps; nothing uses such values
   }
 }
 
@@ -358,7 +358,7 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
     cursor.fail(Errc::kDataLoss, "general.alignment is " + std::to_string(wanted) +
                                      "; a power of two up to " + std::to_string(kMaxAlignment) +
                                      " is right");
-  if (!cursor.ok()) return cursor.error();
+  if (const auto& error = cursor.error()) return *error;
 
   const std::uint64_t data_start = (cursor.position() + alignment - 1) / alignment * alignment;
   for (TensorInfo& info : infos) {

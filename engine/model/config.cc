@@ -110,7 +110,7 @@ Result<ModelConfig> config_from_gguf(const checkpoint::GgufFile& file) {
   if (embedding == nullptr) keys.fail("tensor token_embd.weight is missing");
   if (embedding != nullptr && embedding->rows() > kMaxExtent)
     keys.fail("tensor token_embd.weight has too many rows");
-  if (keys.error()) return *keys.error();
+  if (const auto& error = keys.error()) return *error;
 
   config.vocab_size = static_cast<int>(embedding->rows());
   config.tied_embeddings = file.find_tensor("output.weight") == nullptr;

@@ -247,7 +247,7 @@ Result<std::unique_ptr<Model>> make_llama(ops::Device& device,
                                           int num_blocks, int max_positions) {
   WeightReader reader(image);
   LlamaWeights weights = read_weights(reader, config);
-  if (reader.error()) return *reader.error();
+  if (const auto& error = reader.error()) return *error;
   for (const float factor : weights.rope_factors) {
     if (!(factor > 0.0F)) {
       return make_error(Errc::kDataLoss, "weight image: a RoPE frequency factor is " +

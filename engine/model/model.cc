@@ -10,6 +10,8 @@
 namespace thaw::model {
 namespace {
 
+constexpr std::size_t kMaxBlocks = std::numeric_limits<BlockId>::max();
+
 ops::PagedKv paged_kv(const ModelConfig& config, ops::KvDType dtype, std::byte* base) {
   return {base, dtype, config.num_layers, config.num_kv_heads, config.head_dim};
 }
@@ -37,7 +39,6 @@ Result<std::unique_ptr<Model>> make_model(ops::Device& device,
                                                   std::to_string(block_bytes) + " bytes");
   }
   if (config->family == "llama") {
-    constexpr std::size_t kMaxBlocks = std::numeric_limits<BlockId>::max();
     return make_llama(device, image, *config, paged_kv(*config, options.kv_dtype, kv_memory.data()),
                       static_cast<int>(std::min(num_blocks, kMaxBlocks)), max_positions);
   }
