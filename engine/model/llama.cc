@@ -164,7 +164,7 @@ class Llama final : public Model {
     }
     norm(weights_.output_norm, num_rows);
     const std::array head = {ops::LinearOutput{weights_.head, logits}};
-    ops::linear(device_, a_.normed.data(), num_rows, head);
+    ops::linear_two_step(device_, a_.normed.data(), num_rows, head);
   }
 
   void project_qkv(const LayerWeights& w, int num_rows) {
@@ -172,7 +172,7 @@ class Llama final : public Model {
     const std::array qkv = {ops::LinearOutput{w.q, a_.q.data()},
                             ops::LinearOutput{w.k, a_.k.data()},
                             ops::LinearOutput{w.v, a_.v.data()}};
-    ops::linear(device_, a_.normed.data(), num_rows, qkv);
+    ops::linear_two_step(device_, a_.normed.data(), num_rows, qkv);
     const ops::RopeTable table = rope_.view();
     ops::rope(device_, table, rows_.positions(), config_.num_heads, config_.head_dim, a_.q.data());
     ops::rope(device_, table, rows_.positions(), config_.num_kv_heads, config_.head_dim,
@@ -199,7 +199,7 @@ class Llama final : public Model {
     ops::swiglu(device_, a_.gate.data(), a_.up.data(),
                 std::int64_t{num_rows} * config_.intermediate_size, a_.gate.data());
     const std::array down = {ops::LinearOutput{w.down, a_.branch.data()}};
-    ops::linear(device_, a_.gate.data(), num_rows, down);
+    ops::linear_two_step(device_, a_.gate.data(), num_rows, down);
   }
 
   void norm(std::span<const float> weight, int num_rows) {

@@ -1,6 +1,8 @@
 #include "engine/ops/linear.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "engine/ops/cpu/dispatch.h"
 #include "engine/ops/cpu/kernels.h"
@@ -122,6 +124,83 @@ void linear(Device& device, const float* x, int num_rows, std::span<const Linear
     const std::int64_t chunk = task / num_tiles;
     run_panels(kernels, input, task % num_tiles, outputs, total_panels * chunk / chunks,
                total_panels * (chunk + 1) / chunks);
+  });
+}
+
+namespace {
+
+constexpr int kRowsPerTask = 16;
+
+/// Calls body(row) for every row, in tasks of kRowsPerTask.
+template <typename Body>
+void for_each_row(CpuDevice& cpu, int num_rows, const Body& body) {
+  cpu::parallel_for(cpu, (num_rows + kRowsPerTask - 1) / kRowsPerTask, [&](int task) {
+    const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
+    for (int row = task * kRowsPerTask; row < end; ++row)
+      body(row);
+  });
+}
+
+/// What rounding one row leaves over. The product of an int8 and a float is exact in double, so
+/// every instruction set gives the same bits without a fused operation.
+void left_over(const cpu::Kernels& kernels, const float* x, std::int64_t cols, ActBlock* blocks,
+               float* out) {
+  kernels.quantize_tile(x, cols, 1, cols, blocks);
+  for (std::int64_t k = 0; k < cols; ++k) {
+    const ActBlock& block = blocks[k / kBlockCols];
+    out[k] = static_cast<float>(static_cast<double>(x[k]) -
+                                static_cast<double>(block.q[k % kBlockCols]) * block.scale);
+  }
+}
+
+}  // namespace
+
+void linear_two_step(Device& device, const float* x, int num_rows,
+                     std::span<const LinearOutput> outputs) {
+  CpuDevice& cpu = cpu::require_cpu(device);
+  if (num_rows == 0 || outputs.empty()) return;
+  constexpr std::size_t kMaxOutputs = 4;
+  std::array<LinearOutput, kMaxOutputs> doubled;
+  std::size_t count = 0;
+  std::int64_t width = 0;
+  for (const LinearOutput& output : outputs) {
+    if (!is_quantized(output.weight.packing) || count == kMaxOutputs) {
+      linear(device, x, num_rows, {&output, 1});
+      continue;
+    }
+    doubled[count++] = output;
+    width += output.weight.rows;
+  }
+  if (count == 0) return;
+
+  const std::int64_t cols = doubled[0].weight.cols;
+  const auto rows = static_cast<std::size_t>(num_rows);
+  float* both = cpu.scratch().both_steps.reserve(2 * rows * static_cast<std::size_t>(cols));
+  float* products = cpu.scratch().both_products.reserve(2 * rows * static_cast<std::size_t>(width));
+  ActBlock* blocks =
+      cpu.scratch().first_step.reserve(rows * static_cast<std::size_t>(cols / kBlockCols));
+  for_each_row(cpu, num_rows, [&](int row) {
+    std::copy_n(x + row * cols, cols, both + row * cols);
+    left_over(cpu.kernels(), x + row * cols, cols, blocks + row * (cols / kBlockCols),
+              both + (num_rows + row) * cols);
+  });
+
+  std::array<float*, kMaxOutputs> targets{};
+  float* next = products;
+  for (std::size_t i = 0; i < count; ++i) {
+    targets[i] = std::exchange(doubled[i].out, next);
+    next += 2 * num_rows * doubled[i].weight.rows;
+  }
+  linear(device, both, 2 * num_rows, std::span(doubled).first(count));
+  for_each_row(cpu, num_rows, [&](int row) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::int64_t outs = doubled[i].weight.rows;
+      const float* first = doubled[i].out + row * outs;
+      const float* second = doubled[i].out + (num_rows + row) * outs;
+      float* target = targets[i] + row * outs;
+      for (std::int64_t j = 0; j < outs; ++j)
+        target[j] = first[j] + second[j];
+    }
   });
 }
 

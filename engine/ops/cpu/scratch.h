@@ -32,6 +32,9 @@ class Scratch {
  public:
   GrowingBuffer<ActBlock> activations;  ///< linear: rounded rows of x
   GrowingBuffer<float> columns;  ///< linear: x transposed for float weights
+  GrowingBuffer<ActBlock> first_step;  ///< linear_two_step: rows of x rounded once
+  GrowingBuffer<float> both_steps;  ///< linear_two_step: rows of x, then what rounding leaves over
+  GrowingBuffer<float> both_products;  ///< linear_two_step: the products of both
   GrowingBuffer<float> partials;  ///< attention: results of single splits
 };
 
