@@ -125,10 +125,14 @@ TEST(Resume, EqualsAnUnbrokenStream) {
     const RequestId id = bed.add(rest);
     bed.run_and_expect_exact();
     const Outcome& outcome = bed.outcome(id);
-    if (cut < 24) EXPECT_EQ(outcome.choices.at(0).first_index, cut);
+    if (cut < 24) {
+      EXPECT_EQ(outcome.choices.at(0).first_index, cut);
+    }
     EXPECT_EQ(outcome.choices.at(1).first_index, cut / 2);
     EXPECT_EQ(outcome.choices.at(0).finished, FinishReason::kLength);
-    if (cut > 1) EXPECT_EQ(bed.stats().tokens_prefilled, 0U);
+    if (cut > 1) {
+      EXPECT_EQ(bed.stats().tokens_prefilled, 0U);
+    }
     EXPECT_GT(bed.stats().tokens_reprefilled, 0U);
   }
 }
