@@ -102,13 +102,10 @@ def thaw_rates(prompt_tokens: int) -> tuple[float, float]:
     """The same from thaw_model_bench."""
     binary = ROOT / "build" / "release" / "bin" / "thaw_model_bench"
     command = [str(binary), "--benchmark_format=json", "--benchmark_min_time=0.01"]
-    command += [f"--benchmark_filter=Prefill/{prompt_tokens}/|DecodeShort/1/"]
+    command += [f"--benchmark_filter=^prefill/{prompt_tokens}/|^decode/batch:1/context:64/"]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     rate = {test["name"].split("/")[0]: test["items_per_second"] for test in found["benchmarks"]}
-    return (
-        next(value for name, value in rate.items() if "Prefill" in name),
-        next(value for name, value in rate.items() if "Decode" in name),
-    )
+    return rate["prefill"], rate["decode"]
 
 
 def engine_rates(binaries: pathlib.Path, rounds: int) -> dict:

@@ -59,9 +59,9 @@ def test_exact_over_every_path(serve, sampling):
     assert together("batch", 0) == cold
     assert [answer(body, "batch", 0) for body in bodies] == cold  # all of it cached
 
-    restores = server.wait_idle()["thaw_restores_total"]
+    restores = server.wait_idle()["thaw_kv_restores_total"]
     assert together("batch", 1) == cold
-    assert server.wait_idle()["thaw_restores_total"] > restores, "no snapshot was restored"
+    assert server.wait_idle()["thaw_kv_restores_total"] > restores, "no snapshot was restored"
 
     pids = {worker["worker"]: worker["pid"] for worker in server.pool()["workers"]}
     os.kill(pids[0], signal.SIGKILL)
