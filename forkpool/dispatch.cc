@@ -68,14 +68,15 @@ void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
   for (const std::uint32_t worker : workers)
     total_room += room(worker);
   std::vector<RequestId> taken;
+  std::vector<std::vector<RequestId>> pinned(workers.size());
   std::deque<RequestId> left;
   for (const RequestId id : std::exchange(waiting_, {})) {
-    Ongoing& entry = entries_.at(id);
-    const auto pinned = entry.request().worker;
-    if (pinned) {
-      const bool open = std::ranges::count(workers, *pinned) != 0 && room(*pinned) > 0;
-      if (open) {
-        assign(entry, *pinned);
+    const auto wanted = entries_.at(id).request().worker;
+    if (wanted) {
+      const auto found = std::ranges::find(workers, *wanted);
+      const auto index = static_cast<std::size_t>(found - workers.begin());
+      if (found != workers.end() && pinned[index].size() < room(*wanted)) {
+        pinned[index].push_back(id);
       } else {
         left.push_back(id);
       }
@@ -88,6 +89,7 @@ void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
   waiting_ = std::move(left);
 
   if (workers.size() == 1) {  // nothing to decide
+    taken.insert(taken.begin(), pinned.front().begin(), pinned.front().end());
     for (const RequestId id : taken) {
       if (room(workers.front()) > 0) {
         assign(entries_.at(id), workers.front());
@@ -97,12 +99,21 @@ void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
     }
     return;
   }
+  for (std::uint32_t load = 0; load < workers.size(); ++load)
+    place_requests(workers, pinned[load], load);
+  place_requests(workers, taken, std::nullopt);
+}
+
+/// Places requests group by group; with `only_load` all of them on that worker.
+void Dispatcher::place_requests(const std::vector<std::uint32_t>& workers,
+                                const std::vector<RequestId>& ids,
+                                std::optional<std::uint32_t> only_load) {
   std::vector<const GenerateRequest*> requests;
-  requests.reserve(taken.size());
-  for (const RequestId id : taken)
+  requests.reserve(ids.size());
+  for (const RequestId id : ids)
     requests.push_back(&entries_.at(id).request());
   for (const PrefixGroup& group : group_by_prefix(requests))
-    place_group(workers, taken, group);
+    place_group(workers, ids, group, only_load);
 }
 
 WorkerLoad Dispatcher::load_of(std::uint32_t worker) const {
@@ -128,7 +139,8 @@ Transfers::End Dispatcher::end_of(std::uint32_t worker) const {
 }
 
 void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
-                             const std::vector<RequestId>& ids, const PrefixGroup& prefixes) {
+                             const std::vector<RequestId>& ids, const PrefixGroup& prefixes,
+                             std::optional<std::uint32_t> only_load) {
   const auto request_of = [&](std::size_t member) -> const GenerateRequest& {
     return entries_.at(ids[member]).request();
   };
@@ -143,6 +155,7 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
   PrefixNames trunk(root_of(first, workers.front()), first.prompt);
   Group group;
   group.trunk_tokens = prefixes.trunk_tokens;
+  group.only_load = only_load;
   group.alive_tokens.assign(workers.size(), 0);
   group.published_tokens.assign(workers.size(), 0);
   for (const PrefixUnit& prefix : prefixes.units) {

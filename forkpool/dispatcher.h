@@ -65,8 +65,10 @@ class Dispatcher {
   std::vector<std::uint32_t> candidates() const;
   std::size_t room(std::uint32_t worker) const;
   void place_waiting(const std::vector<std::uint32_t>& workers);
+  void place_requests(const std::vector<std::uint32_t>& workers, const std::vector<RequestId>& ids,
+                      std::optional<std::uint32_t> only_load);
   void place_group(const std::vector<std::uint32_t>& workers, const std::vector<RequestId>& ids,
-                   const PrefixGroup& group);
+                   const PrefixGroup& group, std::optional<std::uint32_t> only_load);
   WorkerLoad load_of(std::uint32_t worker) const;
   void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);

@@ -64,6 +64,7 @@ Placement place_whole(const CostModel& model, const std::vector<WorkerLoad>& loa
   Placement best;
   auto best_key = std::tuple(std::numeric_limits<double>::infinity(), std::uint32_t{0});
   for (std::uint32_t load = 0; load < loads.size(); ++load) {
+    if (group.only_load.value_or(load) != load) continue;
     const TrunkSource source = trunk_source(model, loads, group, load);
     Plan plan;
     plan.prefill_seconds = source.seconds;
@@ -131,7 +132,7 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
 
 Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, const Group& group) {
   Placement whole = place_whole(model, loads, group);
-  if (loads.size() == 1 || group.units.size() == 1) return whole;
+  if (loads.size() == 1 || group.units.size() == 1 || group.only_load) return whole;
   Placement spread = place_spread(model, loads, group);
   return spread.cost_seconds < model.spread_below * whole.cost_seconds ? spread : whole;
 }

@@ -50,6 +50,7 @@ struct Group {
   std::vector<std::uint32_t> alive_tokens;  ///< of the trunk, per load; being computed counts
   std::vector<std::uint32_t> published_tokens;  ///< of the trunk, per load; can be copied away
   std::vector<Unit> units;
+  std::optional<std::uint32_t> only_load;  ///< index into the loads: its requests run there alone
 };
 
 struct Placement {

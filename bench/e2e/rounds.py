@@ -28,7 +28,7 @@ class RoundTime:
     branches: list[BranchTime]
 
 
-def trunk_text(num_characters: int = 7600) -> str:
+def trunk_text(num_characters: int = 5700) -> str:
     """Real code and prose, about 2,000 tokens of the default model at the default length."""
     text = "".join((ROOT / "demos" / "data" / name).read_text() for name in ("change.diff", "code.txt"))
     while len(text) < num_characters:
