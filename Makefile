@@ -32,7 +32,7 @@ serve: binary model  ## the server on the default model, 127.0.0.1:8000
 test: build model  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-tidy test-asan test-tsan test-kills test-exact  ## all of the long checks below (about 35 minutes)
+test-long: test-kills test-exact test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, and a clang build (about 8 minutes)
 	@scripts/run_tidy.sh
@@ -43,10 +43,10 @@ test-asan: build model  ## the tests under AddressSanitizer and UBSan (about 10 
 test-tsan: build  ## the CPU tests under ThreadSanitizer (about 10 minutes)
 	@scripts/run_sanitized.sh tsan
 
-test-kills: binary model  ## 100 kills of workers under load (about 3 minutes)
+test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k kills
 
-test-exact: binary model  ## long exactness runs on the real model (about 5 minutes)
+test-exact: binary model  ## long exactness runs on the real model (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k exact
 
 bench: build model  ## the benches; JSON under bench/results/
