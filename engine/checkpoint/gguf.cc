@@ -232,7 +232,7 @@ GgufValue read_value(Cursor& cursor, std::string_view key) {
 }
 
 struct TensorInfo {
-  GgufTensor tensor;
+  StoredTensor tensor;
   std::uint64_t offset = 0;  ///< from the start of the tensor data
   std::uint64_t size_bytes = 0;
 };
@@ -315,7 +315,7 @@ const T* get_if(const std::map<std::string_view, GgufValue>& metadata, std::stri
 
 }  // namespace
 
-std::int64_t GgufTensor::rows() const {
+std::int64_t StoredTensor::rows() const {
   std::int64_t product = 1;
   for (std::size_t i = 1; i < shape.size(); ++i)
     product *= shape[i];
@@ -376,7 +376,7 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
   return file;
 }
 
-const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
+const StoredTensor* GgufFile::find_tensor(std::string_view name) const {
   const auto found = tensor_index_.find(name);
   return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
 }

@@ -13,7 +13,7 @@
 #include "engine/base/memory_map.h"
 #include "engine/base/result.h"
 #include "engine/base/types.h"
-#include "engine/checkpoint/dtype.h"
+#include "engine/checkpoint/stored_tensor.h"
 
 namespace thaw::checkpoint {
 
@@ -22,28 +22,18 @@ using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::s
                                std::vector<std::string_view>, std::vector<std::int64_t>,
                                std::vector<double>, std::vector<bool>>;
 
-struct GgufTensor {
-  std::string_view name;
-  DType dtype = DType::kF32;
-  std::vector<std::int64_t> shape;  ///< GGUF order: shape[0] is the contiguous one (inputs)
-  std::span<const std::byte> data;
-
-  std::int64_t cols() const { return shape.empty() ? 1 : shape[0]; }
-  std::int64_t rows() const;  ///< product of the other dimensions
-};
-
 /// A GGUF file, mapped read-only; views stay valid while it lives. Versions 2 and 3. Every offset
 /// and length is checked against the file's size before it is used. Source: the GGUF specification
 /// in the ggml repository (docs/gguf.md).
-class GgufFile {
+class GgufFile final : public TensorSource {
  public:
   /// Errors (each names the path): cannot open, wrong magic, unsupported version, truncated, tensor
   /// type not supported (named, with the supported ones), duplicate tensor.
   static Result<GgufFile> open(const std::string& path);
 
-  const std::string& path() const { return path_; }
-  const std::vector<GgufTensor>& tensors() const { return tensors_; }
-  const GgufTensor* find_tensor(std::string_view name) const;
+  const std::string& path() const override { return path_; }
+  const std::vector<StoredTensor>& tensors() const override { return tensors_; }
+  const StoredTensor* find_tensor(std::string_view name) const override;
   bool has(std::string_view key) const { return metadata_.contains(key); }
 
   /// Typed metadata; nullopt where absent or of another type. Integers of any width convert.
@@ -55,14 +45,14 @@ class GgufFile {
   const std::vector<std::int64_t>* get_ints(std::string_view key) const;
   const std::vector<double>* get_floats(std::string_view key) const;
 
-  /// Names the file's content: SHA-256 of the whole file (about 2 GB/s on one core).
-  Hash128 digest() const;
+  /// SHA-256 of the whole file (about 2 GB/s on one core).
+  Hash128 digest() const override;
 
  private:
   std::string path_;
   Mapping mapping_;
   std::map<std::string_view, GgufValue> metadata_;
-  std::vector<GgufTensor> tensors_;
+  std::vector<StoredTensor> tensors_;
   std::map<std::string_view, std::size_t> tensor_index_;
 };
 

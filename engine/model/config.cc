@@ -106,7 +106,7 @@ Result<ModelConfig> config_from_gguf(const checkpoint::GgufFile& file) {
   config.rms_norm_eps =
       static_cast<float>(keys.real("llama.attention.layer_norm_rms_epsilon", 1e-5));
   config.rope_theta = keys.real("llama.rope.freq_base", 10000.0);
-  const checkpoint::GgufTensor* embedding = file.find_tensor("token_embd.weight");
+  const checkpoint::StoredTensor* embedding = file.find_tensor("token_embd.weight");
   if (embedding == nullptr) keys.fail("tensor token_embd.weight is missing");
   if (embedding != nullptr && embedding->rows() > kMaxExtent)
     keys.fail("tensor token_embd.weight has too many rows");

@@ -11,7 +11,7 @@ namespace {
 
 /// A tensor of the file and the name, shape and packing it has in the image.
 struct Plan {
-  const checkpoint::GgufTensor* source;
+  const checkpoint::StoredTensor* source;
   std::string name;
   ops::Packing packing;
   std::size_t size_bytes;
@@ -26,14 +26,14 @@ class TensorPlanner {
   /// A [rows, cols] matrix, stored with the inputs first.
   void matrix(const std::string& gguf_name, const std::string& name, std::int64_t rows,
               std::int64_t cols) {
-    const checkpoint::GgufTensor* tensor = checked(gguf_name, rows, cols);
+    const checkpoint::StoredTensor* tensor = checked(gguf_name, rows, cols);
     if (tensor == nullptr) return;
     const ops::Packing packing = ops::choose_packing(tensor->dtype, mode_);
     plans_.push_back({tensor, name, packing, ops::packed_bytes(packing, rows, cols)});
   }
 
   void vector(const std::string& gguf_name, const std::string& name, std::int64_t size) {
-    const checkpoint::GgufTensor* tensor = checked(gguf_name, 1, size);
+    const checkpoint::StoredTensor* tensor = checked(gguf_name, 1, size);
     if (tensor == nullptr) return;
     plans_.push_back(
         {tensor, name, ops::Packing::kVectorF32, static_cast<std::size_t>(size) * sizeof(float)});
@@ -44,7 +44,7 @@ class TensorPlanner {
   Result<std::vector<Plan>> finish() {
     if (error_) return *error_;
     if (plans_.size() == file_.tensors().size()) return std::move(plans_);
-    for (const checkpoint::GgufTensor& tensor : file_.tensors()) {
+    for (const checkpoint::StoredTensor& tensor : file_.tensors()) {
       bool used = false;
       for (const Plan& plan : plans_)
         used = used || plan.source == &tensor;
@@ -58,10 +58,10 @@ class TensorPlanner {
   }
 
  private:
-  const checkpoint::GgufTensor* checked(const std::string& name, std::int64_t rows,
-                                        std::int64_t cols) {
+  const checkpoint::StoredTensor* checked(const std::string& name, std::int64_t rows,
+                                          std::int64_t cols) {
     if (error_) return nullptr;
-    const checkpoint::GgufTensor* tensor = file_.find_tensor(name);
+    const checkpoint::StoredTensor* tensor = file_.find_tensor(name);
     if (tensor == nullptr) {
       error_ = make_error(Errc::kDataLoss, file_.path() + ": tensor " + name + " is missing");
       return nullptr;
@@ -112,7 +112,7 @@ Result<std::vector<Plan>> plan_tensors(const checkpoint::GgufFile& file, const M
 }
 
 Result<void> fill(const Plan& plan, std::span<std::byte> out, ThreadPool& threads) {
-  const checkpoint::GgufTensor& tensor = *plan.source;
+  const checkpoint::StoredTensor& tensor = *plan.source;
   if (plan.packing != ops::Packing::kVectorF32) {
     return ops::pack_matrix(tensor.dtype, tensor.data, tensor.rows(), tensor.cols(), plan.packing,
                             out, threads);

@@ -52,7 +52,7 @@ TEST(Gguf, ReadsMetadataAndTensors) {
   EXPECT_EQ(file.get_floats("tokenizer.ggml.tokens"), nullptr);
   EXPECT_FALSE(file.has("no.such.key"));
 
-  const GgufTensor* down = file.find_tensor("blk.1.ffn_down.weight");
+  const StoredTensor* down = file.find_tensor("blk.1.ffn_down.weight");
   ASSERT_NE(down, nullptr);
   EXPECT_EQ(down->dtype, DType::kQ6_K);
   EXPECT_EQ(down->rows(), 64);
@@ -184,7 +184,7 @@ TEST(Gguf, DamagedBytesNeverCrash) {
     const auto file = GgufFile::open(scratch.path());
     if (!file) continue;
     std::size_t sum = 0;
-    for (const GgufTensor& tensor : file->tensors())
+    for (const StoredTensor& tensor : file->tensors())
       for (const std::byte byte : tensor.data)
         sum += static_cast<std::size_t>(byte);
     EXPECT_GE(sum, 0u);

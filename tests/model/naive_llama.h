@@ -38,7 +38,7 @@ class NaiveLlama {
   using Row = std::vector<double>;
 
   Row weights(const std::string& name) const {
-    const checkpoint::GgufTensor& tensor = *file_.find_tensor(name);
+    const checkpoint::StoredTensor& tensor = *file_.find_tensor(name);
     std::vector<float> values(static_cast<std::size_t>(tensor.rows() * tensor.cols()));
     checkpoint::dequantize(tensor.dtype, tensor.data, values);
     return {values.begin(), values.end()};

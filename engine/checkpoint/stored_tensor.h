@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/types.h"
+#include "engine/checkpoint/dtype.h"
+
+namespace thaw::checkpoint {
+
+/// A tensor as a checkpoint stores it; the views belong to the source that it came from.
+struct StoredTensor {
+  std::string_view name;
+  DType dtype = DType::kF32;
+  std::vector<std::int64_t> shape;  ///< shape[0] is the contiguous dimension (inputs), as in GGUF
+  std::span<const std::byte> data;
+
+  std::int64_t cols() const { return shape.empty() ? 1 : shape[0]; }
+  std::int64_t rows() const;  ///< product of the other dimensions
+};
+
+/// The tensors of a checkpoint, whichever files hold them. Immutable and thread-safe; views stay
+/// valid while it lives.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  /// File or folder, for messages.
+  virtual const std::string& path() const = 0;
+  virtual const std::vector<StoredTensor>& tensors() const = 0;
+  /// Null where there is none of that name.
+  virtual const StoredTensor* find_tensor(std::string_view name) const = 0;
+  /// Names the content of all files that decide what the model computes.
+  virtual Hash128 digest() const = 0;
+};
+
+}  // namespace thaw::checkpoint
