@@ -13,7 +13,6 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tarfile
 
 from machine import describe_machine
 from rounds import ROOT, fresh_trunk, run_round, suffix
@@ -41,8 +40,8 @@ def build_llama() -> pathlib.Path:
         subprocess.run([*pip, "install", "scikit-build-core"], check=True)
         fetch = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", SDIST]
         subprocess.run([*pip, *fetch, "--dest", str(SCRATCH)], check=True)
-    with tarfile.open(next(SCRATCH.glob("llama_cpp_python-*.tar.gz"))) as archive:
-        archive.extractall(SCRATCH, filter="data")
+    archive = next(SCRATCH.glob("llama_cpp_python-*.tar.gz"))
+    subprocess.run(["tar", "-xzf", str(archive), "-C", str(SCRATCH)], check=True)
     source = next(SCRATCH.glob("llama_cpp_python-*/vendor/llama.cpp"))
     print("building llama.cpp (about 10 minutes)")
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
