@@ -4,11 +4,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:?usage: run_benches.sh BUILD_DIR}
 mkdir -p bench/results
+cpu=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1)
 for binary in "$build"/bin/*_bench; do
   name=$(basename "$binary" _bench)
   printf '== %s\n' "$name"
   "$binary" --benchmark_out="bench/results/$name.json" --benchmark_out_format=json \
-    --benchmark_context=commit="$(git rev-parse --short HEAD)" --benchmark_min_time=0.3
+    --benchmark_context=commit="$(git rev-parse --short HEAD)" --benchmark_context=cpu="$cpu" \
+    --benchmark_min_time=0.3
 done
 printf '== fork round over HTTP\n'
 .venv/bin/python bench/e2e/fork_round.py --output bench/results/fork_round.json
