@@ -163,8 +163,11 @@ Result<void> run_serve(const ServeSettings& settings) {
     }
     std::printf("no model given: serving the default one, %s\n", path.c_str());
   }
-  auto file = checkpoint::GgufFile::open(path);
-  if (!file) return file.error();
+  auto opened = checkpoint::GgufFile::open(path);
+  if (!opened) return opened.error();
+  const auto file = std::make_shared<const checkpoint::GgufFile>(*std::move(opened));
+  const auto source = model::model_source_from_gguf(file);
+  if (!source) return source.error();
 
   const int cores = available_cores();
   const std::uint32_t threads =
@@ -184,7 +187,7 @@ Result<void> run_serve(const ServeSettings& settings) {
   auto text_parts = std::async(std::launch::async, [&file] { return load_text(*file); });
   ThreadPool packers(cores);
   auto image = model::build_image(
-      *file, settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative,
+      *source, settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative,
       packers);
   auto text = text_parts.get();
   if (!image) return image.error();

@@ -31,6 +31,12 @@ std::string default_model() {
   return directory + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
+ModelSource default_source() {
+  return model_source_from_gguf(std::make_shared<const checkpoint::GgufFile>(
+                                    checkpoint::GgufFile::open(default_model()).value()))
+      .value();
+}
+
 int num_threads() {
   const char* text = std::getenv("THAW_BENCH_THREADS");
   return text != nullptr ? std::max(1, std::atoi(text)) : 2;
@@ -80,9 +86,8 @@ class LoadedModel {
  private:
   LoadedModel() {
     device_ = ops::CpuDevice::create(num_threads()).value();
-    const auto file = checkpoint::GgufFile::open(default_model()).value();
     const LoadedImage loaded =
-        build_image(file, ops::ComputeMode::kNative, device_->threads()).value();
+        build_image(default_source(), ops::ComputeMode::kNative, device_->threads()).value();
     memory_ = map_fd(loaded.fd.get(), loaded.size_bytes, MapAccess::kReadOnly).value();
     const auto image = checkpoint::WeightImageView::open(memory_.bytes()).value();
     kv_.resize(kv_block_bytes(loaded.config, ops::KvDType::kBF16) * kNumBlocks);
@@ -103,10 +108,11 @@ std::vector<BlockId> blocks(int first, int num_tokens) {
 }
 
 void load(benchmark::State& state) {
-  const auto file = checkpoint::GgufFile::open(default_model()).value();
+  const ModelSource source = default_source();
   ThreadPool threads(num_threads());
   for (auto _ : state)
-    benchmark::DoNotOptimize(build_image(file, ops::ComputeMode::kNative, threads).value().digest);
+    benchmark::DoNotOptimize(
+        build_image(source, ops::ComputeMode::kNative, threads).value().digest);
 }
 BENCHMARK(load)->Unit(benchmark::kMillisecond)->UseRealTime();
 

@@ -65,8 +65,8 @@ LlamaWeights read_weights(WeightReader& reader, const ModelConfig& config) {
   weights.output_norm = reader.vector("output_norm", hidden);
   weights.head = config.tied_embeddings ? weights.token_embedding
                                         : reader.matrix("head", config.vocab_size, hidden);
-  if (reader.has("rope_frequency_factors"))
-    weights.rope_factors = reader.vector("rope_frequency_factors", config.rotary_dim / 2);
+  if (config.rope_factors)
+    weights.rope_factors = reader.vector("rope_factors", config.rope.dim / 2);
   return weights;
 }
 
@@ -92,7 +92,7 @@ class Llama final : public Model {
         weights_(std::move(weights)),
         kv_(kv),
         limits_(limits),
-        rope_(config_.rope_theta, config_.rotary_dim, config_.rope_half_split,
+        rope_(config_.rope.theta, config_.rope.dim, config_.rope.half_split,
               weights_.rope_factors) {}
 
   const ModelConfig& config() const override { return config_; }

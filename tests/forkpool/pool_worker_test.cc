@@ -26,7 +26,9 @@ const model::LoadedImage& tiny_image() {
     ThreadPool threads(1);
     auto file =
         checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
-    return std::move(model::build_image(file.value(), ops::ComputeMode::kNative, threads)).value();
+    const auto source = model::model_source_from_gguf(
+        std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
+    return model::build_image(source.value(), ops::ComputeMode::kNative, threads).value();
   }();
   return image;
 }

@@ -42,8 +42,10 @@ Error error_of(const std::string& bytes) {
           .string();
   std::ofstream(path, std::ios::binary) << bytes;
   ThreadPool threads(1);
-  const auto file = checkpoint::GgufFile::open(path).value();
-  const auto image = build_image(file, ops::ComputeMode::kNative, threads);
+  const auto source = model_source_from_gguf(
+      std::make_shared<const checkpoint::GgufFile>(checkpoint::GgufFile::open(path).value()));
+  const auto image = source ? build_image(*source, ops::ComputeMode::kNative, threads)
+                            : Result<LoadedImage>(source.error());
   std::filesystem::remove(path);
   EXPECT_FALSE(image) << "it loaded";
   if (image) return {};
@@ -54,7 +56,8 @@ Error error_of(const std::string& bytes) {
 TEST(Load, NamesWhatItCannotServe) {
   const Error architecture = error_of(changed("llama", "bloom"));
   EXPECT_EQ(architecture.code, Errc::kUnsupported);
-  EXPECT_THAT(architecture.message, HasSubstr("'bloom' is not supported; supported is llama"));
+  EXPECT_THAT(architecture.message,
+              HasSubstr("'bloom' is not supported; supported are llama, qwen2, qwen3 and smollm3"));
 
   EXPECT_THAT(error_of(changed("blk.1.attn_k.weight", "blk.1.attn_x.weight")).message,
               HasSubstr("tensor blk.1.attn_k.weight is missing"));
@@ -83,7 +86,7 @@ TEST(Load, NamesRopeScalingThatItLacks) {
   };
   // One metadata pair makes way for another; the tensor data moves by whole alignments.
   const std::string old_pair = text("general.name") + u32(8) + text("tiny-f32");
-  std::string kind = "yarn";
+  std::string kind = "longrope";
   while ((text("llama.rope.scaling.type").size() + text(kind).size() + 4 - old_pair.size()) % 32)
     kind += '!';
   std::string bytes = read_bytes(tiny_model_path("f32"));
@@ -92,15 +95,15 @@ TEST(Load, NamesRopeScalingThatItLacks) {
   bytes.replace(at, old_pair.size(), text("llama.rope.scaling.type") + u32(8) + text(kind));
   const Error error = error_of(bytes);
   EXPECT_EQ(error.code, Errc::kUnsupported);
-  EXPECT_THAT(error.message, HasSubstr("RoPE scaling 'yarn"));
-  EXPECT_THAT(error.message, HasSubstr("supported are none and the frequency factors"));
+  EXPECT_THAT(error.message, HasSubstr("RoPE scaling 'longrope"));
+  EXPECT_THAT(error.message, HasSubstr("supported are none, linear, yarn and"));
 }
 
 TEST(Load, BothModesDescribeTheSameModel) {
-  const auto file = checkpoint::GgufFile::open(tiny_model_path("mixed")).value();
+  const ModelSource source = gguf_source(tiny_model_path("mixed"));
   ThreadPool threads(2);
-  const auto native = build_image(file, ops::ComputeMode::kNative, threads).value();
-  const auto exact = build_image(file, ops::ComputeMode::kExact32, threads).value();
+  const auto native = build_image(source, ops::ComputeMode::kNative, threads).value();
+  const auto exact = build_image(source, ops::ComputeMode::kExact32, threads).value();
   EXPECT_EQ(native.config.to_json(), exact.config.to_json());
   EXPECT_NE(native.digest, exact.digest) << "another packing computes other bits";
   EXPECT_LT(native.size_bytes, exact.size_bytes);
@@ -108,7 +111,7 @@ TEST(Load, BothModesDescribeTheSameModel) {
   EXPECT_TRUE(native.config.tied_embeddings);
   EXPECT_EQ(native.config.max_positions, 8192);
 
-  const auto again = build_image(file, ops::ComputeMode::kNative, threads).value();
+  const auto again = build_image(source, ops::ComputeMode::kNative, threads).value();
   EXPECT_EQ(again.digest, native.digest);
   const auto one = map_fd(native.fd.get(), native.size_bytes, MapAccess::kReadOnly).value();
   const auto two = map_fd(again.fd.get(), again.size_bytes, MapAccess::kReadOnly).value();
@@ -118,10 +121,11 @@ TEST(Load, BothModesDescribeTheSameModel) {
 TEST(Load, ConfigurationSurvivesJson) {
   ModelConfig config;
   config.family = "llama";
-  config.num_layers = 30;
+  config.num_layers = 2;
+  config.layers = {{512, true}, {0, false}};
   config.rms_norm_eps = 1e-5F;
-  config.rope_theta = 100000.0;
-  config.rope_half_split = true;
+  config.rope.theta = 100000.0;
+  config.rope.scaling = RopeScaling::kYarn;
   config.eos_token_ids = {0, 2};
   const ModelConfig back = ModelConfig::from_json(config.to_json()).value();
   EXPECT_EQ(back.to_json(), config.to_json());

@@ -12,10 +12,15 @@ std::string tiny_model_path(const std::string& name) {
   return std::string(THAW_BINARY_DIR) + "/testdata/tiny-" + name + ".gguf";
 }
 
-Harness::Harness(const std::string& path, const HarnessOptions& options) {
+ModelSource gguf_source(const std::string& path) {
+  return model_source_from_gguf(
+             std::make_shared<const checkpoint::GgufFile>(checkpoint::GgufFile::open(path).value()))
+      .value();
+}
+
+Harness::Harness(const ModelSource& source, const HarnessOptions& options) {
   device_ = ops::CpuDevice::create(options.threads, options.isa).value();
-  const checkpoint::GgufFile file = checkpoint::GgufFile::open(path).value();
-  const LoadedImage loaded = build_image(file, options.mode, device_->threads()).value();
+  const LoadedImage loaded = build_image(source, options.mode, device_->threads()).value();
   image_memory_ = map_fd(loaded.fd.get(), loaded.size_bytes, MapAccess::kReadOnly).value();
   image_ = std::make_unique<checkpoint::WeightImageView>(
       checkpoint::WeightImageView::open(image_memory_.bytes()).value());

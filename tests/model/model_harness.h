@@ -16,6 +16,9 @@ namespace thaw::model {
 /// `${build}/testdata/tiny-<name>.gguf`, made by scripts/make_tiny_gguf.py.
 std::string tiny_model_path(const std::string& name);
 
+/// A GGUF file as a model. Throws where it is none.
+ModelSource gguf_source(const std::string& path);
+
 struct HarnessOptions {
   ops::ComputeMode mode = ops::ComputeMode::kNative;
   ops::KvDType kv_dtype = ops::KvDType::kBF16;
@@ -28,7 +31,9 @@ struct HarnessOptions {
 /// A model with KV memory of its own and a trivial block allocator. Throws where something fails.
 class Harness {
  public:
-  Harness(const std::string& path, const HarnessOptions& options);
+  Harness(const std::string& path, const HarnessOptions& options)
+      : Harness(gguf_source(path), options) {}
+  Harness(const ModelSource& source, const HarnessOptions& options);
 
   Model& model() { return *model_; }
   const ModelConfig& config() const { return model_->config(); }

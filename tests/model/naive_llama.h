@@ -66,9 +66,8 @@ class NaiveLlama {
     const bool scaled = file_.find_tensor("rope_freqs.weight") != nullptr;
     const Row factors = scaled ? weights("rope_freqs.weight") : Row();
     for (std::size_t start = 0; start < heads.size(); start += config_.head_dim) {
-      for (int i = 0; i < config_.rotary_dim / 2; ++i) {
-        const double angle = position *
-                             std::pow(config_.rope_theta, -2.0 * i / config_.rotary_dim) /
+      for (int i = 0; i < config_.rope.dim / 2; ++i) {
+        const double angle = position * std::pow(config_.rope.theta, -2.0 * i / config_.rope.dim) /
                              (scaled ? factors[i] : 1.0);
         double& a = heads[start + 2 * i];
         double& b = heads[start + 2 * i + 1];
