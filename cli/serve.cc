@@ -8,21 +8,15 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
-#include <future>
-#include <optional>
 #include <thread>
 
 #include "cli/api_keys.h"
 #include "cli/memory_budget.h"
-#include "cli/model_source.h"
+#include "cli/model_loader.h"
 #include "cli/pool_backend.h"
 #include "cli/version.h"
 #include "coalescer/http/server.h"
 #include "engine/base/log.h"
-#include "engine/checkpoint/gguf.h"
-#include "engine/model/load.h"
-#include "engine/text/chat_template.h"
-#include "engine/text/tokenizer.h"
 
 namespace thaw::cli {
 namespace {
@@ -38,27 +32,6 @@ int available_cores() {
 template <typename Duration>
 Duration seconds_to(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
-}
-
-// What turns text into tokens and back; made while the weights are being packed.
-struct TextParts {
-  std::unique_ptr<text::Tokenizer> tokenizer;
-  std::unique_ptr<text::ChatTemplate> chat_template;
-};
-
-Result<TextParts> load_text(const checkpoint::GgufFile& file) {
-  auto spec = tokenizer_spec_from_gguf(file);
-  if (!spec) return spec.error();
-  auto tokenizer = text::Tokenizer::create(std::move(*spec));
-  if (!tokenizer) return tokenizer.error();
-  TextParts parts;
-  parts.tokenizer = std::move(*tokenizer);
-  if (const auto source = chat_template_from_gguf(file)) {
-    auto parsed = text::ChatTemplate::parse(std::string(*source));
-    if (!parsed) return parsed.error();
-    parts.chat_template = std::move(*parsed);
-  }
-  return parts;
 }
 
 MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes) {
@@ -90,16 +63,13 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   return options;
 }
 
-coalescer::ServerOptions server_options(const ServeSettings& settings,
-                                        const std::string& model_path,
+coalescer::ServerOptions server_options(const ServeSettings& settings, const ModelLoader& model,
                                         const model::LoadedImage& image) {
   coalescer::ServerOptions options;
   options.host = settings.host;
   options.port = settings.port;
   options.served_model_names = settings.served_model_names;
-  if (options.served_model_names.empty()) {
-    options.served_model_names.push_back(std::filesystem::path(model_path).stem().string());
-  }
+  if (options.served_model_names.empty()) options.served_model_names.push_back(model.name());
   options.max_model_len = static_cast<std::uint32_t>(image.config.max_positions);
   if (settings.max_model_len != 0) {
     options.max_model_len = std::min(options.max_model_len, settings.max_model_len);
@@ -154,55 +124,35 @@ Result<void> run_serve(const ServeSettings& settings) {
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
-  const bool is_default = settings.model.empty();
-  const std::string path = is_default ? default_model_path() : settings.model;
-  if (is_default) {
-    if (!std::filesystem::exists(path)) {
-      return make_error(Errc::kNotFound, "no model given, and the default one is not at " + path +
-                                             "; fetch it with `make model`, or name a GGUF file");
-    }
-    std::printf("no model given: serving the default one, %s\n", path.c_str());
-  }
-  auto opened = checkpoint::GgufFile::open(path);
-  if (!opened) return opened.error();
-  const auto file = std::make_shared<const checkpoint::GgufFile>(*std::move(opened));
-  const auto source = model::model_source_from_gguf(file);
-  if (!source) return source.error();
+  auto model = ModelLoader::open(settings.model);
+  if (!model) return model.error();
+  if (settings.model.empty())
+    std::printf("no model given: serving the default one, %s\n", model->path().c_str());
 
   const int cores = available_cores();
   const std::uint32_t threads =
       settings.threads != 0 ? settings.threads
                             : std::max(1U, static_cast<std::uint32_t>(cores) / settings.workers);
-  // The packed weights take about what the file takes; the exact figure is known once they are
-  // packed.
-  std::error_code size_error;
-  const std::uint64_t file_bytes = std::filesystem::file_size(path, size_error);
-  const MemoryBudget budget = budget_of(settings, file_bytes * (settings.dtype == "f32" ? 6 : 1));
+  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(settings.dtype));
   const auto available = available_memory_bytes();
   if (!available) return available.error();
   if (const auto fits = check_fits(budget, *available); !fits) return fits.error();
   std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
               format_bytes(*available).c_str());
 
-  auto text_parts = std::async(std::launch::async, [&file] { return load_text(*file); });
-  ThreadPool packers(cores);
-  auto image = model::build_image(
-      *source, settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative,
-      packers);
-  auto text = text_parts.get();
-  if (!image) return image.error();
-  if (!text) return text.error();
+  auto loaded = model->load(settings.dtype, cores);
+  if (!loaded) return loaded.error();
 
   const coalescer::ServerOptions options = [&] {
-    auto made = server_options(settings, path, *image);
+    auto made = server_options(settings, *model, loaded->image);
     made.api_keys = std::move(*keys);
     return made;
   }();
-  forkpool::WeightsMemory weights{std::move(image->fd), image->size_bytes};
+  forkpool::WeightsMemory weights{std::move(loaded->image.fd), loaded->image.size_bytes};
   auto backend = PoolBackend::start(pool_options(settings, threads), std::move(weights));
   if (!backend) return backend.error();
-  auto server = coalescer::Server::create(options, backend->get(), text->tokenizer.get(),
-                                          text->chat_template.get());
+  auto server = coalescer::Server::create(options, backend->get(), loaded->text.tokenizer.get(),
+                                          loaded->text.chat_template.get());
   if (!server) return server.error();
 
   // On stdout, because scripts that asked for a free port read it there.
