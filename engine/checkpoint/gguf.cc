@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/base/hash.h"
+#include "engine/checkpoint/in_quotes.h"
 
 namespace thaw::checkpoint {
 namespace {
@@ -61,14 +62,6 @@ std::string supported_types() {
     names += type.name;
   }
   return names;
-}
-
-/// Text from a file as it may stand in a message: short and printable.
-std::string quoted(std::string_view text) {
-  std::string out = "'";
-  for (const char c : text.substr(0, 64))
-    out += c >= ' ' && c < 127 ? c : '?';
-  return out + (text.size() > 64 ? "...'" : "'");
 }
 
 /// Reads little-endian values off a byte range. The first failure sticks: later reads give zeros
@@ -180,13 +173,13 @@ GgufValue read_array(Cursor& cursor, std::string_view key) {
   const auto count = cursor.read<std::uint64_t>("an array's length");
   if (!cursor.ok()) return {};
   if (type > kF64 || type == kArray) {
-    cursor.fail(Errc::kUnsupported, "metadata key " + quoted(key) + " is an array of type " +
+    cursor.fail(Errc::kUnsupported, "metadata key " + in_quotes(key) + " is an array of type " +
                                         std::to_string(type) +
                                         "; supported are arrays of numbers, booleans and strings");
     return {};
   }
   if (count > kMaxArrayElements || count > cursor.left() / value_bytes(type)) {
-    cursor.fail(Errc::kDataLoss, "metadata key " + quoted(key) + " claims " +
+    cursor.fail(Errc::kDataLoss, "metadata key " + in_quotes(key) + " claims " +
                                      std::to_string(count) + " elements, the file has " +
                                      std::to_string(cursor.left()) + " bytes left");
     return {};
@@ -224,7 +217,7 @@ GgufValue read_value(Cursor& cursor, std::string_view key) {
       break;
   }
   if (type > kF64) {
-    cursor.fail(Errc::kUnsupported, "metadata key " + quoted(key) + " has type " +
+    cursor.fail(Errc::kUnsupported, "metadata key " + in_quotes(key) + " has type " +
                                         std::to_string(type) + "; supported are 0 to 12");
     return {};
   }
@@ -239,7 +232,7 @@ struct TensorInfo {
 
 /// Elements and bytes of the tensor; fails on shapes that cannot be.
 void size_tensor(Cursor& cursor, TensorInfo& info) {
-  const std::string name = quoted(info.tensor.name);
+  const std::string name = in_quotes(info.tensor.name);
   std::uint64_t elements = 1;
   for (const std::int64_t extent : info.tensor.shape) {
     if (extent <= 0 ||
@@ -264,7 +257,7 @@ void size_tensor(Cursor& cursor, TensorInfo& info) {
 TensorInfo read_tensor_info(Cursor& cursor) {
   TensorInfo info;
   info.tensor.name = cursor.read_string("a tensor's name");
-  const std::string name = quoted(info.tensor.name);
+  const std::string name = in_quotes(info.tensor.name);
   const auto dimensions = cursor.read<std::uint32_t>("a tensor's number of dimensions");
   if (dimensions > kMaxDimensions) {
     cursor.fail(Errc::kDataLoss, "tensor " + name + " has " + std::to_string(dimensions) +
@@ -297,7 +290,7 @@ void read_magic(Cursor& cursor) {
   const auto magic = cursor.read<std::array<char, 4>>("the magic");
   if (cursor.ok() && std::string_view(magic.data(), 4) != "GGUF") {
     cursor.fail(Errc::kInvalidArgument,
-                "not a GGUF file: it starts with " + quoted({magic.data(), 4}) + ", not 'GGUF'");
+                "not a GGUF file: it starts with " + in_quotes({magic.data(), 4}) + ", not 'GGUF'");
   }
   const auto version = cursor.read<std::uint32_t>("the version");
   if (!cursor.ok() || version == 2 || version == 3) return;
@@ -315,13 +308,6 @@ const T* get_if(const std::map<std::string_view, GgufValue>& metadata, std::stri
 
 }  // namespace
 
-std::int64_t StoredTensor::rows() const {
-  std::int64_t product = 1;
-  for (std::size_t i = 1; i < shape.size(); ++i)
-    product *= shape[i];
-  return product;
-}
-
 Result<GgufFile> GgufFile::open(const std::string& path) {
   Result<Mapping> mapping = map_file(path);
   if (!mapping) return std::move(mapping).error();
@@ -338,7 +324,7 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
     const std::string_view key = cursor.read_string("a metadata key");
     GgufValue value = read_value(cursor, key);
     if (cursor.ok() && !file.metadata_.emplace(key, std::move(value)).second)
-      cursor.fail(Errc::kDataLoss, "metadata key " + quoted(key) + " occurs twice");
+      cursor.fail(Errc::kDataLoss, "metadata key " + in_quotes(key) + " occurs twice");
   }
   if (cursor.ok() && num_tensors > cursor.left() / kSmallestTensorInfo) {
     cursor.fail(Errc::kDataLoss, "truncated: it claims " + std::to_string(num_tensors) +
@@ -349,7 +335,8 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
   for (std::uint64_t i = 0; i < num_tensors && cursor.ok(); ++i) {
     infos.push_back(read_tensor_info(cursor));
     if (cursor.ok() && !file.tensor_index_.emplace(infos.back().tensor.name, i).second) {
-      cursor.fail(Errc::kDataLoss, "tensor " + quoted(infos.back().tensor.name) + " occurs twice");
+      cursor.fail(Errc::kDataLoss,
+                  "tensor " + in_quotes(infos.back().tensor.name) + " occurs twice");
     }
   }
   const std::int64_t wanted = file.get_int("general.alignment").value_or(kDefaultAlignment);
@@ -364,11 +351,11 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
   for (TensorInfo& info : infos) {
     const std::uint64_t available = bytes.size() > data_start ? bytes.size() - data_start : 0;
     if (info.offset > available || info.size_bytes > available - info.offset) {
-      return make_error(Errc::kDataLoss, path + ": truncated: tensor " + quoted(info.tensor.name) +
-                                             " needs " + std::to_string(info.size_bytes) +
-                                             " bytes at byte " + std::to_string(info.offset) +
-                                             " of the tensor data, which has " +
-                                             std::to_string(available));
+      return make_error(Errc::kDataLoss,
+                        path + ": truncated: tensor " + in_quotes(info.tensor.name) + " needs " +
+                            std::to_string(info.size_bytes) + " bytes at byte " +
+                            std::to_string(info.offset) + " of the tensor data, which has " +
+                            std::to_string(available));
     }
     info.tensor.data = bytes.subspan(data_start + info.offset, info.size_bytes);
     file.tensors_.push_back(std::move(info.tensor));

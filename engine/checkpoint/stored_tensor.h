@@ -23,6 +23,12 @@ struct StoredTensor {
   std::int64_t rows() const;  ///< product of the other dimensions
 };
 
+/// A tensor whose type is not supported, for those who want to know all of them.
+struct UnsupportedTensor {
+  std::string name;
+  std::string dtype;  ///< as the file's format calls it
+};
+
 /// The tensors of a checkpoint, whichever files hold them. Immutable and thread-safe; views stay
 /// valid while it lives.
 class TensorSource {
