@@ -8,8 +8,8 @@
 #include <emmintrin.h>
 #endif
 
+#include "engine/base/crc32c.h"
 #include "kvsnap/copy_pipeline.h"
-#include "kvsnap/crc32c.h"
 
 namespace thaw::kvsnap {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <benchmark/benchmark.h>
 
+#include "engine/base/crc32c.h"
 #include "kvsnap/arena.h"
-#include "kvsnap/crc32c.h"
 #include "kvsnap/snapshot_reader.h"
 #include "kvsnap/snapshot_writer.h"
 

@@ -21,9 +21,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/crc32c.h"
 #include "engine/base/hash.h"
 #include "forkpool/protocol.h"
-#include "kvsnap/crc32c.h"
 #include "tests/forkpool/fake_tokens.h"
 
 namespace thaw::forkpool {
@@ -345,7 +345,7 @@ class FakeWorker {
       const auto to = arena_.subspan(extent.offset, extent.size_bytes);
       for (std::size_t at = 0; at < to.size(); at += kBlockBytes)
         std::memcpy(to.data() + at, block_bytes(blocks.at(next++)).data(), kBlockBytes);
-      extent.crc32c = kvsnap::crc32c(to) + (rules_.damage_snapshots ? 1U : 0U);
+      extent.crc32c = crc32c(to) + (rules_.damage_snapshots ? 1U : 0U);
     }
     if (done.error.empty()) ++stats_.snapshots;
     send(done);
@@ -357,7 +357,7 @@ class FakeWorker {
     std::vector<std::span<std::byte>> blocks;
     for (const kvsnap::Extent& extent : frame.manifest.extents) {
       const auto from = arena_.subspan(extent.offset, extent.size_bytes);
-      if (kvsnap::crc32c(from) != extent.crc32c) done.error = "a checksum does not match";
+      if (crc32c(from) != extent.crc32c) done.error = "a checksum does not match";
       for (std::size_t at = 0; at < from.size(); at += kBlockBytes)
         blocks.push_back(from.subspan(at, kBlockBytes));
     }

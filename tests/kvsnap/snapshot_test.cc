@@ -8,8 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/base/crc32c.h"
 #include "kvsnap/arena.h"
-#include "kvsnap/crc32c.h"
 #include "kvsnap/snapshot_reader.h"
 #include "kvsnap/snapshot_writer.h"
 

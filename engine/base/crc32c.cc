@@ -1,10 +1,10 @@
-#include "kvsnap/crc32c.h"
+#include "engine/base/crc32c.h"
 
 #include <algorithm>
 
 #include <isa-l/crc.h>
 
-namespace thaw::kvsnap {
+namespace thaw {
 namespace {
 
 constexpr std::size_t kMostAtOnce = std::size_t{1} << 30;  // the library counts in int
@@ -45,4 +45,4 @@ std::uint32_t crc32c_combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint
   return shifted ^ crc_b;
 }
 
-}  // namespace thaw::kvsnap
+}  // namespace thaw

@@ -1,4 +1,4 @@
-#include "kvsnap/crc32c.h"
+#include "engine/base/crc32c.h"
 
 #include <random>
 #include <string_view>
@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-namespace thaw::kvsnap {
+namespace thaw {
 namespace {
 
 TEST(Crc32c, KnownValues) {
@@ -36,4 +36,4 @@ TEST(Crc32c, PiecesAndCombinationEqualTheWhole) {
 }
 
 }  // namespace
-}  // namespace thaw::kvsnap
+}  // namespace thaw

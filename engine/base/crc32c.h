@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-namespace thaw::kvsnap {
+namespace thaw {
 
 /// CRC32C (Castagnoli, as in RFC 3720). `previous` is the checksum of the bytes before these, 0 for
 /// none, so that pieces can be taken one after another.
@@ -13,4 +13,4 @@ std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous = 0
 /// Checksum of A followed by B, from those of A and B and the length of B.
 std::uint32_t crc32c_combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t size_b_bytes);
 
-}  // namespace thaw::kvsnap
+}  // namespace thaw
