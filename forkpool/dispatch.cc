@@ -154,17 +154,19 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
   const GenerateRequest& first = request_of(prefixes.units.front().members.front());
   PrefixNames trunk(root_of(first, workers.front()), first.prompt);
   Group group;
-  group.trunk_tokens = prefixes.trunk_tokens;
+  // All that a single unit shares is its trunk: a lone request's prompt may be alive elsewhere too.
+  group.trunk_tokens =
+      prefixes.units.size() == 1 ? prefixes.units.front().shared_tokens : prefixes.trunk_tokens;
   group.only_load = only_load;
   group.alive_tokens.assign(workers.size(), 0);
   group.published_tokens.assign(workers.size(), 0);
   for (const PrefixUnit& prefix : prefixes.units) {
     const GenerateRequest& sample = request_of(prefix.members.front());
-    PrefixNames names(trunk, sample.prompt, prefixes.trunk_tokens);
+    PrefixNames names(trunk, sample.prompt, group.trunk_tokens);
     Unit unit;
     unit.sequences = 0;
     unit.decode_tokens = 0;
-    unit.prefill_tokens = prefix.shared_tokens - prefixes.trunk_tokens;
+    unit.prefill_tokens = prefix.shared_tokens - group.trunk_tokens;
     for (const std::size_t member : prefix.members) {
       const Ongoing& entry = entries_.at(ids[member]);
       unit.prefill_tokens +=
@@ -180,11 +182,11 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
           alive = std::max(alive, shared_tokens(sample, entry.request()));
         }
       }
-      const std::uint32_t trunk_alive = std::min(alive, prefixes.trunk_tokens);
+      const std::uint32_t trunk_alive = std::min(alive, group.trunk_tokens);
       group.alive_tokens[i] = std::max(group.alive_tokens[i], trunk_alive);
       group.published_tokens[i] =
           std::max(group.published_tokens[i],
-                   std::min(published, prefixes.trunk_tokens / kBlockSize *
+                   std::min(published, group.trunk_tokens / kBlockSize *
                                            static_cast<std::uint32_t>(kBlockSize)));
       unit.alive_tokens.push_back(std::min(alive, prefix.shared_tokens) - trunk_alive);
     }

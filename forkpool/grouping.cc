@@ -27,11 +27,12 @@ std::uint32_t shared_tokens(const GenerateRequest& a, const GenerateRequest& b) 
 std::vector<PrefixGroup> group_by_prefix(std::span<const GenerateRequest* const> requests) {
   std::vector<std::size_t> order(requests.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) {
+  std::ranges::sort(order, [&](std::size_t a, std::size_t b) {
     const auto left = root_key(*requests[a]);
     const auto right = root_key(*requests[b]);
     if (left != right) return left < right;
-    return requests[a]->prompt < requests[b]->prompt;
+    const auto compared = requests[a]->prompt <=> requests[b]->prompt;
+    return compared != 0 ? compared < 0 : a < b;
   });
   // shared[i]: between the neighbours i - 1 and i. In sorted order, what a run of requests shares
   // is the least of its neighbours' values.

@@ -86,8 +86,10 @@ Placement place_spread(const CostModel& model, const std::vector<WorkerLoad>& lo
   std::vector<std::size_t> order(group.units.size());
   for (std::size_t i = 0; i < order.size(); ++i)
     order[i] = i;
-  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) {
-    return group.units[a].prefill_tokens > group.units[b].prefill_tokens;
+  std::ranges::sort(order, [&](std::size_t a, std::size_t b) {
+    const double left = group.units[a].prefill_tokens;
+    const double right = group.units[b].prefill_tokens;
+    return left != right ? left > right : a < b;
   });
   std::vector<TrunkSource> sources;
   sources.reserve(loads.size());

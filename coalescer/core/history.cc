@@ -154,8 +154,9 @@ Explanation ForkHistory::explain_locked(std::size_t index) const {
       explanation.shared_with.push_back({other.request, static_cast<std::uint32_t>(shared)});
     }
   }
-  std::stable_sort(explanation.shared_with.begin(), explanation.shared_with.end(),
-                   [](const SharedWith& a, const SharedWith& b) { return a.tokens > b.tokens; });
+  std::ranges::sort(explanation.shared_with, [](const SharedWith& a, const SharedWith& b) {
+    return a.tokens != b.tokens ? a.tokens > b.tokens : a.request > b.request;
+  });
   if (explanation.shared_with.size() > kMaxSharedWith)
     explanation.shared_with.resize(kMaxSharedWith);
 

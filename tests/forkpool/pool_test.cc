@@ -425,6 +425,26 @@ TEST(ForkPool, BranchesSpreadOverACopiedTrunk) {
             1024U + 32U);
 }
 
+TEST(ForkPool, ALonePinnedRequestGetsItsPrefixByACopy) {
+  PoolOptions options = PoolHarness::options(2);
+  options.fork_min_prefix_tokens = 500;
+  PoolHarness harness("", options);
+  ASSERT_TRUE(harness.wait_ready());
+  GenerateRequest request = make_request(1, make_prompt(1024, 1), 2);
+  request.worker = 0;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  request.id = 2;
+  request.prompt.push_back(5);
+  request.worker = 1;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(2));
+  expect_exact(harness, request);
+  ASSERT_TRUE(harness.wait([&] { return harness.worker(1).stats.tokens_decoded == 2; }));
+  EXPECT_EQ(harness.worker(1).stats.restores, 1U);
+  EXPECT_EQ(harness.worker(1).stats.tokens_prefilled, 1U);
+}
+
 TEST(ForkPool, ShutdownLetsRunningRequestsFinish) {
   PoolHarness harness("*:pace_us=200", PoolHarness::options(2));
   const GenerateRequest request = make_request(1, make_prompt(40, 1), 100);
