@@ -50,16 +50,18 @@ struct AttentionArgs {
   PagedKv kv;
   int layer = 0;
   int num_heads = 0;  ///< query heads; a multiple of kv.num_kv_heads
+  int window = 0;  ///< keys that a row sees, its own included; 0: all of them
   float scale = 0.0F;  ///< usually 1/sqrt(head_dim)
   std::span<const AttentionSequence> sequences;
   const float* q = nullptr;  ///< [rows, num_heads, head_dim]
   float* out = nullptr;  ///< [rows, num_heads, head_dim]
 };
 
-/// Causal attention of every row over its own sequence's keys 0 .. its position, all read from `kv`
-/// (store_kv first). Keys are taken in splits of 256 at absolute positions; max over the whole
-/// split first; splits merged in order. Rows whose split lies in the same blocks are computed as
-/// one tile. Each row's bits depend only on its q and its keys.
+/// Causal attention of every row at position p over its own sequence's keys 0 .. p, or p - window +
+/// 1 .. p, all read from `kv` (store_kv first). Keys are taken in splits of 256 at absolute
+/// positions; max over the split's keys first; splits merged in order. Rows whose split lies in the
+/// same blocks are computed as one tile. Each row's bits depend only on its q and its keys. Window
+/// as in transformers (masking_utils.py). Source: Beltagy et al., arXiv:2004.05150.
 void attention(Device& device, const AttentionArgs& args);
 
 inline constexpr int kAttentionSplit = 256;

@@ -12,6 +12,9 @@ namespace thaw::ops {
 void rms_norm(Device& device, const float* x, const float* weight, float eps, int num_rows,
               int width, float* out);
 
+/// x[row] += bias, x: [num_rows, width] float32.
+void add_bias(Device& device, float* x, const float* bias, int num_rows, int width);
+
 /// x += y, [count] float32.
 void add_in_place(Device& device, float* x, const float* y, std::int64_t count);
 

@@ -70,6 +70,21 @@ TEST_P(ElementwiseTest, AddAndSwiglu) {
   }
 }
 
+TEST_P(ElementwiseTest, AddBias) {
+  for (const int width : {1, 23, 64, 576}) {
+    const int rows = 70;
+    const std::vector<float> x = random_floats(static_cast<std::size_t>(rows * width), 5);
+    const std::vector<float> bias = random_floats(static_cast<std::size_t>(width), 6);
+    std::vector<float> out = x, many = x, expected = x;
+    add_bias(*device_, out.data(), bias.data(), rows, width);
+    add_bias(*many_, many.data(), bias.data(), rows, width);
+    for (int i = 0; i < rows * width; ++i)
+      expected[static_cast<std::size_t>(i)] += bias[static_cast<std::size_t>(i % width)];
+    EXPECT_TRUE(same_bits(out, expected)) << width;
+    EXPECT_TRUE(same_bits(many, expected)) << width;
+  }
+}
+
 TEST_P(ElementwiseTest, SwigluAtTheEnds) {
   const float infinity = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();

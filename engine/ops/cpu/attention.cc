@@ -39,7 +39,7 @@ struct Group {
 
 struct ShortSequence {
   const AttentionSequence* sequence;
-  std::size_t first_partial;  ///< of its first row: [row][head][split of that row]
+  std::size_t first_partial;  ///< of its first row: [row][head][split that the row reaches]
 };
 
 /// Work of one call. Kept between calls so that its vectors are not allocated again.
@@ -51,27 +51,41 @@ struct Plan {
   std::size_t num_partials = 0;
 };
 
-int num_splits(int position) {
-  return position / kAttentionSplit + 1;
-}
+/// The keys that a row at `position` sees: first .. position, in splits first_split .. last_split.
+struct Keys {
+  int first;
+  int position;
 
-int keys_in_split(int position, int split) {
-  return std::min(kAttentionSplit, position + 1 - split * kAttentionSplit);
+  Keys(int at, int window) : first(window == 0 ? 0 : std::max(0, at + 1 - window)), position(at) {}
+  int first_split() const { return first / kAttentionSplit; }
+  int last_split() const { return position / kAttentionSplit; }
+  int num_splits() const { return last_split() - first_split() + 1; }
+  bool reaches(int split) const { return first_split() <= split && split <= last_split(); }
+  /// Of a split that it reaches, as places in the split.
+  int begin(int split) const { return std::max(0, first - split * kAttentionSplit); }
+  int end(int split) const {
+    return std::min(kAttentionSplit, position + 1 - split * kAttentionSplit);
+  }
+};
+
+int last_position(const AttentionSequence& sequence) {
+  return sequence.first_position + sequence.num_rows - 1;
 }
 
 std::span<const BlockId> blocks_of_split(const AttentionSequence& sequence, int split) {
-  const int last = sequence.first_position + sequence.num_rows - 1;
-  const int count = (keys_in_split(last, split) + kBlockSize - 1) / kBlockSize;
-  return sequence.block_table.subspan(static_cast<std::size_t>(split) * kSplitBlocks,
-                                      static_cast<std::size_t>(count));
+  const int end = Keys(last_position(sequence), 0).end(split);
+  return sequence.block_table.subspan(
+      static_cast<std::size_t>(split) * kSplitBlocks,
+      static_cast<std::size_t>((end + kBlockSize - 1) / kBlockSize));
 }
 
-/// Index of the first partial of row `row` of a short sequence, counted from its first.
-std::size_t partials_before(const AttentionSequence& sequence, int row, int num_heads) {
+/// Partials of all rows of a short sequence.
+std::size_t count_partials(const AttentionSequence& sequence, const AttentionArgs& args) {
   std::size_t count = 0;
-  for (int r = 0; r < row; ++r)
-    count += static_cast<std::size_t>(num_splits(sequence.first_position + r));
-  return count * static_cast<std::size_t>(num_heads);
+  for (int row = 0; row < sequence.num_rows; ++row)
+    count +=
+        static_cast<std::size_t>(Keys(sequence.first_position + row, args.window).num_splits());
+  return count * static_cast<std::size_t>(args.num_heads);
 }
 
 void check_table(const AttentionSequence& sequence) {
@@ -117,9 +131,8 @@ void make_plan(const AttentionArgs& args, Plan& plan) {
       continue;
     }
     plan.shorts.push_back({&sequence, plan.num_partials});
-    plan.num_partials += partials_before(sequence, sequence.num_rows, args.num_heads);
-    most_splits =
-        std::max(most_splits, num_splits(sequence.first_position + sequence.num_rows - 1));
+    plan.num_partials += count_partials(sequence, args);
+    most_splits = std::max(most_splits, last_position(sequence) / kAttentionSplit + 1);
   }
   // The last ranges of a prefill see the most keys: start with them.
   std::ranges::reverse(plan.ranges);
@@ -127,7 +140,10 @@ void make_plan(const AttentionArgs& args, Plan& plan) {
     const std::size_t first_group = plan.num_groups;
     for (std::size_t i = 0; i < plan.shorts.size(); ++i) {
       const AttentionSequence& sequence = *plan.shorts[i].sequence;
-      if (num_splits(sequence.first_position + sequence.num_rows - 1) <= split) continue;
+      if (Keys(sequence.first_position, args.window).first_split() > split ||
+          last_position(sequence) / kAttentionSplit < split) {
+        continue;
+      }
       find_group(plan, first_group, split, blocks_of_split(sequence, split))
           .members.push_back(static_cast<int>(i));
     }
@@ -183,7 +199,8 @@ void run_split(const Call& call, std::span<const BlockId> blocks, int kv_head,
   call.kernels.attention_split(split);
 }
 
-/// All splits of a range of rows for one kv head, merged as they come.
+/// All splits of a range of rows for one kv head, merged as they come. A window slides by a row
+/// from token to token, so that those which reach a split are neighbours.
 void run_range(const Call& call, const LongRange& range, int kv_head) {
   TaskMemory& memory = task_memory();
   const AttentionSequence& sequence = *range.sequence;
@@ -195,29 +212,32 @@ void run_range(const Call& call, const LongRange& range, int kv_head) {
   float* states = memory.states.reserve(2 * num_rows * stride);
   float* partials = states + num_rows * stride;
   const int first_position = sequence.first_position + range.first;
-  const int last_position = first_position + range.count - 1;
+  const auto keys_of = [&](int token) { return Keys(first_position + token, call.args.window); };
 
-  for (int split = 0; split < num_splits(last_position); ++split) {
-    const int first_token = std::max(0, split * kAttentionSplit - first_position);
-    const std::size_t first_index = static_cast<std::size_t>(first_token) * heads;
-    std::size_t index = first_index;
+  const int last_split = keys_of(range.count - 1).last_split();
+  for (int split = keys_of(0).first_split(); split <= last_split; ++split) {
+    int most_keys = 0;
     memory.rows.clear();
-    for (int token = first_token; token < range.count; ++token) {
+    for (int token = 0; token < range.count; ++token) {
+      const Keys keys = keys_of(token);
+      if (!keys.reaches(split)) continue;
+      most_keys = keys.end(split);
+      float* to = split == keys.first_split() ? states : partials;
       const std::int64_t row = sequence.first_row + range.first + token;
-      for (int h = 0; h < group; ++h, ++index) {
+      for (int h = 0; h < group; ++h) {
         memory.rows.push_back({call.q(row, kv_head * group + h),
-                               (split == 0 ? states : partials) + index * stride,
-                               keys_in_split(first_position + token, split)});
+                               to + (static_cast<std::size_t>(token) * heads + h) * stride,
+                               keys.begin(split), keys.end(split)});
       }
     }
-    const int keys = keys_in_split(last_position, split);
     const auto blocks = sequence.block_table.subspan(
         static_cast<std::size_t>(split) * kSplitBlocks,
-        static_cast<std::size_t>((keys + kBlockSize - 1) / kBlockSize));
+        static_cast<std::size_t>((most_keys + kBlockSize - 1) / kBlockSize));
     run_split(call, blocks, kv_head, memory.rows, 1, memory);
-    if (split == 0) continue;
-    for (index = first_index; index < num_rows; ++index) {
-      call.kernels.attention_merge(states + index * stride, partials + index * stride, head_dim);
+    for (int token = 0; token < range.count; ++token) {
+      if (!keys_of(token).reaches(split) || keys_of(token).first_split() == split) continue;
+      for (std::size_t index = token * heads; index < (token + 1) * heads; ++index)
+        call.kernels.attention_merge(states + index * stride, partials + index * stride, head_dim);
     }
   }
   for (int token = 0; token < range.count; ++token) {
@@ -237,17 +257,17 @@ void run_group(const Call& call, const Plan& plan, const Group& group, int kv_he
     const AttentionSequence& sequence = *entry.sequence;
     std::size_t partial = entry.first_partial;
     for (int token = 0; token < sequence.num_rows; ++token) {
-      const int position = sequence.first_position + token;
-      const auto splits = static_cast<std::size_t>(num_splits(position));
-      if (static_cast<std::size_t>(group.split) < splits) {
+      const Keys keys(sequence.first_position + token, call.args.window);
+      const auto splits = static_cast<std::size_t>(keys.num_splits());
+      if (keys.reaches(group.split)) {
         for (int h = 0; h < call.heads_per_kv; ++h) {
           const int head = kv_head * call.heads_per_kv + h;
           const std::size_t index = partial + static_cast<std::size_t>(head) * splits +
-                                    static_cast<std::size_t>(group.split);
+                                    static_cast<std::size_t>(group.split - keys.first_split());
           memory.rows.push_back(
               {call.q(sequence.first_row + token, head),
                call.partials + index * static_cast<std::size_t>(call.partial_floats),
-               keys_in_split(position, group.split)});
+               keys.begin(group.split), keys.end(group.split)});
         }
       }
       partial += splits * static_cast<std::size_t>(call.args.num_heads);
@@ -262,7 +282,7 @@ void merge_short(const Call& call, const ShortSequence& entry) {
   const auto stride = static_cast<std::size_t>(call.partial_floats);
   float* partial = call.partials + entry.first_partial * stride;
   for (int token = 0; token < sequence.num_rows; ++token) {
-    const int splits = num_splits(sequence.first_position + token);
+    const int splits = Keys(sequence.first_position + token, call.args.window).num_splits();
     for (int head = 0; head < call.args.num_heads; ++head) {
       float* state = partial;
       for (int split = 1; split < splits; ++split) {

@@ -110,19 +110,23 @@ inline void add_values(const Slabs<Kv>& slabs, int begin, int end, int padded_di
     value_tile<Kv, kRows, 1>(slabs, begin, end, dim, scores, out);
 }
 
-/// Scores of one row to exp(score - max); writes max and sum behind the row's output.
-inline void softmax_row(float* scores, int num_keys, float* max_and_sum) {
+/// Scores of one row's keys begin .. end - 1 to exp(score - max); writes max and sum behind the
+/// row's output. A key's lane is its place in the split, wherever the row begins.
+inline void softmax_row(float* scores, int begin, int end, float* max_and_sum) {
   constexpr float kInfinity = __builtin_inff();
-  const int whole = num_keys / kLanes * kLanes;
-  const int rest = num_keys - whole;
+  const int first = begin / kLanes * kLanes;
+  const int whole = end / kLanes * kLanes;
+  const int rest = end - whole;
+  for (int key = first; key < begin; ++key)
+    scores[key] = -kInfinity;  // never the max, and exp gives +0
   F32 largest = splat(-kInfinity);
-  for (int i = 0; i < whole; i += kLanes)
+  for (int i = first; i < whole; i += kLanes)
     largest = max(load(scores + i), largest);
   if (rest > 0) largest = max(fill_after(load(scores + whole), rest, -kInfinity), largest);
   const float row_max = reduce_max(largest);
   const F32 bound = splat(row_max);
   F32 sum = zero();
-  for (int i = 0; i < whole; i += kLanes) {
+  for (int i = first; i < whole; i += kLanes) {
     const F32 p = exp_bounded(sub(load(scores + i), bound));
     store(scores + i, p);
     sum = add(sum, p);
@@ -154,15 +158,20 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
                  float* scores, int prefetch_bytes) {
   const int head_dim = args.head_dim;
   const int padded_dim = padded_head_dim(head_dim);
-  int most = 0;
-  int least = kSplitKeys;
+  // All rows see keys inner_begin .. inner_end - 1, if any; some also those before and behind.
+  int outer_begin = kSplitKeys;
+  int inner_begin = 0;
+  int inner_end = kSplitKeys;
+  int outer_end = 0;
   for (int r = 0; r < kRows; ++r) {
-    most = rows[r].num_keys > most ? rows[r].num_keys : most;
-    least = rows[r].num_keys < least ? rows[r].num_keys : least;
+    outer_begin = rows[r].begin < outer_begin ? rows[r].begin : outer_begin;
+    inner_begin = rows[r].begin > inner_begin ? rows[r].begin : inner_begin;
+    inner_end = rows[r].end < inner_end ? rows[r].end : inner_end;
+    outer_end = rows[r].end > outer_end ? rows[r].end : outer_end;
     scale_row(rows[r].q, args.scale, head_dim, q + r * padded_dim);
   }
-  const int blocks = (most + kLanes - 1) / kLanes;
-  int block = 0;
+  const int blocks = (outer_end + kLanes - 1) / kLanes;
+  int block = outer_begin / kLanes;
   for (; block + kKeyTile <= blocks; block += kKeyTile) {
     if (prefetch_bytes > 0) {
       for (int b = block; b < block + kKeyTile; ++b) {
@@ -180,14 +189,22 @@ void attend_rows(const Slabs<Kv>& slabs, const SplitArgs& args, const SplitRow* 
     out[r] = rows[r].partial;
     for (int d = 0; d < padded_dim; d += kLanes)
       store(out[r] + d, zero());
-    softmax_row(scores + r * kSplitKeys, rows[r].num_keys, out[r] + padded_dim);
+    softmax_row(scores + r * kSplitKeys, rows[r].begin, rows[r].end, out[r] + padded_dim);
   }
-  add_values<Kv, kRows>(slabs, 0, least, padded_dim, scores, out);
-  // A row that sees more keys than the tile's shortest goes on alone; one that ends never touches
-  // what lies behind its end.
+  // A row adds what not all of the tile see on its own, in order, and never touches what lies
+  // before its begin or behind its end.
+  if (inner_begin > inner_end) inner_begin = inner_end = outer_end;
   for (int r = 0; r < kRows; ++r) {
-    if (rows[r].num_keys > least) {
-      add_values<Kv, 1>(slabs, least, rows[r].num_keys, padded_dim, scores + r * kSplitKeys,
+    const int until = rows[r].end < inner_begin ? rows[r].end : inner_begin;
+    if (rows[r].begin < until) {
+      add_values<Kv, 1>(slabs, rows[r].begin, until, padded_dim, scores + r * kSplitKeys, out + r);
+    }
+  }
+  if (inner_begin < inner_end)
+    add_values<Kv, kRows>(slabs, inner_begin, inner_end, padded_dim, scores, out);
+  for (int r = 0; r < kRows; ++r) {
+    if (inner_end < rows[r].end) {
+      add_values<Kv, 1>(slabs, inner_end, rows[r].end, padded_dim, scores + r * kSplitKeys,
                         out + r);
     }
   }
@@ -240,9 +257,13 @@ void attend_stored(const SplitArgs& args) {
   using Element = typename Kv::Element;
   const int head_dim = args.head_dim;
   const int padded_dim = padded_head_dim(head_dim);
+  int first = kSplitKeys;
   int most = 0;
-  for (int r = 0; r < args.num_rows; ++r)
-    most = args.rows[r].num_keys > most ? args.rows[r].num_keys : most;
+  for (int r = 0; r < args.num_rows; ++r) {
+    first = args.rows[r].begin < first ? args.rows[r].begin : first;
+    most = args.rows[r].end > most ? args.rows[r].end : most;
+  }
+  const int first_block = first / kLanes;
   const int blocks = (most + kLanes - 1) / kLanes;
 
   // K and V are widened by the tiles that load them: next to their multiply-adds that is free. Only
@@ -251,7 +272,7 @@ void attend_stored(const SplitArgs& args) {
   slabs.v_stride = padded_dim;
   auto* padded =
       reinterpret_cast<Element*>(args.scratch + kMaxQueryTile * (kSplitKeys + padded_dim));
-  for (int b = 0; b < blocks; ++b) {
+  for (int b = first_block; b < blocks; ++b) {
     slabs.k[b] = reinterpret_cast<const Element*>(args.k_slabs[b]);
     slabs.v[b] = reinterpret_cast<const Element*>(args.v_slabs[b]);
     if (head_dim != padded_dim) {
@@ -264,7 +285,7 @@ void attend_stored(const SplitArgs& args) {
       slabs.v[b] = to;
     }
   }
-  for (int b = 0; b < blocks && b < kKeyTile; ++b)
+  for (int b = first_block; b < blocks && b < first_block + kKeyTile; ++b)
     prefetch_slab(slabs.k[b], args.prefetch_bytes);
   attend_split<Kv>(slabs, args);
 }

@@ -40,6 +40,14 @@ void rms_norm(Device& device, const float* x, const float* weight, float eps, in
   });
 }
 
+void add_bias(Device& device, float* x, const float* bias, int num_rows, int width) {
+  CpuDevice& cpu = cpu::require_cpu(device);
+  split_range(cpu, num_rows, rows_per_task(width), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row)
+      cpu.kernels().add(x + row * width, bias, width);
+  });
+}
+
 void add_in_place(Device& device, float* x, const float* y, std::int64_t count) {
   CpuDevice& cpu = cpu::require_cpu(device);
   split_range(cpu, count, kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {

@@ -60,7 +60,8 @@ enum class KvElement : std::uint32_t { kBF16 = 0, kF16 = 1, kF32 = 2 };
 struct SplitRow {
   const float* q;
   float* partial;
-  int num_keys;  ///< keys of this split that the row sees, 1 .. 256
+  int begin;  ///< keys of this split that the row sees: begin .. end - 1
+  int end;  ///< begin + 1 .. 256
 };
 
 /// Rows that read the same blocks of one (layer, kv head) in one split.
