@@ -5,7 +5,7 @@
 #include <string>
 
 #include "engine/base/hash.h"
-#include "engine/model/llama.h"
+#include "engine/model/decoder.h"
 
 namespace thaw::model {
 namespace {
@@ -38,17 +38,8 @@ Result<std::unique_ptr<Model>> make_model(ops::Device& device,
                                                   " bytes holds no block of " +
                                                   std::to_string(block_bytes) + " bytes");
   }
-  const bool bent = config->rope.scaling != RopeScaling::kNone ||
-                    std::ranges::any_of(config->layers, [](const LayerConfig& layer) {
-                      return layer.window != 0 || !layer.rope;
-                    });
-  const bool extended = config->qkv_bias || config->o_bias || config->mlp_bias || config->qk_norm;
-  if (!bent && !extended) {
-    return make_llama(device, image, *config, paged_kv(*config, options.kv_dtype, kv_memory.data()),
+  return make_decoder(device, image, *config, paged_kv(*config, options.kv_dtype, kv_memory.data()),
                       static_cast<int>(std::min(num_blocks, kMaxBlocks)), max_positions);
-  }
-  return make_error(Errc::kUnsupported, "model family '" + config->family +
-                                            "' asks for features that are not computed yet");
 }
 
 std::size_t kv_block_bytes(const ModelConfig& config, ops::KvDType dtype) {

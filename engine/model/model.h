@@ -62,8 +62,8 @@ struct ModelOptions {
   int max_positions = 0;  ///< 0: the config's
 };
 
-/// The model of an image's family. `image` and `kv_memory` (whole blocks; the rest is ignored) must
-/// outlive it. Errors: unknown family, missing or misshapen tensor, kv_memory under one block.
+/// The model of an image. `image` and `kv_memory` (whole blocks; the rest is ignored) must
+/// outlive it. Errors: missing or misshapen tensor, kv_memory under one block.
 Result<std::unique_ptr<Model>> make_model(ops::Device& device,
                                           const checkpoint::WeightImageView& image,
                                           std::span<std::byte> kv_memory,

@@ -2,18 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace thaw::model {
 
-RopeTables::RopeTables(double theta, int rotary_dim, bool half_split,
-                       std::span<const float> factors)
-    : rotary_dim_(rotary_dim), half_split_(half_split) {
-  for (int i = 0; i < rotary_dim / 2; ++i) {
-    const double frequency = std::pow(theta, -2.0 * i / rotary_dim);
-    frequencies_.push_back(factors.empty() ? frequency
-                                           : frequency / static_cast<double>(factors[i]));
-  }
-}
+RopeTables::RopeTables(std::vector<double> frequencies, double magnitude, bool half_split)
+    : frequencies_(std::move(frequencies)), magnitude_(magnitude), half_split_(half_split) {}
 
 void RopeTables::reserve(int count, int limit) {
   const std::size_t pairs = frequencies_.size();
@@ -25,14 +19,14 @@ void RopeTables::reserve(int count, int limit) {
   for (int position = have; position < wanted; ++position) {
     for (std::size_t i = 0; i < pairs; ++i) {
       const double angle = position * frequencies_[i];
-      cos_[position * pairs + i] = static_cast<float>(std::cos(angle));
-      sin_[position * pairs + i] = static_cast<float>(std::sin(angle));
+      cos_[position * pairs + i] = static_cast<float>(magnitude_ * std::cos(angle));
+      sin_[position * pairs + i] = static_cast<float>(magnitude_ * std::sin(angle));
     }
   }
 }
 
 ops::RopeTable RopeTables::view() const {
-  return {cos_.data(), sin_.data(), rotary_dim_, half_split_};
+  return {cos_.data(), sin_.data(), 2 * static_cast<int>(frequencies_.size()), half_split_};
 }
 
 }  // namespace thaw::model
