@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <numeric>
 #include <random>
 #include <stdexcept>
+
+#include "engine/checkpoint/safetensors.h"
 
 namespace thaw::model {
 
@@ -16,6 +20,21 @@ ModelSource gguf_source(const std::string& path) {
   return model_source_from_gguf(
              std::make_shared<const checkpoint::GgufFile>(checkpoint::GgufFile::open(path).value()))
       .value();
+}
+
+ModelSource hf_source(const std::string& directory) {
+  const auto text = [&directory](const char* name) {
+    std::ifstream file(directory + "/" + name);
+    return std::string{std::istreambuf_iterator<char>(file), {}};
+  };
+  return model_source_from_hf(std::make_shared<const checkpoint::SafetensorsFiles>(
+                                  checkpoint::SafetensorsFiles::open(directory).value()),
+                              text("config.json"), text("generation_config.json"))
+      .value();
+}
+
+std::string family_path(const std::string& name) {
+  return std::string(THAW_SOURCE_DIR) + "/tests/data/families/" + name;
 }
 
 Harness::Harness(const ModelSource& source, const HarnessOptions& options) {

@@ -18,6 +18,10 @@ std::string tiny_model_path(const std::string& name);
 
 /// A GGUF file as a model. Throws where it is none.
 ModelSource gguf_source(const std::string& path);
+/// A Hugging Face directory as a model. Throws where it is none.
+ModelSource hf_source(const std::string& directory);
+/// `tests/data/families/<name>`, made by scripts/fixtures/tiny_families.py.
+std::string family_path(const std::string& name);
 
 struct HarnessOptions {
   ops::ComputeMode mode = ops::ComputeMode::kNative;

@@ -91,7 +91,12 @@ void read_gguf_rope(GgufKeys& keys, ModelConfig& config) {
   rope.beta_fast = keys.real("rope.scaling.yarn_beta_fast", 32.0);
   rope.beta_slow = keys.real("rope.scaling.yarn_beta_slow", 1.0);
   const double log_multiplier = keys.find_real("rope.scaling.yarn_log_multiplier").value_or(0.0);
-  rope.magnitude = keys.real("rope.scaling.attn_factor", 1.0) * yarn_magnitude(rope.factor) /
+  if (keys.find_real("rope.scaling.yarn_ext_factor").value_or(1.0) != 1.0) {
+    keys.fail(Errc::kUnsupported,
+              keys.full("rope.scaling.yarn_ext_factor") + " is not 1; only the whole ramp is done");
+  }
+  rope.magnitude = keys.real("rope.scaling.attn_factor", 1.0) *
+                   keys.real("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(rope.factor) /
                    (log_multiplier == 0.0 ? 1.0 : yarn_magnitude(rope.factor, log_multiplier));
 }
 
