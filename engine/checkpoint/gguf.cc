@@ -1,11 +1,15 @@
 #include "engine/checkpoint/gguf.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <limits>
 
 #include "engine/base/hash.h"
+#include "engine/checkpoint/gguf_split.h"
 #include "engine/checkpoint/in_quotes.h"
 
 namespace thaw::checkpoint {
@@ -254,7 +258,9 @@ void size_tensor(Cursor& cursor, TensorInfo& info) {
   }
 }
 
-TensorInfo read_tensor_info(Cursor& cursor) {
+/// Where `unsupported` is given, a tensor of a type that is not supported is put there.
+std::optional<TensorInfo> read_tensor_info(Cursor& cursor,
+                                           std::vector<UnsupportedTensor>* unsupported) {
   TensorInfo info;
   info.tensor.name = cursor.read_string("a tensor's name");
   const std::string name = in_quotes(info.tensor.name);
@@ -274,10 +280,13 @@ TensorInfo read_tensor_info(Cursor& cursor) {
   for (const TensorType& candidate : kTensorTypes)
     if (candidate.id == type) known = &candidate;
   if (known == nullptr || !known->dtype) {
-    cursor.fail(Errc::kUnsupported,
-                "tensor " + name + " has type " +
-                    (known != nullptr ? std::string(known->name) : std::to_string(type)) +
-                    "; supported are " + supported_types());
+    std::string type_name = known != nullptr ? std::string(known->name) : std::to_string(type);
+    if (unsupported != nullptr) {
+      unsupported->push_back({std::string(info.tensor.name), std::move(type_name)});
+      return std::nullopt;
+    }
+    cursor.fail(Errc::kUnsupported, "tensor " + name + " has type " + type_name +
+                                        "; supported are " + supported_types());
     return info;
   }
   info.tensor.dtype = *known->dtype;
@@ -308,13 +317,14 @@ const T* get_if(const std::map<std::string_view, GgufValue>& metadata, std::stri
 
 }  // namespace
 
-Result<GgufFile> GgufFile::open(const std::string& path) {
+Result<GgufFile> GgufFile::open_part(const std::string& path,
+                                     std::vector<UnsupportedTensor>* unsupported) {
   Result<Mapping> mapping = map_file(path);
   if (!mapping) return std::move(mapping).error();
   GgufFile file;
   file.path_ = path;
-  file.mapping_ = *std::move(mapping);
-  const std::span<const std::byte> bytes = file.mapping_.bytes();
+  file.mappings_.push_back(*std::move(mapping));
+  const std::span<const std::byte> bytes = file.mappings_.front().bytes();
   Cursor cursor(path, bytes);
 
   read_magic(cursor);
@@ -333,11 +343,12 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
   }
   std::vector<TensorInfo> infos;
   for (std::uint64_t i = 0; i < num_tensors && cursor.ok(); ++i) {
-    infos.push_back(read_tensor_info(cursor));
-    if (cursor.ok() && !file.tensor_index_.emplace(infos.back().tensor.name, i).second) {
-      cursor.fail(Errc::kDataLoss,
-                  "tensor " + in_quotes(infos.back().tensor.name) + " occurs twice");
-    }
+    auto info = read_tensor_info(cursor, unsupported);
+    if (!cursor.ok() || !info) continue;
+    const std::string_view name = info->tensor.name;
+    if (!file.tensor_index_.emplace(name, infos.size()).second)
+      cursor.fail(Errc::kDataLoss, "tensor " + in_quotes(name) + " occurs twice");
+    infos.push_back(*std::move(info));
   }
   const std::int64_t wanted = file.get_int("general.alignment").value_or(kDefaultAlignment);
   const auto alignment = static_cast<std::uint64_t>(wanted);
@@ -361,6 +372,75 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
     file.tensors_.push_back(std::move(info.tensor));
   }
   return file;
+}
+
+Result<GgufFile> GgufFile::open(const std::string& path,
+                                std::vector<UnsupportedTensor>* unsupported) {
+  std::vector<UnsupportedTensor> listed;
+  auto* const list = unsupported == nullptr ? nullptr : &listed;
+  Result<GgufFile> file = open_part(path, list);
+  if (file && file->get_int("split.count").value_or(1) != 1) {
+    listed.clear();
+    file = open_all_parts(path, *file, list);
+  }
+  if (file && unsupported != nullptr) std::ranges::move(listed, std::back_inserter(*unsupported));
+  return file;
+}
+
+Result<GgufFile> GgufFile::open_all_parts(const std::string& path, const GgufFile& opened,
+                                          std::vector<UnsupportedTensor>* unsupported) {
+  const std::int64_t count = opened.get_int("split.count").value_or(1);
+  const auto name = parse_split_name(path);
+  if (!name || count != name->count) {
+    return make_error(Errc::kDataLoss,
+                      path + ": one of " + std::to_string(count) +
+                          " parts of a model; a name that ends in -0000N-of-0000M.gguf is right, "
+                          "with M the number of parts");
+  }
+  std::optional<GgufFile> model;
+  for (std::uint32_t number = 1; number <= name->count; ++number) {
+    const std::string part_path = name->part_path(number);
+    std::error_code error;
+    if (!std::filesystem::exists(part_path, error)) {
+      return make_error(Errc::kNotFound, part_path + " is missing; the model is split over " +
+                                             std::to_string(count) + " files");
+    }
+    Result<GgufFile> part = open_part(part_path, unsupported);
+    if (!part) return part;
+    const std::int64_t its_count = part->get_int("split.count").value_or(1);
+    const std::int64_t its_number = part->get_int("split.no").value_or(-1) + 1;
+    if (its_count != count || its_number != number) {
+      return make_error(Errc::kDataLoss, part_path + ": it says that it is part " +
+                                             std::to_string(its_number) + " of " +
+                                             std::to_string(its_count));
+    }
+    if (!model) {
+      model = *std::move(part);
+    } else if (const auto added = model->add_part(*std::move(part)); !added) {
+      return added.error();
+    }
+  }
+  const auto found = static_cast<std::int64_t>(model->tensors_.size() +
+                                               (unsupported == nullptr ? 0 : unsupported->size()));
+  if (const std::int64_t tensors = model->get_int("split.tensors.count").value_or(found);
+      tensors != found) {
+    return make_error(Errc::kDataLoss, model->path_ + ": split.tensors.count is " +
+                                           std::to_string(tensors) + ", but the parts hold " +
+                                           std::to_string(found) + " tensors");
+  }
+  return *std::move(model);
+}
+
+Result<void> GgufFile::add_part(GgufFile part) {
+  for (StoredTensor& tensor : part.tensors_) {
+    if (!tensor_index_.emplace(tensor.name, tensors_.size()).second) {
+      return make_error(Errc::kDataLoss, part.path_ + ": tensor " + in_quotes(tensor.name) +
+                                             " is in another part too");
+    }
+    tensors_.push_back(std::move(tensor));
+  }
+  std::ranges::move(part.mappings_, std::back_inserter(mappings_));
+  return {};
 }
 
 const StoredTensor* GgufFile::find_tensor(std::string_view name) const {
@@ -403,7 +483,11 @@ const std::vector<double>* GgufFile::get_floats(std::string_view key) const {
 }
 
 Hash128 GgufFile::digest() const {
-  return hash_bytes(mapping_.bytes());
+  if (mappings_.size() == 1) return hash_bytes(mappings_.front().bytes());
+  std::string digests;
+  for (const Mapping& mapping : mappings_)
+    digests += hash_bytes(mapping.bytes()).to_hex();
+  return hash_text(digests);
 }
 
 }  // namespace thaw::checkpoint

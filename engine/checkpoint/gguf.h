@@ -22,14 +22,18 @@ using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::s
                                std::vector<std::string_view>, std::vector<std::int64_t>,
                                std::vector<double>, std::vector<bool>>;
 
-/// A GGUF file, mapped read-only; views stay valid while it lives. Versions 2 and 3. Every offset
-/// and length is checked against the file's size before it is used. Source: the GGUF specification
-/// in the ggml repository (docs/gguf.md).
+/// A GGUF model, mapped read-only; views stay valid while it lives. Versions 2 and 3. Every offset
+/// and length is checked against the file's size before it is used. A model that was split over
+/// several files ("name-00001-of-00003.gguf") is one: the metadata is that of its first part.
+/// Source: the GGUF specification in the ggml repository (docs/gguf.md).
 class GgufFile final : public TensorSource {
  public:
-  /// Errors (each names the path): cannot open, wrong magic, unsupported version, truncated, tensor
-  /// type not supported (named, with the supported ones), duplicate tensor.
-  static Result<GgufFile> open(const std::string& path);
+  /// `path`: the file, or any part of a split model. Where `unsupported` is given, tensors of types
+  /// that are not supported are listed there, else they are errors. Errors (each names the path):
+  /// cannot open, wrong magic, unsupported version, truncated, tensor type not supported (named,
+  /// with the supported ones), duplicate tensor, a part that is missing or of another model.
+  static Result<GgufFile> open(const std::string& path,
+                               std::vector<UnsupportedTensor>* unsupported = nullptr);
 
   const std::string& path() const override { return path_; }
   const std::vector<StoredTensor>& tensors() const override { return tensors_; }
@@ -45,12 +49,21 @@ class GgufFile final : public TensorSource {
   const std::vector<std::int64_t>* get_ints(std::string_view key) const;
   const std::vector<double>* get_floats(std::string_view key) const;
 
-  /// SHA-256 of the whole file (about 2 GB/s on one core).
+  /// SHA-256 of the whole file (about 2 GB/s on one core); of a split model over those of its
+  /// parts.
   Hash128 digest() const override;
 
  private:
+  /// One file alone.
+  static Result<GgufFile> open_part(const std::string& path,
+                                    std::vector<UnsupportedTensor>* unsupported);
+  /// All parts of the split model that `opened`, read from `path`, is one of.
+  static Result<GgufFile> open_all_parts(const std::string& path, const GgufFile& opened,
+                                         std::vector<UnsupportedTensor>* unsupported);
+  Result<void> add_part(GgufFile part);
+
   std::string path_;
-  Mapping mapping_;
+  std::vector<Mapping> mappings_;  ///< one a part
   std::map<std::string_view, GgufValue> metadata_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string_view, std::size_t> tensor_index_;
