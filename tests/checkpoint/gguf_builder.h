@@ -37,6 +37,12 @@ class GgufBuilder {
       put(extent);
     return put(type).put(offset);
   }
+  /// Pads to 32 bytes and adds a tensor's bytes.
+  GgufBuilder& data(std::string_view content) {
+    bytes_.append((32 - bytes_.size() % 32) % 32, '\0');
+    bytes_.append(content);
+    return *this;
+  }
   /// Pads to 32 bytes and adds `size` bytes of tensor data.
   GgufBuilder& data(std::size_t size) {
     bytes_.append((32 - bytes_.size() % 32) % 32 + size, '\x01');

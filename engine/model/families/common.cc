@@ -68,6 +68,12 @@ void read_gguf_decoder(GgufKeys& keys, ModelConfig& config) {
   config.rms_norm_eps = static_cast<float>(keys.real("attention.layer_norm_rms_epsilon", 1e-5));
   config.layers.assign(static_cast<std::size_t>(config.num_layers), {});
   read_gguf_rope(keys, config);
+  if (keys.file().has(keys.full("attention.sliding_window_pattern"))) {
+    keys.fail(Errc::kUnsupported, keys.full("attention.sliding_window_pattern") +
+                                      " is not supported; one window for all layers is");
+  }
+  if (keys.find_int("attention.sliding_window").value_or(0) > 0)
+    set_window(config, keys.required("attention.sliding_window", kMaxExtent));
   if (config.num_heads % config.num_kv_heads != 0)
     keys.fail(Errc::kUnsupported, uneven_heads(config));
 

@@ -32,10 +32,10 @@ inline constexpr std::array<const Family*, 5> kFamilies = {&kLlama, &kMistral, &
 
 // What the families share.
 
-/// Sizes, heads, norms and RoPE of a GGUF file; biases and the head of their own where the file has
-/// such tensors. Every layer attends to everything and has RoPE.
+/// Sizes, heads, norms, window and RoPE of a GGUF file; biases and a head of its own where the file
+/// has such tensors. Every layer has RoPE.
 void read_gguf_decoder(GgufKeys& keys, ModelConfig& config);
-/// The same of config.json, without biases; `default_theta` is the family's rope_theta.
+/// The same of config.json, without windows and biases; `default_theta` is the family's rope_theta.
 void read_hf_decoder(JsonKeys& keys, ModelConfig& config, double default_theta = 10000.0);
 /// config.json's tie_word_embeddings.
 void read_hf_head(JsonKeys& keys, ModelConfig& config, bool default_tied);

@@ -6,9 +6,6 @@ namespace {
 void read_gguf(GgufKeys& keys, ModelConfig& config) {
   read_gguf_decoder(keys, config);
   config.rope.half_split = false;  // GGUF permutes Q and K so that rotated pairs lie side by side
-  // Files of Mistral's first models.
-  if (keys.find_int("attention.sliding_window").value_or(0) > 0)
-    set_window(config, keys.required("attention.sliding_window", config.max_positions));
 }
 
 void read_hf(JsonKeys& keys, ModelConfig& config) {
