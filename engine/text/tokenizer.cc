@@ -1,62 +1,53 @@
 #include "engine/text/tokenizer.h"
 
 #include <algorithm>
-#include <array>
-#include <limits>
 #include <mutex>
 #include <utility>
 
-#include <tsl/robin_map.h>
-
 #include "engine/text/tokenizer_bpe.h"
+#include "engine/text/tokenizer_normalize.h"
+#include "engine/text/tokenizer_regex.h"
 #include "engine/text/tokenizer_special.h"
 #include "engine/text/tokenizer_split.h"
 #include "engine/text/tokenizer_unicode.h"
+#include "engine/text/tokenizer_vocabulary.h"
 
 namespace thaw::text {
 namespace {
 
 using Kind = TokenizerSpec::TokenKind;
-
-/// GPT-2's alphabet: each byte is written as one printable character. Printable Latin-1 bytes stand
-/// for themselves, the others take the code points from U+0100 in order.
-class ByteAlphabet {
- public:
-  ByteAlphabet() {
-    bytes_.fill(-1);
-    std::uint32_t next = 0x100;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-      bytes_[printable ? static_cast<std::uint32_t>(byte) : next++] =
-          static_cast<std::int16_t>(byte);
-    }
-  }
-
-  /// Appends the bytes that `text` spells; false (and nothing) where it is not in the alphabet.
-  bool decode(std::string_view text, std::string& out) const {
-    const std::size_t size = out.size();
-    const char* at = text.data();
-    const char* const end = at + text.size();
-    while (at < end) {
-      const Utf8Step step = decode_utf8(at, end);
-      const bool known = step.kind == Utf8Step::Kind::kValid && step.code_point < bytes_.size() &&
-                         bytes_[step.code_point] >= 0;
-      if (!known) {
-        out.resize(size);
-        return false;
-      }
-      out += static_cast<char>(bytes_[step.code_point]);
-      at += step.length;
-    }
-    return true;
-  }
-
- private:
-  std::array<std::int16_t, 0x100 + 68> bytes_;
-};
+using Style = TokenizerSpec::Style;
 
 Error spec_error(std::string message) {
   return make_error(Errc::kInvalidArgument, "tokenizer: " + std::move(message));
+}
+
+/// Past the whitespace at the start of `text`.
+std::size_t leading_spaces(std::string_view text) {
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (at < end) {
+    const Utf8Step step = decode_utf8(at, end);
+    if (step.kind != Utf8Step::Kind::kValid) break;
+    const CharClass value = class_of(step.code_point);
+    if (value != kSpace && value != kNewline) break;
+    at += step.length;
+  }
+  return static_cast<std::size_t>(at - text.data());
+}
+
+/// Bytes of the text before the whitespace at its end.
+std::size_t before_trailing_spaces(std::string_view text) {
+  std::size_t kept = text.size();
+  while (kept > 0) {
+    std::size_t begin = kept - 1;
+    while (begin > 0 && (static_cast<std::uint8_t>(text[begin]) & 0xC0) == 0x80)
+      --begin;
+    const std::string_view last = text.substr(begin, kept - begin);
+    if (leading_spaces(last) != last.size()) break;
+    kept = begin;
+  }
+  return kept;
 }
 
 }  // namespace
@@ -66,118 +57,89 @@ struct Tokenizer::Impl {
   struct Worker {
     WordCache cache;
     BpeMerges::Scratch scratch;
+    PartNormalizer::Scratch normalizer;
+    RegexSplitter::Scratch splitter;
   };
+  enum Strip : std::uint8_t { kStripLeft = 1, kStripRight = 2 };
   static constexpr std::size_t kIdleWorkers = 8;
   static constexpr std::size_t kKeptScratchSymbols = 65536;
 
-  std::string bytes;  ///< of all tokens, end to end
-  std::vector<std::uint32_t> offsets;  ///< of each token in `bytes`, and the end
-  std::vector<Kind> kinds;
-  tsl::robin_map<std::string_view, TokenId> words;  ///< tokens that BPE may produce, by bytes
+  Vocabulary vocabulary;
+  BpeSymbols symbols;
   BpeMerges merges;
   SpecialTokens specials;
-  PreTokenLength pre_token = nullptr;
-  bool ignore_merges = false;  ///< a pre-token in the vocabulary is that token, whatever merges say
+  PartNormalizer normalizer;
+  PreTokenLength pre_token = nullptr;  ///< null: `splitter`
+  std::unique_ptr<RegexSplitter> splitter;
+  std::vector<std::uint8_t> strips;  ///< by token; empty where none strips
+  bool ignore_merges = false;
+  TokenizerSpec::DecodeStart decode_start = TokenizerSpec::DecodeStart::kAsIs;
   bool add_bos = false;
+  bool add_eos = false;
   TokenId bos = -1;
   std::vector<TokenId> eos;
 
   mutable std::mutex mutex;
   mutable std::vector<std::unique_ptr<Worker>> idle;  ///< guarded by mutex
 
-  bool contains(TokenId token) const {
-    return token >= 0 && static_cast<std::size_t>(token) < kinds.size();
-  }
-  std::string_view bytes_of(TokenId token) const {
-    const auto index = static_cast<std::size_t>(token);
-    return std::string_view(bytes).substr(offsets[index], offsets[index + 1] - offsets[index]);
-  }
-
-  /// The token that BPE may produce for these bytes, or -1.
-  TokenId word_id(std::string_view word) const {
-    const auto it = words.find(word);
-    return it == words.end() ? -1 : it->second;
-  }
-
-  Result<void> add_tokens(const TokenizerSpec& spec, const ByteAlphabet& alphabet);
-  Result<void> add_merges(const TokenizerSpec& spec, const ByteAlphabet& alphabet);
+  void add_specials(const TokenizerSpec& spec);
+  Result<void> choose_splitter(const TokenizerSpec& spec);
 
   std::unique_ptr<Worker> take_worker() const;
   void give_worker(std::unique_ptr<Worker> worker) const;
   void encode_word(std::string_view word, BpeMerges::Scratch& scratch,
                    std::vector<TokenId>& out) const;
-  void encode_ordinary(std::string_view text, Worker& worker, std::vector<TokenId>& out) const;
+  /// `readable`: bytes that may be read at the word.
+  void encode_cached(std::string_view word, std::size_t readable, Worker& worker,
+                     std::vector<TokenId>& out) const;
+  void encode_part(std::string_view part, bool at_start, Worker& worker,
+                   std::vector<TokenId>& out) const;
   std::vector<TokenId> encode(std::string_view text,
                               std::span<const ByteRange> control_ranges) const;
 };
 
-Result<void> Tokenizer::Impl::add_tokens(const TokenizerSpec& spec, const ByteAlphabet& alphabet) {
-  std::size_t total = 0;
-  for (const std::string& token : spec.tokens) {
-    total += token.size();
-  }
-  if (total >= std::numeric_limits<std::uint32_t>::max()) {
-    return spec_error("the texts of all tokens take " + std::to_string(total) +
-                      " bytes, 4 GiB is the limit");
-  }
-  bytes.reserve(total);  // never moves again: `words` holds views
-  offsets.reserve(spec.tokens.size() + 1);
-  words.reserve(spec.tokens.size());
-  kinds = spec.kinds;
-  offsets.push_back(0);
+void Tokenizer::Impl::add_specials(const TokenizerSpec& spec) {
   for (std::size_t i = 0; i < spec.tokens.size(); ++i) {
-    const auto id = static_cast<TokenId>(i);
-    const std::string& token = spec.tokens[i];
-    const bool is_special = kinds[i] == Kind::kControl || kinds[i] == Kind::kUserDefined;
-    if (is_special || !alphabet.decode(token, bytes)) bytes += token;
-    offsets.push_back(static_cast<std::uint32_t>(bytes.size()));
-    const std::string_view text = bytes_of(id);
-    if (text.empty()) continue;
-    if (is_special) specials.add(text, id, kinds[i] == Kind::kControl);
-    if (kinds[i] == Kind::kControl || kinds[i] == Kind::kUnused) continue;
-    const auto [it, is_new] = words.try_emplace(text, id);
-    if (!is_new && kinds[i] != Kind::kUserDefined &&
-        kinds[static_cast<std::size_t>(it->second)] == Kind::kUserDefined) {
-      it.value() = id;
+    const bool is_control = spec.kinds[i] == Kind::kControl;
+    if (spec.tokens[i].empty() || (!is_control && spec.kinds[i] != Kind::kUserDefined)) continue;
+    specials.add(spec.tokens[i], static_cast<TokenId>(i), is_control);
+  }
+  const auto note = [this](const std::vector<TokenId>& tokens, Strip strip) {
+    if (!tokens.empty()) strips.resize(vocabulary.size());
+    for (const TokenId token : tokens) {
+      strips[static_cast<std::size_t>(token)] |= strip;
     }
-  }
-  for (int byte = 0; byte < 256; ++byte) {
-    const char text = static_cast<char>(byte);
-    merges.set_byte(static_cast<std::uint8_t>(byte), word_id(std::string_view(&text, 1)));
-  }
-  return {};
+  };
+  note(spec.strip_left, kStripLeft);
+  note(spec.strip_right, kStripRight);
 }
 
-Result<void> Tokenizer::Impl::add_merges(const TokenizerSpec& spec, const ByteAlphabet& alphabet) {
-  merges.reserve(spec.merges.size());
-  std::string both;
-  TokenId result_id = -1;
-  for (std::size_t i = 0; i < spec.merges.size(); ++i) {
-    const std::string_view merge = spec.merges[i];
-    const auto fail = [&](const std::string& why) {
-      return spec_error("merge " + std::to_string(i) + " \"" + std::string(merge) + "\" " + why);
-    };
-    const std::size_t space = merge.find(' ');
-    if (space == std::string_view::npos || space == 0 || space + 1 == merge.size()) {
-      return fail("is not two tokens with a space between");
+Result<void> Tokenizer::Impl::choose_splitter(const TokenizerSpec& spec) {
+  if (!spec.pre_tokenizer.empty()) {
+    const auto kind = pre_tokenizer_by_name(spec.pre_tokenizer);
+    if (!kind) {
+      return make_error(Errc::kUnsupported, "tokenizer: pre-tokenizer \"" + spec.pre_tokenizer +
+                                                "\" is not supported; supported are " +
+                                                std::string(pre_tokenizer_names()));
     }
-    both.clear();
-    if (!alphabet.decode(merge.substr(0, space), both)) return fail("is not in GPT-2's alphabet");
-    const std::size_t left_size = both.size();
-    if (!alphabet.decode(merge.substr(space + 1), both)) return fail("is not in GPT-2's alphabet");
-    const std::string_view result = both;
-    const TokenId left_id = word_id(result.substr(0, left_size));
-    if (left_id < 0) return fail("has a left side that is not in the vocabulary");
-    const TokenId right_id = word_id(result.substr(left_size));
-    if (right_id < 0) return fail("has a right side that is not in the vocabulary");
-    // Most vocabularies hold the results in the order of the merges: look there first.
-    ++result_id;
-    if (!contains(result_id) || bytes_of(result_id) != result ||
-        kinds[static_cast<std::size_t>(result_id)] != Kind::kNormal) {
-      result_id = word_id(result);
-    }
-    if (result_id < 0) return fail("has a result that is not in the vocabulary");
-    merges.add(left_id, right_id, result_id);
+    pre_token = pre_token_length(*kind);
+    ignore_merges = ignore_merges || *kind == PreTokenizer::kLlamaBpe;
+    return {};
+  }
+  if (!spec.splits.empty()) {
+    auto created = RegexSplitter::create(spec.splits);
+    if (!created) return created.error();
+    splitter = std::move(*created);
+    return {};
+  }
+  if (spec.style == Style::kByteLevel) {
+    pre_token = whole_text_length;
+  } else if (spec.split_at_spaces) {
+    pre_token = space_word_length;
+  } else {
+    // Cutting before runs of spaces changes no ids where no merge reaches across.
+    const bool can_cut = !vocabulary.merges_into_spaces() && !ignore_merges;
+    pre_token = can_cut ? space_run_word_length : whole_text_length;
   }
   return {};
 }
@@ -203,36 +165,51 @@ void Tokenizer::Impl::give_worker(std::unique_ptr<Worker> worker) const {
 void Tokenizer::Impl::encode_word(std::string_view word, BpeMerges::Scratch& scratch,
                                   std::vector<TokenId>& out) const {
   if (ignore_merges) {
-    if (const TokenId id = word_id(word); id >= 0) {
+    if (const TokenId id = vocabulary.word_id(word); id >= 0) {
       out.push_back(id);
       return;
     }
   }
-  merges.encode(word, scratch, out);
+  symbols.split(word, scratch.ids);
+  merges.apply(scratch);
+  out.insert(out.end(), scratch.ids.begin(), scratch.ids.end());
 }
 
-void Tokenizer::Impl::encode_ordinary(std::string_view text, Worker& worker,
-                                      std::vector<TokenId>& out) const {
+inline void Tokenizer::Impl::encode_cached(std::string_view word, std::size_t readable,
+                                           Worker& worker, std::vector<TokenId>& out) const {
+  if (word.size() > WordCache::kMaxWordBytes) {
+    encode_word(word, worker.scratch, out);
+    return;
+  }
+  const WordCache::Key key = WordCache::make_key(word, readable);
+  if (const WordCache::Slot* slot = worker.cache.find(key)) {
+    if (slot->count == 1) {
+      out.push_back(slot->ids[0]);
+    } else {
+      out.insert(out.end(), slot->ids.begin(), slot->ids.begin() + slot->count);
+    }
+    return;
+  }
+  const std::size_t before = out.size();
+  encode_word(word, worker.scratch, out);
+  const std::size_t count = out.size() - before;
+  if (count <= WordCache::kMaxIds) worker.cache.put(key, out.data() + before, count);
+}
+
+void Tokenizer::Impl::encode_part(std::string_view part, bool at_start, Worker& worker,
+                                  std::vector<TokenId>& out) const {
+  if (part.empty()) return;
+  std::string_view text = normalizer.apply(part, at_start, worker.normalizer);
+  if (pre_token == nullptr) {
+    const char* const end = text.data() + text.size();
+    for (const std::string_view word : splitter->split(text, worker.splitter)) {
+      encode_cached(word, static_cast<std::size_t>(end - word.data()), worker, out);
+    }
+    return;
+  }
   while (!text.empty()) {
     const std::size_t length = pre_token(text);
-    const std::string_view word = text.substr(0, length);
-    if (length > WordCache::kMaxWordBytes) {
-      encode_word(word, worker.scratch, out);
-    } else {
-      const WordCache::Key key = WordCache::make_key(word, text.size());
-      if (const WordCache::Slot* slot = worker.cache.find(key)) {
-        if (slot->count == 1) {
-          out.push_back(slot->ids[0]);
-        } else {
-          out.insert(out.end(), slot->ids.begin(), slot->ids.begin() + slot->count);
-        }
-      } else {
-        const std::size_t before = out.size();
-        encode_word(word, worker.scratch, out);
-        const std::size_t count = out.size() - before;
-        if (count <= WordCache::kMaxIds) worker.cache.put(key, out.data() + before, count);
-      }
-    }
+    encode_cached(text.substr(0, length), text.size(), worker, out);
     text.remove_prefix(length);
   }
 }
@@ -246,10 +223,15 @@ std::vector<TokenId> Tokenizer::Impl::encode(std::string_view text,
   while (at < text.size()) {
     const SpecialTokens::Match match = specials.find(text, at, control_ranges);
     const std::size_t end = match.token >= 0 ? match.range.begin : text.size();
-    encode_ordinary(text.substr(at, end - at), *worker, out);
+    std::string_view part = text.substr(at, end - at);
+    const std::uint8_t strip =
+        match.token >= 0 && !strips.empty() ? strips[static_cast<std::size_t>(match.token)] : 0;
+    if ((strip & kStripLeft) != 0) part = part.substr(0, before_trailing_spaces(part));
+    encode_part(part, at == 0, *worker, out);
     if (match.token < 0) break;
     out.push_back(match.token);
     at = match.range.end;
+    if ((strip & kStripRight) != 0) at += leading_spaces(text.substr(at));
   }
   give_worker(std::move(worker));
   return out;
@@ -259,16 +241,19 @@ Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::create(TokenizerSpec spec) {
-  const auto pre_tokenizer = pre_tokenizer_by_name(spec.pre_tokenizer);
-  if (!pre_tokenizer) {
-    return make_error(Errc::kUnsupported, "tokenizer: pre-tokenizer \"" + spec.pre_tokenizer +
-                                              "\" is not supported; supported are " +
-                                              std::string(pre_tokenizer_names()));
-  }
   if (spec.tokens.empty()) return spec_error("the vocabulary is empty");
   if (spec.kinds.size() != spec.tokens.size()) {
     return spec_error(std::to_string(spec.kinds.size()) + " token kinds for " +
                       std::to_string(spec.tokens.size()) + " tokens, one each is needed");
+  }
+  if (!spec.scores.empty() &&
+      (spec.style != Style::kSentencePiece || spec.scores.size() != spec.tokens.size())) {
+    return spec_error(std::to_string(spec.scores.size()) + " scores for " +
+                      std::to_string(spec.tokens.size()) +
+                      " tokens; one each, and only for a SentencePiece-style vocabulary");
+  }
+  if (spec.style == Style::kByteLevel && spec.unknown != -1) {
+    return spec_error("an unknown token is for SentencePiece-style vocabularies; bytes are known");
   }
   const auto is_token = [&spec](TokenId id) {
     return id >= 0 && static_cast<std::size_t>(id) < spec.tokens.size();
@@ -284,15 +269,28 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::create(TokenizerSpec spec) {
     if (!is_token(id)) return spec_error("EOS token " + std::to_string(id) + limit);
   }
 
+  if (spec.unknown != -1 && !is_token(spec.unknown)) {
+    return spec_error("unknown token " + std::to_string(spec.unknown) + limit);
+  }
+  for (const auto* stripping : {&spec.strip_left, &spec.strip_right}) {
+    for (const TokenId id : *stripping) {
+      if (!is_token(id)) return spec_error("stripping token " + std::to_string(id) + limit);
+    }
+  }
+
   auto impl = std::make_unique<Impl>();
-  impl->pre_token = pre_token_length(*pre_tokenizer);
-  impl->ignore_merges = *pre_tokenizer == PreTokenizer::kLlamaBpe;
+  impl->normalizer = PartNormalizer(spec);
+  impl->ignore_merges = spec.ignore_merges;
+  impl->decode_start = spec.decode_start;
   impl->add_bos = spec.add_bos;
+  impl->add_eos = spec.add_eos;
   impl->bos = spec.bos;
   impl->eos = std::move(spec.eos);
-  const ByteAlphabet alphabet;
-  if (auto added = impl->add_tokens(spec, alphabet); !added) return added.error();
-  if (auto added = impl->add_merges(spec, alphabet); !added) return added.error();
+  if (auto filled = impl->vocabulary.fill(spec); !filled) return filled.error();
+  auto filled = impl->vocabulary.fill_bpe(spec, impl->symbols, impl->merges);
+  if (!filled) return filled.error();
+  impl->add_specials(spec);
+  if (auto chosen = impl->choose_splitter(spec); !chosen) return chosen.error();
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
@@ -318,24 +316,44 @@ std::vector<TokenId> Tokenizer::encode_spans(std::span<const TextSpan> spans) co
 }
 
 std::string_view Tokenizer::token_bytes(TokenId token, bool keep_special) const {
-  if (!impl_->contains(token) || (!keep_special && is_special(token))) return {};
-  return impl_->bytes_of(token);
+  if (!impl_->vocabulary.contains(token) || (!keep_special && is_special(token))) return {};
+  return impl_->vocabulary.bytes_of(token);
 }
 
-std::string Tokenizer::decode(std::span<const TokenId> tokens, bool keep_special) const {
+std::string Tokenizer::decode(std::span<const TokenId> tokens, bool keep_special,
+                              DecodeAs as) const {
   std::string text;
+  bool at_start = as == DecodeAs::kWholeText;
   for (const TokenId token : tokens) {
-    text += token_bytes(token, keep_special);
+    std::string_view bytes = token_bytes(token, keep_special);
+    if (at_start && !bytes.empty()) {
+      bytes.remove_prefix(dropped_at_start(bytes));
+      at_start = false;
+    }
+    text += bytes;
   }
   return text;
 }
 
+std::size_t Tokenizer::dropped_at_start(std::string_view first_token_bytes) const {
+  if (!first_token_bytes.starts_with(' ')) return 0;
+  switch (impl_->decode_start) {
+    case TokenizerSpec::DecodeStart::kAsIs:
+      return 0;
+    case TokenizerSpec::DecodeStart::kDropSpace:
+      return 1;
+    case TokenizerSpec::DecodeStart::kDropFirstTokenSpaces:
+      return std::min(first_token_bytes.find_first_not_of(' '), first_token_bytes.size());
+  }
+  return 0;
+}
+
 int Tokenizer::vocab_size() const {
-  return static_cast<int>(impl_->kinds.size());
+  return static_cast<int>(impl_->vocabulary.size());
 }
 
 bool Tokenizer::is_special(TokenId token) const {
-  return impl_->contains(token) && impl_->kinds[static_cast<std::size_t>(token)] == Kind::kControl;
+  return impl_->vocabulary.contains(token) && impl_->vocabulary.kind_of(token) == Kind::kControl;
 }
 
 TokenId Tokenizer::bos() const {
@@ -344,6 +362,9 @@ TokenId Tokenizer::bos() const {
 bool Tokenizer::add_bos() const {
   return impl_->add_bos;
 }
+bool Tokenizer::add_eos() const {
+  return impl_->add_eos;
+}
 const std::vector<TokenId>& Tokenizer::eos() const {
   return impl_->eos;
 }
@@ -351,7 +372,7 @@ const std::vector<TokenId>& Tokenizer::eos() const {
 TokenId Tokenizer::find(std::string_view token_text) const {
   if (token_text.empty()) return -1;
   if (const TokenId special = impl_->specials.find_exact(token_text); special >= 0) return special;
-  return impl_->word_id(token_text);
+  return impl_->vocabulary.word_id(token_text);
 }
 
 std::string replace_invalid_utf8(std::string_view bytes) {
@@ -363,7 +384,12 @@ std::string replace_invalid_utf8(std::string_view bytes) {
 }
 
 std::string IncrementalDecoder::push(TokenId token) {
-  pending_ += tokenizer_->token_bytes(token, keep_special_);
+  std::string_view bytes = tokenizer_->token_bytes(token, keep_special_);
+  if (at_start_ && !bytes.empty()) {
+    bytes.remove_prefix(tokenizer_->dropped_at_start(bytes));
+    at_start_ = false;
+  }
+  pending_ += bytes;
   std::string text;
   drain_utf8(pending_, false, text);
   return text;

@@ -14,36 +14,32 @@
 
 namespace thaw::text {
 
-/// Byte-pair merges over token ids. Filled once, then read by any number of threads.
+/// Pairs of symbols that BPE merges: symbols are token ids, and of all pairs in a word the one of
+/// lowest rank is merged first, the leftmost one where ranks are equal. Filled once, then read by
+/// any number of threads.
 class BpeMerges {
  public:
+  static constexpr std::uint32_t kNoMerge = std::numeric_limits<std::uint32_t>::max();
+  struct Merge {
+    std::uint32_t rank = kNoMerge;
+    TokenId result = -1;
+  };
   /// What one encoding thread needs besides: buffers, kept to save allocations.
   struct Scratch {
     std::vector<TokenId> ids;
-    std::vector<std::uint32_t> ranks;
+    std::vector<Merge> merges;
     std::vector<std::uint32_t> next;
     std::vector<std::uint32_t> previous;
     std::vector<std::uint64_t> heap;
   };
 
-  BpeMerges() { byte_ids_.fill(-1); }
+  void reserve(std::size_t merges) { merges_.reserve(merges); }
+  /// Of a pair given twice the last one counts. REQUIRES: rank < kNoMerge.
+  void add(TokenId left, TokenId right, Merge merge) { merges_[key(left, right)] = merge; }
 
-  void reserve(std::size_t merges) {
-    ranks_.reserve(merges);
-    results_.reserve(merges);
-  }
-  /// Token that stands for one byte; bytes without one vanish from the text, as they do in Hugging
-  /// Face's BPE without an unknown token.
-  void set_byte(std::uint8_t byte, TokenId token) { byte_ids_[byte] = token; }
-  /// The next merge, of lower priority than all before. Of a pair given twice the last one counts.
-  void add(TokenId left, TokenId right, TokenId result) {
-    ranks_[key(left, right)] = static_cast<std::uint32_t>(results_.size());
-    results_.push_back(result);
-  }
-
-  /// Appends the ids of one pre-token: repeatedly the merge of lowest rank, leftmost first.
-  /// O(n log n) for long words. REQUIRES: word.size() < 2^32.
-  void encode(std::string_view word, Scratch& scratch, std::vector<TokenId>& out) const;
+  /// Merges scratch.ids, the symbols of one pre-token, as far as it goes. O(n log n) for long
+  /// words. REQUIRES: fewer than 2^32 symbols.
+  void apply(Scratch& scratch) const;
 
  private:
   struct KeyHash {
@@ -53,22 +49,58 @@ class BpeMerges {
     }
   };
 
-  static constexpr std::uint32_t kNoMerge = std::numeric_limits<std::uint32_t>::max();
-
   static std::uint64_t key(TokenId left, TokenId right) {
     return (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) |
            static_cast<std::uint32_t>(right);
   }
-  std::uint32_t rank(TokenId left, TokenId right) const {
-    const auto it = ranks_.find(key(left, right));
-    return it == ranks_.end() ? kNoMerge : it->second;
+  Merge find(TokenId left, TokenId right) const {
+    const auto it = merges_.find(key(left, right));
+    return it == merges_.end() ? Merge{} : it->second;
   }
   void merge_short(Scratch& scratch) const;
   void merge_long(Scratch& scratch) const;
 
-  std::array<TokenId, 256> byte_ids_;
-  tsl::robin_map<std::uint64_t, std::uint32_t, KeyHash> ranks_;
-  std::vector<TokenId> results_;  ///< by rank
+  tsl::robin_map<std::uint64_t, Merge, KeyHash> merges_;
+};
+
+/// The symbols that BPE begins with: tokens of single bytes, or of single characters with the
+/// tokens of a character's bytes in place of what has none.
+class BpeSymbols {
+ public:
+  BpeSymbols() {
+    bytes_.fill(-1);
+    ascii_.fill(-1);
+  }
+
+  /// Token that stands for one byte; -1: none.
+  void set_byte(std::uint8_t byte, TokenId token) { bytes_[byte] = token; }
+  /// From now on symbols are characters. Characters that have neither a token nor tokens for all of
+  /// their bytes become `unknown` (neighbours one, where `fuse`), or vanish where that is -1.
+  void use_characters(TokenId unknown, bool fuse) {
+    by_character_ = true;
+    unknown_ = unknown;
+    fuse_unknown_ = fuse;
+  }
+  void set_character(std::uint32_t code_point, TokenId token) {
+    if (code_point < ascii_.size()) {
+      ascii_[code_point] = token;
+    } else {
+      characters_[code_point] = token;
+    }
+  }
+
+  /// The symbols of a word, in place of what `ids` held.
+  void split(std::string_view word, std::vector<TokenId>& ids) const;
+
+ private:
+  void split_characters(std::string_view word, std::vector<TokenId>& ids) const;
+
+  std::array<TokenId, 256> bytes_;
+  std::array<TokenId, 128> ascii_;
+  tsl::robin_map<std::uint32_t, TokenId> characters_;
+  bool by_character_ = false;
+  bool fuse_unknown_ = false;
+  TokenId unknown_ = -1;
 };
 
 /// Ids of words seen lately: a direct-mapped table of fixed size, one cache line an entry. One

@@ -1,5 +1,7 @@
 #include "engine/text/tokenizer_split.h"
 
+#include <algorithm>
+
 #include "engine/text/tokenizer_unicode.h"
 
 namespace thaw::text {
@@ -179,6 +181,19 @@ std::optional<PreTokenizer> pre_tokenizer_by_name(std::string_view name) {
 
 std::string_view pre_tokenizer_names() {
   return "gpt-2, smollm, llama-bpe, qwen2";
+}
+
+std::size_t space_run_word_length(std::string_view text) {
+  const std::size_t word = text.find_first_not_of(' ');
+  return std::min(word == std::string_view::npos ? word : text.find(' ', word), text.size());
+}
+
+std::size_t space_word_length(std::string_view text) {
+  return std::min(text.find(' ', 1), text.size());
+}
+
+std::size_t whole_text_length(std::string_view text) {
+  return text.size();
 }
 
 PreTokenLength pre_token_length(PreTokenizer kind) {

@@ -21,6 +21,12 @@ std::string_view pre_tokenizer_names();
 /// lies before `text` are whole pre-tokens.
 using PreTokenLength = std::size_t (*)(std::string_view text);
 
+/// For SentencePiece-style text, whose spaces belong to the word that follows: a piece is a run of
+/// spaces and what follows it, or one space and what follows it, or the whole text.
+std::size_t space_run_word_length(std::string_view text);
+std::size_t space_word_length(std::string_view text);
+std::size_t whole_text_length(std::string_view text);
+
 /// The rule's function. Linear in the text over a whole sequence of calls.
 PreTokenLength pre_token_length(PreTokenizer kind);
 
