@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "engine/checkpoint/end_tokens.h"
+#include "engine/text/tokenizer_split.h"
 
 namespace thaw::cli {
 namespace {
@@ -30,6 +31,31 @@ TokenKind kind_of(std::int64_t type) {
   }
 }
 
+/// What a SentencePiece vocabulary ("llama") has in place of merges and a pre-tokenizer.
+Result<void> set_sentence_piece(const checkpoint::GgufFile& file, text::TokenizerSpec& spec) {
+  const auto* scores = file.get_floats("tokenizer.ggml.scores");
+  if (scores == nullptr || scores->size() != spec.tokens.size()) {
+    return bad_file(file, Errc::kDataLoss,
+                    "tokenizer.ggml.scores has " +
+                        std::to_string(scores == nullptr ? 0 : scores->size()) + " entries for " +
+                        std::to_string(spec.tokens.size()) + " tokens");
+  }
+  spec.style = text::TokenizerSpec::Style::kSentencePiece;
+  spec.scores.assign(scores->begin(), scores->end());
+  if (file.get_bool("tokenizer.ggml.add_space_prefix").value_or(true)) {
+    spec.space_prefix = text::TokenizerSpec::SpacePrefix::kEveryPart;
+    spec.decode_start = text::TokenizerSpec::DecodeStart::kDropSpace;
+  }
+  const auto unknown = file.get_int("tokenizer.ggml.unknown_token_id").value_or(-1);
+  if (unknown < -1 || unknown >= static_cast<std::int64_t>(spec.tokens.size())) {
+    return bad_file(file, Errc::kDataLoss,
+                    "tokenizer.ggml.unknown_token_id is " + std::to_string(unknown) +
+                        ", outside the vocabulary of " + std::to_string(spec.tokens.size()));
+  }
+  spec.unknown = static_cast<TokenId>(unknown);
+  return {};
+}
+
 }  // namespace
 
 std::string default_model_path() {
@@ -45,17 +71,20 @@ std::string default_model_path() {
 Result<text::TokenizerSpec> tokenizer_spec_from_gguf(const checkpoint::GgufFile& file) {
   const auto model = file.get_string("tokenizer.ggml.model");
   if (!model) return bad_file(file, Errc::kDataLoss, "tokenizer.ggml.model is missing");
-  if (*model != "gpt2") {
+  const bool byte_level = *model == "gpt2";
+  if (!byte_level && *model != "llama") {
     return bad_file(file, Errc::kUnsupported,
                     "tokenizer '" + std::string(model->substr(0, 32)) +
-                        "' is not supported; supported is gpt2 (byte-level BPE)");
+                        "' is not supported; supported are gpt2 (byte-level BPE) and llama "
+                        "(SentencePiece BPE)");
   }
   const auto* tokens = file.get_strings("tokenizer.ggml.tokens");
   const auto* kinds = file.get_ints("tokenizer.ggml.token_type");
   const auto* merges = file.get_strings("tokenizer.ggml.merges");
   if (tokens == nullptr || tokens->empty())
     return bad_file(file, Errc::kDataLoss, "tokenizer.ggml.tokens is missing or empty");
-  if (merges == nullptr) return bad_file(file, Errc::kDataLoss, "tokenizer.ggml.merges is missing");
+  if (byte_level && merges == nullptr)
+    return bad_file(file, Errc::kDataLoss, "tokenizer.ggml.merges is missing");
   if (kinds != nullptr && kinds->size() != tokens->size()) {
     return bad_file(file, Errc::kDataLoss,
                     "tokenizer.ggml.token_type has " + std::to_string(kinds->size()) +
@@ -70,15 +99,21 @@ Result<text::TokenizerSpec> tokenizer_spec_from_gguf(const checkpoint::GgufFile&
 
   text::TokenizerSpec spec;
   spec.tokens.assign(tokens->begin(), tokens->end());
-  spec.merges.assign(merges->begin(), merges->end());
+  if (byte_level) spec.merges.assign(merges->begin(), merges->end());
   spec.kinds.reserve(tokens->size());
   for (std::size_t id = 0; id < tokens->size(); ++id)
     spec.kinds.push_back(kinds == nullptr ? TokenKind::kNormal : kind_of((*kinds)[id]));
-  // A file without the key predates it; GPT-2's pattern is what such files were made with.
-  spec.pre_tokenizer = file.get_string("tokenizer.ggml.pre").value_or("gpt-2");
-  // Llama 3's files begin a text with BOS without saying so.
+  if (byte_level) {
+    // A file without the key predates it; GPT-2's pattern is what such files were made with.
+    spec.pre_tokenizer = file.get_string("tokenizer.ggml.pre").value_or("gpt-2");
+    spec.ignore_merges = text::gguf_ignores_merges(spec.pre_tokenizer);
+  } else if (auto done = set_sentence_piece(file, spec); !done) {
+    return done.error();
+  }
+  // The files of Llama 1 to 3 begin a text with BOS without saying so.
   spec.add_bos =
-      file.get_bool("tokenizer.ggml.add_bos_token").value_or(spec.pre_tokenizer == "llama-bpe");
+      file.get_bool("tokenizer.ggml.add_bos_token").value_or(!byte_level || spec.ignore_merges);
+  spec.add_eos = file.get_bool("tokenizer.ggml.add_eos_token").value_or(false);
   const auto bos = file.get_int("tokenizer.ggml.bos_token_id").value_or(-1);
   if (bos < -1 || bos >= static_cast<std::int64_t>(tokens->size())) {
     return bad_file(file, Errc::kDataLoss,

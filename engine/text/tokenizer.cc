@@ -84,6 +84,7 @@ struct Tokenizer::Impl {
 
   void add_specials(const TokenizerSpec& spec);
   Result<void> choose_splitter(const TokenizerSpec& spec);
+  Result<void> split_by(std::span<const SplitRegex> splits);
 
   std::unique_ptr<Worker> take_worker() const;
   void give_worker(std::unique_ptr<Worker> worker) const;
@@ -114,6 +115,13 @@ void Tokenizer::Impl::add_specials(const TokenizerSpec& spec) {
   note(spec.strip_right, kStripRight);
 }
 
+Result<void> Tokenizer::Impl::split_by(std::span<const SplitRegex> splits) {
+  auto created = RegexSplitter::create(splits);
+  if (!created) return created.error();
+  splitter = std::move(*created);
+  return {};
+}
+
 Result<void> Tokenizer::Impl::choose_splitter(const TokenizerSpec& spec) {
   if (!spec.pre_tokenizer.empty()) {
     const auto kind = pre_tokenizer_by_name(spec.pre_tokenizer);
@@ -123,15 +131,11 @@ Result<void> Tokenizer::Impl::choose_splitter(const TokenizerSpec& spec) {
                                                 std::string(pre_tokenizer_names()));
     }
     pre_token = pre_token_length(*kind);
-    ignore_merges = ignore_merges || *kind == PreTokenizer::kLlamaBpe;
-    return {};
+    if (pre_token != nullptr) return {};
+    const SplitRegex split{std::string(pre_tokenizer_pattern(*kind)), true, true};
+    return split_by({&split, 1});
   }
-  if (!spec.splits.empty()) {
-    auto created = RegexSplitter::create(spec.splits);
-    if (!created) return created.error();
-    splitter = std::move(*created);
-    return {};
-  }
+  if (!spec.splits.empty()) return split_by(spec.splits);
   if (spec.style == Style::kByteLevel) {
     pre_token = whole_text_length;
   } else if (spec.split_at_spaces) {

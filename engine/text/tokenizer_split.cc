@@ -1,6 +1,7 @@
 #include "engine/text/tokenizer_split.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/text/tokenizer_unicode.h"
 
@@ -157,17 +158,42 @@ std::size_t llama_length(std::string_view text) {
   return length_to(run.end == end || run.last == begin ? run.end : run.last);
 }
 
+constexpr std::string_view kGpt2Pattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
 struct Rule {
   std::string_view name;
   PreTokenizer kind;
   PreTokenLength length;
+  std::string_view patterns[2];  ///< the second may be empty
 };
 
 constexpr Rule kRules[] = {
-    {"gpt-2", PreTokenizer::kGpt2, gpt2_length<false>},
-    {"smollm", PreTokenizer::kSmollm, gpt2_length<true>},
-    {"llama-bpe", PreTokenizer::kLlamaBpe, llama_length<3>},
-    {"qwen2", PreTokenizer::kQwen2, llama_length<1>},
+    {"gpt-2", PreTokenizer::kGpt2, gpt2_length<false>, {kGpt2Pattern}},
+    {"smollm", PreTokenizer::kSmollm, gpt2_length<true>, {R"(\p{N})", kGpt2Pattern}},
+    {"llama-bpe",
+     PreTokenizer::kLlamaBpe,
+     llama_length<3>,
+     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
+      R"(|\s*[\r\n]+|\s+(?!\S)|\s+)"}},
+    {"qwen2",
+     PreTokenizer::kQwen2,
+     llama_length<1>,
+     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
+      R"(|\s*[\r\n]+|\s+(?!\S)|\s+)"}},
+    {"tekken",
+     PreTokenizer::kTekken,
+     nullptr,
+     {R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+      R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N})"
+      R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}},
+};
+
+/// Other names that GGUF files have for the same rules.
+constexpr std::pair<std::string_view, PreTokenizer> kAliases[] = {
+    {"llama3", PreTokenizer::kLlamaBpe},        {"llama-v3", PreTokenizer::kLlamaBpe},
+    {"falcon3", PreTokenizer::kLlamaBpe},       {"pixtral", PreTokenizer::kLlamaBpe},
+    {"deepseek-r1-qwen", PreTokenizer::kQwen2},
 };
 
 }  // namespace
@@ -176,11 +202,37 @@ std::optional<PreTokenizer> pre_tokenizer_by_name(std::string_view name) {
   for (const Rule& rule : kRules) {
     if (rule.name == name) return rule.kind;
   }
+  for (const auto& [alias, kind] : kAliases) {
+    if (alias == name) return kind;
+  }
   return std::nullopt;
 }
 
 std::string_view pre_tokenizer_names() {
-  return "gpt-2, smollm, llama-bpe, qwen2";
+  return "gpt-2, smollm, llama-bpe (llama3, llama-v3, falcon3, pixtral), qwen2 "
+         "(deepseek-r1-qwen), tekken";
+}
+
+bool gguf_ignores_merges(std::string_view name) {
+  return pre_tokenizer_by_name(name) == PreTokenizer::kLlamaBpe || name == "tekken";
+}
+
+std::string_view pre_tokenizer_by_patterns(std::span<const std::string_view> patterns) {
+  for (const Rule& rule : kRules) {
+    const std::size_t count = rule.patterns[1].empty() ? 1 : 2;
+    if (std::equal(patterns.begin(), patterns.end(), rule.patterns, rule.patterns + count)) {
+      return rule.name;
+    }
+  }
+  return {};
+}
+
+std::string_view gpt2_pattern() {
+  return kGpt2Pattern;
+}
+
+std::string_view pre_tokenizer_pattern(PreTokenizer kind) {
+  return kRules[static_cast<std::size_t>(kind)].patterns[0];
 }
 
 std::size_t space_run_word_length(std::string_view text) {

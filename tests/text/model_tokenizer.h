@@ -40,6 +40,7 @@ inline TokenizerSpec spec_from_gguf(const checkpoint::GgufFile& file) {
                                      : Kind::kNormal);
   }
   spec.pre_tokenizer = file.get_string("tokenizer.ggml.pre").value_or("");
+  spec.ignore_merges = spec.pre_tokenizer == "llama-bpe";
   return spec;
 }
 

@@ -32,6 +32,7 @@ inline TokenizerSpec spec_from_fixture(const nlohmann::json& json) {
   }
   spec.merges = json.at("merges").get<std::vector<std::string>>();
   spec.pre_tokenizer = json.at("pre_tokenizer");
+  spec.ignore_merges = spec.pre_tokenizer == "llama-bpe";
   return spec;
 }
 
