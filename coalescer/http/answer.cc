@@ -36,6 +36,7 @@ ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
   ParseLimits limits;
   limits.max_choices = context->options.max_num_seqs;
   limits.vocab_size = context->codec->vocab_size();
+  limits.default_sampling = &context->options.model.default_sampling;
   auto parsed = parse_call(kind, body, limits);
   if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
   PreparedCall prepared;
@@ -140,12 +141,13 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
   const ServerOptions& options = context_->options;
   switch (request.route.endpoint) {
     case Endpoint::kModels:
-      co_return json_reply(
-          models_body(options.served_model_names, context_->created, options.max_model_len));
+      co_return json_reply(models_body(options.served_model_names, context_->created,
+                                       options.max_model_len, options.model));
     case Endpoint::kModel: {
       const std::string* name = context_->served_name(request.route.model);
       if (name != nullptr)
-        co_return json_reply(model_body(*name, context_->created, options.max_model_len));
+        co_return json_reply(
+            model_body(*name, context_->created, options.max_model_len, options.model));
       ApiError error = invalid_field(
           "model", "the model `" + request.route.model.substr(0, 200) + "` is not served here",
           "model_not_found");

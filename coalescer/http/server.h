@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coalescer/core/backend.h"
+#include "coalescer/openai/model_description.h"
 #include "engine/base/result.h"
 #include "engine/text/chat_template.h"
 #include "engine/text/tokenizer.h"
@@ -27,6 +28,7 @@ struct ServerOptions {
   std::uint16_t port = 8000;  ///< 0: any free one
   std::vector<std::string> served_model_names;  ///< at least one; the first is shown
   std::uint32_t max_model_len = 0;
+  ModelDescription model;
   std::vector<ApiKey> api_keys;  ///< empty: no key needed
   std::chrono::microseconds window{2000};
   std::uint32_t fork_min_prefix_tokens = 500;

@@ -41,6 +41,7 @@ struct ApiCall {
 struct ParseLimits {
   std::uint32_t max_choices = 64;  ///< bound of n, and of n times the number of prompts
   int vocab_size = 0;  ///< token ids in requests are below
+  const SamplingParams* default_sampling = nullptr;  ///< for what is left out; null: OpenAI's
 };
 
 /// Reads a body. Fields that are not known are ignored; a known one of a wrong type or out of range

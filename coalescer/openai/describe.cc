@@ -1,5 +1,8 @@
 #include "coalescer/openai/describe.h"
 
+#include <cstdio>
+#include <cstdlib>
+
 #include <nlohmann/json.hpp>
 
 namespace thaw::coalescer {
@@ -12,13 +15,33 @@ std::string dump(const ordered_json& value) {
   return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
-ordered_json model_json(const std::string& name, std::int64_t created,
-                        std::uint32_t max_model_len) {
+/// Numbers of a float as people wrote them: 0.9, not 0.8999999761581421.
+double as_written(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.7g", static_cast<double>(value));
+  return std::strtod(text, nullptr);
+}
+
+ordered_json model_json(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
+                        const ModelDescription& model) {
+  const SamplingParams& sampling = model.default_sampling;
   return {{"id", name},
           {"object", "model"},
           {"created", created},
           {"owned_by", "thaw"},
-          {"max_model_len", max_model_len}};
+          {"max_model_len", max_model_len},
+          {"family", model.family},
+          {"num_parameters", model.num_parameters},
+          {"dtype", model.dtype},
+          {"quantization",
+           model.quantization.empty() ? ordered_json(nullptr) : ordered_json(model.quantization)},
+          {"context_length", model.context_length},
+          {"default_sampling_params",
+           {{"temperature", as_written(sampling.temperature)},
+            {"top_p", as_written(sampling.top_p)},
+            {"top_k", sampling.top_k},
+            {"min_p", as_written(sampling.min_p)},
+            {"repetition_penalty", as_written(sampling.repetition_penalty)}}}};
 }
 
 ordered_json explanation_json(const Explanation& explanation) {
@@ -62,15 +85,16 @@ ordered_json stats_json(const EngineStats& stats) {
 }  // namespace
 
 std::string models_body(const std::vector<std::string>& names, std::int64_t created,
-                        std::uint32_t max_model_len) {
+                        std::uint32_t max_model_len, const ModelDescription& model) {
   ordered_json out = {{"object", "list"}, {"data", ordered_json::array()}};
   for (const std::string& name : names)
-    out["data"].push_back(model_json(name, created, max_model_len));
+    out["data"].push_back(model_json(name, created, max_model_len, model));
   return dump(out);
 }
 
-std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len) {
-  return dump(model_json(name, created, max_model_len));
+std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
+                       const ModelDescription& model) {
+  return dump(model_json(name, created, max_model_len, model));
 }
 
 std::string pool_status_body(const PoolStatus& status) {

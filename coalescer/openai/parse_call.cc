@@ -240,6 +240,7 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLi
   JsonFields fields(json.root());
   ApiCall call;
   call.kind = kind;
+  if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   fields.read("model", call.model);
   read_sampling(fields, limits, call);
   read_stop(fields, call);

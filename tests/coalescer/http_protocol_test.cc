@@ -396,7 +396,11 @@ TEST(HttpBadInput, SlowHeaderTimesOut) {
 
 TEST(HttpInfo, ModelsVersionPoolAndTokens) {
   FakeBackend backend;
-  RunningServer server(&backend);
+  ServerOptions options;
+  options.model = {"llama", 135'000'000, "BF16", "Q8_0", 8192, {}};
+  options.model.default_sampling.top_p = 0.9F;
+  options.model.default_sampling.top_k = 20;
+  RunningServer server(&backend, options);
   const json models = json::parse(server.get("/v1/models").body);
   EXPECT_EQ(models["object"], "list");
   ASSERT_EQ(models["data"].size(), 2U);
@@ -404,6 +408,16 @@ TEST(HttpInfo, ModelsVersionPoolAndTokens) {
   EXPECT_EQ(models["data"][1]["object"], "model");
   EXPECT_EQ(models["data"][0]["owned_by"], "thaw");
   EXPECT_EQ(models["data"][0]["max_model_len"], 1024);
+  EXPECT_EQ(models["data"][0]["family"], "llama");
+  EXPECT_EQ(models["data"][0]["num_parameters"], 135'000'000);
+  EXPECT_EQ(models["data"][0]["dtype"], "BF16");
+  EXPECT_EQ(models["data"][0]["quantization"], "Q8_0");
+  EXPECT_EQ(models["data"][0]["context_length"], 8192);
+  EXPECT_EQ(models["data"][0]["default_sampling_params"].dump(),
+            R"({"min_p":0.0,"repetition_penalty":1.0,"temperature":1.0,"top_k":20,"top_p":0.9})");
+  EXPECT_EQ(server.post("/v1/completions", R"({"prompt": "a", "top_p": 1})").status, 200);
+  EXPECT_EQ(backend.wait_for_request(1).sampling.top_k, 20);
+  EXPECT_EQ(backend.wait_for_request(1).sampling.top_p, 1.0F);
   EXPECT_EQ(json::parse(server.get("/v1/models/alias").body)["id"], "alias");
   EXPECT_EQ(json::parse(server.get("/v1/models/fake%2Dmodel").body)["id"], "fake-model");
   EXPECT_EQ(server.get("/v1/models/other").status, 404);

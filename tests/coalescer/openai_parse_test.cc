@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 ParseLimits limits() {
-  return {64, 258};
+  return {64, 258, nullptr};
 }
 
 ChatPrompt chat_of(const std::string& body) {
@@ -86,6 +86,26 @@ TEST(ParseCall, NullMeansLeftOut) {
                            limits());
   ASSERT_TRUE(std::holds_alternative<ApiCall>(parsed)) << std::get<ApiError>(parsed).message;
   EXPECT_FALSE(std::get<ApiCall>(parsed).max_tokens);
+}
+
+TEST(ParseCall, TheModelsDefaultsStandForWhatIsLeftOut) {
+  SamplingParams defaults;
+  defaults.temperature = 0.7F;
+  defaults.top_p = 0.8F;
+  defaults.top_k = 20;
+  defaults.repetition_penalty = 1.05F;
+  ParseLimits with_defaults = limits();
+  with_defaults.default_sampling = &defaults;
+  auto parsed =
+      parse_call(ApiKind::kCompletions,
+                 R"({"prompt": "a", "temperature": 0, "top_k": -1, "top_p": null})", with_defaults);
+  ASSERT_TRUE(std::holds_alternative<ApiCall>(parsed)) << std::get<ApiError>(parsed).message;
+  const SamplingParams& sampling = std::get<ApiCall>(parsed).sampling;
+  EXPECT_EQ(sampling.temperature, 0.0F);
+  EXPECT_EQ(sampling.top_k, 0);
+  EXPECT_EQ(sampling.top_p, 0.8F);
+  EXPECT_EQ(sampling.repetition_penalty, 1.05F);
+  EXPECT_EQ(sampling.min_p, 0.0F);
 }
 
 TEST(ParseCall, ManyKeysDoNotCostASquare) {
