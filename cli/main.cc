@@ -50,7 +50,8 @@ int run(int argc, char** argv) {
     const int status = app.exit(failure);
     return status == 0 ? 0 : 1;
   }
-  if (serve->parsed()) return report(thaw::cli::run_serve(serve_settings));
+  if (serve->parsed())
+    return report(thaw::cli::run_serve(serve_settings, thaw::cli::model_paths_from_environment()));
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);

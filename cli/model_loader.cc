@@ -1,65 +1,98 @@
 #include "cli/model_loader.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <future>
 #include <utility>
 
 #include "cli/model_source.h"
 #include "engine/base/thread_pool.h"
-#include "engine/model/source.h"
+#include "engine/checkpoint/safetensors.h"
 
 namespace thaw::cli {
 namespace {
 
-Result<ModelText> load_text(const checkpoint::GgufFile& file) {
-  auto spec = tokenizer_spec_from_gguf(file);
-  if (!spec) return spec.error();
-  auto tokenizer = text::Tokenizer::create(std::move(*spec));
-  if (!tokenizer) return tokenizer.error();
-  ModelText parts;
-  parts.tokenizer = std::move(*tokenizer);
-  if (const auto source = chat_template_from_gguf(file)) {
-    auto parsed = text::ChatTemplate::parse(std::string(*source));
-    if (!parsed) return parsed.error();
-    parts.chat_template = std::move(*parsed);
-  }
-  return parts;
+/// The tokenizer's own end tokens end a text too: many generation configs name only one of them.
+void add_end_tokens(const std::vector<TokenId>& more, std::vector<TokenId>& ids) {
+  for (const TokenId id : more)
+    if (std::ranges::find(ids, id) == ids.end()) ids.push_back(id);
+  std::ranges::sort(ids);
+}
+
+// By pointer: GCC 12 warns of what std::async's machinery would do with the result itself.
+std::unique_ptr<Result<ModelText>> make_text(const std::string& path, const TextSource& source) {
+  return std::make_unique<Result<ModelText>>(make_model_text(path, source));
 }
 
 }  // namespace
 
-Result<ModelLoader> ModelLoader::open(const std::string& model) {
-  const std::string path = model.empty() ? default_model_path() : model;
-  if (model.empty() && !std::filesystem::exists(path)) {
-    return make_error(Errc::kNotFound, "no model given, and the default one is not at " + path +
-                                           "; fetch it with `make model`, or name a GGUF file");
+Result<ModelLoader> ModelLoader::open(const std::string& model, const ModelPaths& paths) {
+  if (model.empty() && !std::filesystem::exists(paths.default_model)) {
+    return make_error(Errc::kNotFound, "no model given, and the default one is not at " +
+                                           paths.default_model +
+                                           "; fetch it with `make model`, or name a model");
   }
-  auto file = checkpoint::GgufFile::open(path);
-  if (!file) return std::move(file).error();
-  return ModelLoader(*std::move(file));
+  auto location =
+      checkpoint::locate_model(model.empty() ? paths.default_model : model, paths.hub_cache);
+  if (!location) return std::move(location).error();
+  ModelLoader loader;
+  loader.location_ = *std::move(location);
+  const auto opened =
+      loader.location_.kind == checkpoint::ModelKind::kGguf ? loader.open_gguf() : loader.open_hf();
+  if (!opened) return opened.error();
+  return loader;
 }
 
-std::string ModelLoader::name() const {
-  return std::filesystem::path(path_).stem().string();
+Result<void> ModelLoader::open_gguf() {
+  auto opened = checkpoint::GgufFile::open(location_.path);
+  if (!opened) return std::move(opened).error();
+  const auto file = std::make_shared<const checkpoint::GgufFile>(*std::move(opened));
+  auto source = model::model_source_from_gguf(file);
+  if (!source) return std::move(source).error();
+  source_ = *std::move(source);
+  auto tokenizer = tokenizer_spec_from_gguf(*file);
+  if (!tokenizer) return std::move(tokenizer).error();
+  text_ = std::make_shared<const TextSource>(
+      TextSource{*std::move(tokenizer), stored_template_from_gguf(*file)});
+  return {};
 }
 
-std::uint64_t ModelLoader::estimated_weight_bytes(const std::string& dtype) const {
-  std::error_code error;
-  const std::uint64_t file_bytes = std::filesystem::file_size(path_, error);
-  return file_bytes * (dtype == "f32" ? 6 : 1);
+Result<void> ModelLoader::open_hf() {
+  const auto directory = checkpoint::read_hf_directory(location_.path);
+  if (!directory) return directory.error();
+  auto tensors = checkpoint::SafetensorsFiles::open(location_.path);
+  if (!tensors) return std::move(tensors).error();
+  auto source = model::model_source_from_hf(
+      std::make_shared<const checkpoint::SafetensorsFiles>(*std::move(tensors)), directory->config,
+      directory->generation_config);
+  if (!source) return std::move(source).error();
+  source_ = *std::move(source);
+  auto tokenizer = tokenizer_spec_from_hf(*directory);
+  if (!tokenizer) return std::move(tokenizer).error();
+  add_end_tokens(tokenizer->eos, source_.config.eos_token_ids);
+  text_ = std::make_shared<const TextSource>(
+      TextSource{*std::move(tokenizer), directory->chat_template});
+  return {};
 }
 
-Result<LoadedModel> ModelLoader::load(const std::string& dtype, int num_threads) const {
-  const auto source = model::model_source_from_gguf(file_);
-  if (!source) return source.error();
-  auto text_parts = std::async(std::launch::async, [this] { return load_text(*file_); });
+std::uint64_t ModelLoader::estimated_weight_bytes(ops::ComputeMode mode) const {
+  std::uint64_t bytes = 0;
+  for (const checkpoint::StoredTensor& tensor : source_.tensors->tensors()) {
+    bytes += mode == ops::ComputeMode::kExact32
+                 ? static_cast<std::uint64_t>(tensor.rows() * tensor.cols()) * sizeof(float)
+                 : tensor.data.size();
+  }
+  return bytes;
+}
+
+Result<LoadedModel> ModelLoader::load(ops::ComputeMode mode, int num_threads) const {
+  auto making_text = std::async(std::launch::async, make_text, location_.path, std::cref(*text_));
   ThreadPool packers(num_threads);
-  auto image = model::build_image(
-      *source, dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative, packers);
-  auto text = text_parts.get();
+  auto image = model::build_image(source_, mode, packers);
+  auto text = making_text.get();
   if (!image) return std::move(image).error();
-  if (!text) return std::move(text).error();
-  return LoadedModel{*std::move(image), *std::move(text)};
+  if (!*text) return std::move(*text).error();
+  return LoadedModel{*std::move(image), *std::move(*text)};
 }
 
 }  // namespace thaw::cli

@@ -2,21 +2,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "cli/model_paths.h"
+#include "cli/model_text.h"
 #include "engine/base/result.h"
 #include "engine/checkpoint/gguf.h"
+#include "engine/checkpoint/hf_directory.h"
+#include "engine/checkpoint/model_location.h"
 #include "engine/model/load.h"
-#include "engine/text/chat_template.h"
-#include "engine/text/tokenizer.h"
+#include "engine/model/source.h"
 
 namespace thaw::cli {
-
-/// What turns text into tokens and back.
-struct ModelText {
-  std::unique_ptr<text::Tokenizer> tokenizer;
-  std::unique_ptr<text::ChatTemplate> chat_template;  ///< null: the model has none
-};
 
 /// A model ready to be served.
 struct LoadedModel {
@@ -28,25 +26,27 @@ struct LoadedModel {
 /// user's to read: one line that names the file.
 class ModelLoader {
  public:
-  /// `model`: path of a GGUF file; empty: the default model.
-  static Result<ModelLoader> open(const std::string& model);
+  /// `model` as locate_model() takes it; empty: the default model.
+  static Result<ModelLoader> open(const std::string& model, const ModelPaths& paths);
 
-  const std::string& path() const { return path_; }
-  /// How clients may call it: the file's name without its extension.
-  std::string name() const;
+  const std::string& path() const { return location_.path; }
+  /// How clients may call it: "org/name", or the name of the directory or file.
+  const std::string& name() const { return location_.name; }
+  const model::ModelSource& source() const { return source_; }
   /// What the packed weights take, about: the exact figure is known once they are packed.
-  /// `dtype` as in ServeSettings.
-  std::uint64_t estimated_weight_bytes(const std::string& dtype) const;
+  std::uint64_t estimated_weight_bytes(ops::ComputeMode mode) const;
 
-  /// Packs the weights with `num_threads` threads and reads tokenizer and template meanwhile.
-  Result<LoadedModel> load(const std::string& dtype, int num_threads) const;
+  /// Packs the weights with `num_threads` threads and makes tokenizer and template meanwhile.
+  Result<LoadedModel> load(ops::ComputeMode mode, int num_threads) const;
 
  private:
-  explicit ModelLoader(checkpoint::GgufFile file)
-      : path_(file.path()), file_(std::make_shared<const checkpoint::GgufFile>(std::move(file))) {}
+  ModelLoader() = default;
+  Result<void> open_gguf();
+  Result<void> open_hf();
 
-  std::string path_;
-  std::shared_ptr<const checkpoint::GgufFile> file_;
+  checkpoint::ModelLocation location_;
+  std::shared_ptr<const TextSource> text_;
+  model::ModelSource source_;
 };
 
 }  // namespace thaw::cli

@@ -1,7 +1,5 @@
 #include "cli/model_source.h"
 
-#include <cstdlib>
-
 #include "engine/checkpoint/end_tokens.h"
 #include "engine/text/tokenizer_split.h"
 
@@ -57,16 +55,6 @@ Result<void> set_sentence_piece(const checkpoint::GgufFile& file, text::Tokenize
 }
 
 }  // namespace
-
-std::string default_model_path() {
-  const char* cache = std::getenv("THAW_CACHE_DIR");
-  std::string directory = cache != nullptr ? cache : "";
-  if (directory.empty()) {
-    const char* home = std::getenv("HOME");
-    directory = std::string(home != nullptr ? home : "") + "/.cache/thaw";
-  }
-  return directory + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-}
 
 Result<text::TokenizerSpec> tokenizer_spec_from_gguf(const checkpoint::GgufFile& file) {
   const auto model = file.get_string("tokenizer.ggml.model");

@@ -14,10 +14,6 @@ namespace thaw::cli {
 inline constexpr std::string_view kDefaultModelSha256 =
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// Where scripts/get_model.py puts the default model: models/ below $THAW_CACHE_DIR, else below
-/// ~/.cache/thaw.
-std::string default_model_path();
-
 /// The tokenizer that a GGUF file describes. Errors name the file and the key that is missing,
 /// misshapen or not supported (tokenizer.ggml.model other than "gpt2").
 Result<text::TokenizerSpec> tokenizer_spec_from_gguf(const checkpoint::GgufFile& file);

@@ -14,6 +14,7 @@
 #include "cli/memory_budget.h"
 #include "cli/model_loader.h"
 #include "cli/pool_backend.h"
+#include "cli/served_model.h"
 #include "cli/version.h"
 #include "coalescer/http/server.h"
 #include "engine/base/log.h"
@@ -74,6 +75,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings, const Mod
   if (settings.max_model_len != 0) {
     options.max_model_len = std::min(options.max_model_len, settings.max_model_len);
   }
+  options.model = describe_model(model.source(), settings.generation_config == "auto");
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
   options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
   options.max_body_bytes = settings.max_body_bytes;
@@ -118,13 +120,13 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
 
 }  // namespace
 
-Result<void> run_serve(const ServeSettings& settings) {
+Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
   const sigset_t signals = block_stop_signals();
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
-  auto model = ModelLoader::open(settings.model);
+  auto model = ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
   if (settings.model.empty())
     std::printf("no model given: serving the default one, %s\n", model->path().c_str());
@@ -133,14 +135,16 @@ Result<void> run_serve(const ServeSettings& settings) {
   const std::uint32_t threads =
       settings.threads != 0 ? settings.threads
                             : std::max(1U, static_cast<std::uint32_t>(cores) / settings.workers);
-  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(settings.dtype));
+  const auto mode =
+      settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative;
+  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(mode));
   const auto available = available_memory_bytes();
   if (!available) return available.error();
   if (const auto fits = check_fits(budget, *available); !fits) return fits.error();
   std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
               format_bytes(*available).c_str());
 
-  auto loaded = model->load(settings.dtype, cores);
+  auto loaded = model->load(mode, cores);
   if (!loaded) return loaded.error();
 
   const coalescer::ServerOptions options = [&] {

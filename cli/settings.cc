@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 
 namespace thaw::cli {
 namespace {
@@ -25,14 +26,36 @@ CLI::Option* add(CLI::App& command, const std::string& flag, T& value, const std
 
 constexpr std::uint32_t kMaxCount = 1U << 20;
 
+/// Empty where the variable is unset.
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+std::string first_of(std::string value, const std::string& fallback) {
+  return value.empty() ? fallback : std::move(value);
+}
+
 }  // namespace
+
+ModelPaths model_paths_from_environment() {
+  const std::string user_cache = environment("HOME") + "/.cache";
+  const std::string thaw_cache = first_of(environment("THAW_CACHE_DIR"), user_cache + "/thaw");
+  const std::string hf_home = first_of(
+      environment("HF_HOME"), first_of(environment("XDG_CACHE_HOME"), user_cache) + "/huggingface");
+  return {thaw_cache + "/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+          first_of(environment("HF_HUB_CACHE"), hf_home + "/hub")};
+}
 
 void add_serve_options(CLI::App& command, ServeSettings& settings) {
   ServeSettings& s = settings;
-  command.add_option("model", s.model, "GGUF file to serve; the default model without one")
+  command
+      .add_option("model", s.model,
+                  "GGUF file, directory of Hugging Face's files, or org/name in its local cache; "
+                  "the default model without one")
       ->envname("THAW_MODEL");
   add(command, "--served-model-name", s.served_model_names,
-      "Name that clients use; may be given several times. Default: the model's file name")
+      "Name that clients use; may be given several times. Default: the model's name")
       ->delimiter(',');
 
   const std::string http = "HTTP";
@@ -87,6 +110,10 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(engine);
   add(command, "--dtype", s.dtype, "native, or f32 to expand every weight to float32")
       ->check(CLI::IsMember({"native", "f32"}))
+      ->group(engine);
+  add(command, "--generation-config", s.generation_config,
+      "auto takes the checkpoint's sampling for what requests leave out, none does not")
+      ->check(CLI::IsMember({"auto", "none"}))
       ->group(engine);
   add(command, "--kv-dtype", s.kv_dtype, "Type of the KV cache")
       ->check(CLI::IsMember({"bf16", "f16", "f32"}))

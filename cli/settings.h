@@ -6,12 +6,14 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/model_paths.h"
+
 namespace thaw::cli {
 
 /// Everything `thaw serve` can be told. Each field is a flag and an environment variable
 /// (docs/configuration.md); this is the only place where the environment is read.
 struct ServeSettings {
-  std::string model;  ///< path of a GGUF file; empty: the default model
+  std::string model;  ///< file, directory or org/name; empty: the default model
   std::vector<std::string> served_model_names;
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;
@@ -21,6 +23,7 @@ struct ServeSettings {
   std::uint32_t threads = 0;  ///< a worker's; 0: the cores there are, shared out over the workers
   std::string isa;
   std::string dtype = "native";
+  std::string generation_config = "auto";
   std::string kv_dtype = "bf16";
   std::uint64_t kv_bytes = 1ULL << 30;
   std::uint64_t arena_bytes = 256ULL << 20;
@@ -38,6 +41,11 @@ struct ServeSettings {
   double write_timeout_s = 30.0;
   std::string log_level = "info";
 };
+
+/// Hugging Face's cache: $HF_HUB_CACHE, else hub/ below $HF_HOME, else huggingface/hub/ below
+/// $XDG_CACHE_HOME or ~/.cache. The default model: models/ below $THAW_CACHE_DIR, else below
+/// ~/.cache/thaw, where scripts/get_model.py puts it.
+ModelPaths model_paths_from_environment();
 
 /// Declares the flags of `serve` on `command`; they write to `settings`, which must outlive the
 /// parse.

@@ -1,0 +1,49 @@
+#include "cli/model_text.h"
+
+#include <utility>
+
+#include "cli/model_source.h"
+
+namespace thaw::cli {
+namespace {
+
+Error with_path(const std::string& path, Error error) {
+  error.message = path + ": " + error.message;
+  return error;
+}
+
+}  // namespace
+
+Result<text::TokenizerSpec> tokenizer_spec_from_hf(const checkpoint::HfDirectory& directory) {
+  if (directory.tokenizer.empty()) {
+    return make_error(Errc::kNotFound,
+                      directory.path +
+                          "/tokenizer.json is missing; transformers' save_pretrained() of the "
+                          "model's fast tokenizer writes it");
+  }
+  return make_error(
+      Errc::kUnsupported,
+      directory.path + "/tokenizer.json: tokenizers of Hugging Face are not read yet");
+}
+
+std::optional<checkpoint::StoredTemplate> stored_template_from_gguf(
+    const checkpoint::GgufFile& file) {
+  const auto source = chat_template_from_gguf(file);
+  if (!source) return std::nullopt;
+  return checkpoint::StoredTemplate{std::string(*source), "tokenizer.chat_template"};
+}
+
+Result<ModelText> make_model_text(const std::string& path, TextSource source) {
+  auto tokenizer = text::Tokenizer::create(std::move(source.tokenizer));
+  if (!tokenizer) return with_path(path, std::move(tokenizer).error());
+  ModelText text;
+  text.tokenizer = std::move(*tokenizer);
+  if (!source.chat_template) return text;
+  auto parsed = text::ChatTemplate::parse(std::move(source.chat_template->source));
+  if (!parsed)
+    return with_path(path + ": " + source.chat_template->file, std::move(parsed).error());
+  text.chat_template = std::move(*parsed);
+  return text;
+}
+
+}  // namespace thaw::cli
