@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cli/model_source.h"
+#include "engine/text/hf_tokenizer.h"
 
 namespace thaw::cli {
 namespace {
@@ -21,9 +22,11 @@ Result<text::TokenizerSpec> tokenizer_spec_from_hf(const checkpoint::HfDirectory
                           "/tokenizer.json is missing; transformers' save_pretrained() of the "
                           "model's fast tokenizer writes it");
   }
-  return make_error(
-      Errc::kUnsupported,
-      directory.path + "/tokenizer.json: tokenizers of Hugging Face are not read yet");
+  // The chat template is the directory's business: see read_hf_directory().
+  auto read = text::read_hf_tokenizer(
+      {directory.tokenizer, directory.tokenizer_config, directory.special_tokens_map, "-"});
+  if (!read) return with_path(directory.path, std::move(read).error());
+  return std::move(read->spec);
 }
 
 std::optional<checkpoint::StoredTemplate> stored_template_from_gguf(
