@@ -21,7 +21,14 @@ enum class Packing : std::uint32_t {
   kPanelQ4Scale32 = 5,  ///< the same with f32 scale and minimum: Q4_K
   kPanelQ8 = 6,  ///< 8-bit q, blocks of 32 columns, f16 scale: Q8_0
   kPanelQ6 = 7,  ///< 6-bit q held in bytes, blocks of 16 columns, f32 scale: Q6_K
+  kPanelQ5Scale16 = 8,  ///< 5-bit q, blocks of 32 columns, f16 scale and minimum: Q5_0, Q5_1
+  /// Units of 256 columns with an f16 scale (and minimum) for small integer ones.
+  kPanelQ5Super = 9,  ///< 5-bit q, 8-bit scale and minimum for 32 columns: Q5_K
+  kPanelQ2Super = 10,  ///< 2-bit q, 4-bit scale and minimum for 16 columns: Q2_K
+  kPanelQ3Super = 11,  ///< 3-bit q, 8-bit scale for 16 columns: Q3_K
+  kPanelIq4 = 12,  ///< 4-bit index of a table of int8, blocks of 32 columns, f16 scale: IQ4_NL
 };
+inline constexpr Packing kLastPacking = Packing::kPanelIq4;
 
 /// `kExact32` expands every matrix to float32 and keeps activations in float32 (the reference
 /// path); `kNative` keeps the stored precision, with 8-bit activations for quantised weights.

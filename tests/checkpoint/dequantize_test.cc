@@ -38,9 +38,10 @@ std::map<std::string, Sample> read_samples() {
 
 TEST(Dequantize, EveryTypeEqualsTheReferenceBitForBit) {
   const auto samples = read_samples();
-  ASSERT_EQ(samples.size(), 8u);
+  ASSERT_EQ(samples.size(), 14u);
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,
-                            DType::kQ4_1, DType::kQ4_K, DType::kQ6_K}) {
+                            DType::kQ4_1, DType::kQ4_K, DType::kQ6_K, DType::kQ5_0, DType::kQ5_1,
+                            DType::kQ5_K, DType::kQ2_K, DType::kQ3_K, DType::kIQ4_NL}) {
     const std::string name(dtype_name(dtype));
     ASSERT_TRUE(samples.contains(name)) << name;
     const Sample& sample = samples.at(name);

@@ -1,6 +1,7 @@
 #include "engine/checkpoint/gguf.h"
 
 #include <algorithm>
+#include <map>
 #include <random>
 
 #include <gmock/gmock.h>
@@ -134,10 +135,17 @@ TEST(Gguf, NamesWhatIsWrongWithATensor) {
     return error_of(GgufBuilder().header(1, 0).tensor("w", shape, type, offset).data(1024).bytes())
         .message;
   };
-  EXPECT_THAT(with_tensor({32}, 11, 0), HasSubstr("Q3_K"));
-  EXPECT_THAT(with_tensor({32}, 11, 0),
-              HasSubstr("supported are F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, BF16"));
+  EXPECT_THAT(with_tensor({32}, 16, 0), HasSubstr("has type IQ2_XXS;"));
+  const std::map<std::uint32_t, std::string> known{
+      {9, "Q8_1"}, {15, "Q8_K"}, {21, "IQ3_S"}, {34, "TQ1_0"}, {39, "MXFP4"}};
+  for (const auto& [type, name] : known)
+    EXPECT_THAT(with_tensor({256}, type, 0), HasSubstr("has type " + name + ";"));
+  EXPECT_THAT(
+      with_tensor({32}, 16, 0),
+      HasSubstr("supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, "
+                "Q6_K, IQ4_NL, BF16"));
   EXPECT_THAT(with_tensor({32}, 777, 0), HasSubstr("type 777"));
+  EXPECT_THAT(with_tensor({128}, 11, 0), HasSubstr("Q3_K needs a multiple of 256"));
   EXPECT_THAT(with_tensor({33}, 3, 0), HasSubstr("multiple of 32"));
   EXPECT_THAT(with_tensor({0}, 0, 0), HasSubstr("impossible shape"));
   EXPECT_THAT(with_tensor({1ULL << 40, 1ULL << 40}, 0, 0), HasSubstr("impossible shape"));

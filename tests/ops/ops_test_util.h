@@ -105,6 +105,27 @@ inline std::vector<std::byte> random_matrix(DType dtype, std::int64_t rows, std:
       case DType::kQ6_K:
         put(at + 208, half(-0.0001F, 0.0001F));
         break;
+      case DType::kQ5_0:
+        put(at, half(-0.01F, 0.01F));
+        break;
+      case DType::kQ5_1:
+        put(at, half(0.0F, 0.01F));
+        put(at + 2, half(-0.2F, 0.0F));
+        break;
+      case DType::kQ5_K:
+        put(at, half(0.0F, 0.00025F));
+        put(at + 2, half(0.0F, 0.003F));
+        break;
+      case DType::kQ2_K:
+        put(at + 80, half(0.0F, 0.005F));
+        put(at + 82, half(0.0F, 0.005F));
+        break;
+      case DType::kQ3_K:
+        put(at + 108, half(-0.001F, 0.001F));
+        break;
+      case DType::kIQ4_NL:
+        put(at, half(-0.001F, 0.001F));
+        break;
     }
   }
   return stored;
@@ -131,7 +152,9 @@ inline TestWeight make_weight(DType dtype, std::int64_t rows, std::int64_t cols,
   return weight;
 }
 
-inline constexpr DType kAllDTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                                       DType::kQ4_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K};
+inline constexpr DType kAllDTypes[] = {DType::kF32,  DType::kF16,   DType::kBF16, DType::kQ8_0,
+                                       DType::kQ4_0, DType::kQ4_1,  DType::kQ4_K, DType::kQ6_K,
+                                       DType::kQ5_0, DType::kQ5_1,  DType::kQ5_K, DType::kQ2_K,
+                                       DType::kQ3_K, DType::kIQ4_NL};
 
 }  // namespace thaw::ops::testing

@@ -15,12 +15,22 @@ TEST(Packing, ValuesAreStoredInImagesAndFixed) {
   EXPECT_EQ(static_cast<int>(Packing::kPanelQ4Scale32), 5);
   EXPECT_EQ(static_cast<int>(Packing::kPanelQ8), 6);
   EXPECT_EQ(static_cast<int>(Packing::kPanelQ6), 7);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ5Scale16), 8);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ5Super), 9);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ2Super), 10);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelQ3Super), 11);
+  EXPECT_EQ(static_cast<int>(Packing::kPanelIq4), 12);
+  EXPECT_EQ(kLastPacking, Packing::kPanelIq4);
 }
 
 TEST(Packing, BytesAWeight) {
   // 5 and 8.5 bits a weight: what the decode speed rests on.
   EXPECT_EQ(packed_bytes(Packing::kPanelQ4Scale16, 576, 576), 576U * 576 * 5 / 8);
   EXPECT_EQ(packed_bytes(Packing::kPanelQ8, 49152, 576), 49152U * 576 * 17 / 16);
+  // The formats with two levels of scales keep them: 5.625, 2.625 (as stored) and 3.5625 bits.
+  EXPECT_EQ(packed_bytes(Packing::kPanelQ5Super, 16, 256), 16U * 256 * 45 / 64);
+  EXPECT_EQ(packed_bytes(Packing::kPanelQ2Super, 16, 512), 16U * 512 * 21 / 64);
+  EXPECT_EQ(packed_bytes(Packing::kPanelQ3Super, 32, 256), 32U * 256 * 57 / 128);
   EXPECT_EQ(packed_bytes(Packing::kPanelF32, 17, 3), 32U * 3 * 4);
   EXPECT_EQ(packed_bytes(Packing::kVectorF32, 1, 7), 28U);
 }

@@ -13,6 +13,8 @@ namespace thaw::ops::cpu {
 inline constexpr int kLanes = 16;
 /// Columns of a quantised block, and of a block of rounded activations.
 inline constexpr int kBlockCols = 32;
+/// Columns of a unit of the packings that keep their format's two levels of scales.
+inline constexpr int kSuperCols = 256;
 /// Most rows of x that one kernel call takes.
 inline constexpr int kTileRows = 16;
 inline constexpr int kSplitKeys = 256;
@@ -27,6 +29,11 @@ enum class PanelKind : std::uint32_t {
   kQ4Scale32 = 5,
   kQ8 = 6,
   kQ6 = 7,
+  kQ5Scale16 = 8,
+  kQ5Super = 9,
+  kQ2Super = 10,
+  kQ3Super = 11,
+  kIq4 = 12,
 };
 
 /// 32 activations of one row, rounded: x ~ scale * q.

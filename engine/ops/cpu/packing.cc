@@ -16,6 +16,7 @@ namespace {
 using checkpoint::DType;
 using cpu::kBlockCols;
 using cpu::kLanes;
+using cpu::kSuperCols;
 
 constexpr std::uint32_t kLowNibbles = 0x0f0f0f0fu;
 
@@ -55,6 +56,16 @@ std::size_t panel_bytes(Packing packing, std::int64_t cols) {
       return width / kBlockCols * 544;
     case Packing::kPanelQ6:
       return width / kBlockCols * 640;
+    case Packing::kPanelQ5Scale16:
+      return width / kBlockCols * 384;
+    case Packing::kPanelQ5Super:
+      return width / kSuperCols * 2880;
+    case Packing::kPanelQ2Super:
+      return width / kSuperCols * 1344;
+    case Packing::kPanelQ3Super:
+      return width / kSuperCols * 1824;
+    case Packing::kPanelIq4:
+      return width / kBlockCols * 288;
   }
   return 0;
 }
@@ -104,14 +115,9 @@ void pack_q4_k(const std::byte* row, std::int64_t cols, int lane, std::byte* pan
     const float dmin = read_f16(row + 2);
     const auto* packed = reinterpret_cast<const std::uint8_t*>(row + 4);
     for (int sub = 0; sub < 8; ++sub, panel += 384) {
-      int scale = packed[sub] & 63;
-      int minimum = packed[sub + 4] & 63;
-      if (sub >= 4) {
-        scale = (packed[sub + 4] & 15) | packed[sub - 4] >> 6 << 4;
-        minimum = packed[sub + 4] >> 4 | packed[sub] >> 6 << 4;
-      }
-      write(panel + 4 * lane, d * static_cast<float>(scale));
-      write(panel + 64 + 4 * lane, -(dmin * static_cast<float>(minimum)));
+      const checkpoint::ScaleMin small = checkpoint::scale_min_k4(packed, sub);
+      write(panel + 4 * lane, d * static_cast<float>(small.scale));
+      write(panel + 64 + 4 * lane, -(dmin * static_cast<float>(small.minimum)));
       const std::byte* quants = row + 16 + 32 * (sub / 2);
       const int shift = sub % 2 == 0 ? 0 : 4;
       for (int g = 0; g < 4; ++g) {
@@ -139,6 +145,132 @@ void pack_q6_k(const std::byte* row, std::int64_t cols, int lane, std::byte* pan
         const std::uint32_t top = read_u32(high + 4 * g) >> 2 * quarter & 0x03030303u;
         write(panel + 128 + 64 * g + 4 * lane, bottom | top << 4);
       }
+    }
+  }
+}
+
+// The layouts of quants below four bits and of single high bits: see load_pairs, load_fivebits and
+// load_threebits of the kernels.
+
+/// Low nibbles of 32 quants.
+void write_nibbles(const std::uint8_t* q, int lane, std::byte* out) {
+  for (int i = 0; i < 16; ++i) {
+    write(out + 64 * (i / 4) + 4 * lane + i % 4,
+          static_cast<std::uint8_t>((q[i] & 15) | (q[i + 16] & 15) << 4));
+  }
+}
+/// Low pairs of bits of 32 quants.
+void write_pairs(const std::uint8_t* q, int lane, std::byte* out) {
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 4; ++i) {
+      int four = 0;
+      for (int g = 0; g < 4; ++g)
+        four |= (q[16 * half + 4 * g + i] & 3) << 2 * g;
+      write(out + 64 * half + 4 * lane + i, static_cast<std::uint8_t>(four));
+    }
+  }
+}
+/// Bit number `bit` of 32 quants.
+void write_high_bits(const std::uint8_t* q, int bit, int lane, std::byte* out) {
+  for (int i = 0; i < 4; ++i) {
+    int eight = 0;
+    for (int g = 0; g < 8; ++g)
+      eight |= (q[4 * g + i] >> bit & 1) << g;
+    write(out + 4 * lane + i, static_cast<std::uint8_t>(eight));
+  }
+}
+
+/// -16 * scale, as minimum_of_q4_0.
+std::uint16_t minimum_of_q5_0(std::uint16_t scale) {
+  return float_to_f16(-16.0F * f16_to_float(scale));
+}
+
+void pack_q5(DType source, const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  const int header = source == DType::kQ5_0 ? 2 : 4;
+  for (std::int64_t block = 0; block < cols / 32; ++block, row += header + 20, panel += 384) {
+    const std::uint16_t scale = read_u16(row);
+    write(panel + 2 * lane, scale);
+    write(panel + 32 + 2 * lane,
+          source == DType::kQ5_0 ? minimum_of_q5_0(scale) : read_u16(row + 2));
+    const std::uint32_t high = read_u32(row + header);
+    std::uint8_t q[32];
+    for (int i = 0; i < 32; ++i)
+      q[i] = static_cast<std::uint8_t>((high >> i & 1) << 4);
+    for (int g = 0; g < 4; ++g)
+      write(panel + 64 + 64 * g + 4 * lane, read_u32(row + header + 4 + 4 * g));
+    write_high_bits(q, 4, lane, panel + 64 + 256);
+  }
+}
+
+void pack_iq4_nl(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t block = 0; block < cols / 32; ++block, row += 18, panel += 288) {
+    write(panel + 2 * lane, read_u16(row));
+    for (int g = 0; g < 4; ++g)
+      write(panel + 32 + 64 * g + 4 * lane, read_u32(row + 2 + 4 * g));
+  }
+}
+
+void pack_q5_k(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t super = 0; super < cols / 256; ++super, row += 176, panel += 2880) {
+    write(panel + 2 * lane, read_u16(row));
+    write(panel + 32 + 2 * lane, read_u16(row + 2));
+    const auto* packed = reinterpret_cast<const std::uint8_t*>(row + 4);
+    const auto* high = reinterpret_cast<const std::uint8_t*>(row + 16);
+    for (int sub = 0; sub < 8; ++sub) {
+      const checkpoint::ScaleMin small = checkpoint::scale_min_k4(packed, sub);
+      write(panel + 64 + 32 * sub + lane, static_cast<std::uint8_t>(small.scale));
+      write(panel + 80 + 32 * sub + lane, static_cast<std::uint8_t>(small.minimum));
+      const auto* nibbles = reinterpret_cast<const std::uint8_t*>(row + 48 + 32 * (sub / 2));
+      std::uint8_t q[32];
+      for (int i = 0; i < 32; ++i) {
+        q[i] = static_cast<std::uint8_t>((nibbles[i] >> 4 * (sub % 2) & 15) | (high[i] >> sub & 1)
+                                                                                  << 4);
+      }
+      std::byte* quants = panel + 320 + 320 * sub;
+      write_nibbles(q, lane, quants);
+      write_high_bits(q, 4, lane, quants + 256);
+    }
+  }
+}
+
+/// 32 quants of Q2_K or of the low bits of Q3_K, from its 64 bytes.
+void read_pairs(const std::byte* pairs, int part, std::uint8_t* q) {
+  const auto* from = reinterpret_cast<const std::uint8_t*>(pairs) + 32 * (part / 4);
+  for (int i = 0; i < 32; ++i)
+    q[i] = from[i] >> 2 * (part % 4) & 3;
+}
+
+void pack_q2_k(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t super = 0; super < cols / 256; ++super, row += 84, panel += 1344) {
+    write(panel + 2 * lane, read_u16(row + 80));
+    write(panel + 32 + 2 * lane, read_u16(row + 82));
+    for (int half = 0; half < 16; ++half)
+      panel[64 + 16 * half + lane] = row[half];
+    for (int part = 0; part < 8; ++part) {
+      std::uint8_t q[32];
+      read_pairs(row + 16, part, q);
+      write_pairs(q, lane, panel + 320 + 128 * part);
+    }
+  }
+}
+
+void pack_q3_k(const std::byte* row, std::int64_t cols, int lane, std::byte* panel) {
+  for (std::int64_t super = 0; super < cols / 256; ++super, row += 110, panel += 1824) {
+    write(panel + 1792 + 2 * lane, read_u16(row + 108));
+    const auto* scales = reinterpret_cast<const std::uint8_t*>(row + 96);
+    const auto* high = reinterpret_cast<const std::uint8_t*>(row);
+    for (int half = 0; half < 16; ++half) {
+      write(panel + 16 * half + lane,
+            static_cast<std::int8_t>(checkpoint::scale_q3_k(scales, half)));
+    }
+    for (int part = 0; part < 8; ++part) {
+      std::uint8_t q[32];
+      read_pairs(row + 32, part, q);
+      for (int i = 0; i < 32; ++i)
+        q[i] = static_cast<std::uint8_t>(q[i] | (high[i] >> part & 1) << 2);
+      std::byte* quants = panel + 256 + 192 * part;
+      write_pairs(q, lane, quants);
+      write_high_bits(q, 2, lane, quants + 128);
     }
   }
 }
@@ -171,6 +303,16 @@ void pack_row(DType source, Packing packing, std::span<const std::byte> row, std
       return pack_q8_0(row.data(), cols, lane, panel);
     case Packing::kPanelQ6:
       return pack_q6_k(row.data(), cols, lane, panel);
+    case Packing::kPanelQ5Scale16:
+      return pack_q5(source, row.data(), cols, lane, panel);
+    case Packing::kPanelQ5Super:
+      return pack_q5_k(row.data(), cols, lane, panel);
+    case Packing::kPanelQ2Super:
+      return pack_q2_k(row.data(), cols, lane, panel);
+    case Packing::kPanelQ3Super:
+      return pack_q3_k(row.data(), cols, lane, panel);
+    case Packing::kPanelIq4:
+      return pack_iq4_nl(row.data(), cols, lane, panel);
     case Packing::kVectorF32:
     case Packing::kPanelF32:
       return pack_f32(source, row, cols, lane, panel);
@@ -186,8 +328,7 @@ Error size_error(const char* what, std::size_t given, std::size_t needed) {
 }  // namespace
 
 bool is_quantized(Packing packing) {
-  return packing == Packing::kPanelQ4Scale16 || packing == Packing::kPanelQ4Scale32 ||
-         packing == Packing::kPanelQ8 || packing == Packing::kPanelQ6;
+  return packing >= Packing::kPanelQ4Scale16;
 }
 
 Packing choose_packing(DType source, ComputeMode mode) {
@@ -206,6 +347,17 @@ Packing choose_packing(DType source, ComputeMode mode) {
       return Packing::kPanelQ4Scale32;
     case DType::kQ6_K:
       return Packing::kPanelQ6;
+    case DType::kQ5_0:
+    case DType::kQ5_1:
+      return Packing::kPanelQ5Scale16;
+    case DType::kQ5_K:
+      return Packing::kPanelQ5Super;
+    case DType::kQ2_K:
+      return Packing::kPanelQ2Super;
+    case DType::kQ3_K:
+      return Packing::kPanelQ3Super;
+    case DType::kIQ4_NL:
+      return Packing::kPanelIq4;
     case DType::kF32:
       break;
   }

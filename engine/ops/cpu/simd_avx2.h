@@ -170,6 +170,81 @@ inline Quads load_bytes(const std::uint8_t* p) {
     quads.v[g] = load_256(p + 32 * g);
   return quads;
 }
+// Bits above the nibble or pair lie in 64 bytes more: bit g of a byte belongs to pair g.
+
+/// (bits >> g & 1) << kTo beside w.
+template <int kTo>
+inline __m256i with_high_bit(__m256i w, __m256i bits, int g) {
+  const __m256i moved =
+      g < kTo ? _mm256_slli_epi16(bits, kTo - g) : _mm256_srli_epi16(bits, g - kTo);
+  return _mm256_or_si256(w, _mm256_and_si256(moved, _mm256_set1_epi8(1 << kTo)));
+}
+template <int kTo>
+inline void add_high_bits(Quads& quads, const std::uint8_t* p) {
+  const __m256i lo = load_256(p);
+  const __m256i hi = load_256(p + 32);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    quads.v[2 * g] = with_high_bit<kTo>(quads.v[2 * g], lo, g);
+    quads.v[2 * g + 1] = with_high_bit<kTo>(quads.v[2 * g + 1], hi, g);
+  }
+}
+/// 0 .. 31: nibbles, then one high bit each.
+inline Quads load_fivebits(const std::uint8_t* p) {
+  Quads quads = load_nibbles(p);
+  add_high_bits<4>(quads, p + 256);
+  return quads;
+}
+/// 0 .. 3: bits 2j of 64 bytes h are pair 4h + j.
+inline Quads load_pairs(const std::uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(3);
+  Quads quads;
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    const __m256i four = load_256(p + 64 * (i / 8) + 32 * (i % 2));
+    quads.v[i] = _mm256_and_si256(_mm256_srli_epi16(four, 2 * (i / 2 % 4)), mask);
+  }
+  return quads;
+}
+/// 0 .. 7: pairs, then one high bit each.
+inline Quads load_threebits(const std::uint8_t* p) {
+  Quads quads = load_pairs(p);
+  add_high_bits<2>(quads, p + 128);
+  return quads;
+}
+/// Nibbles looked up in a table of 16 bytes.
+inline Quads load_looked_up(const std::uint8_t* p, const std::uint8_t* table) {
+  const __m256i values = _mm256_broadcastsi128_si256(load_128(table));
+  Quads quads = load_nibbles(p);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    quads.v[i] = _mm256_shuffle_epi8(values, quads.v[i]);
+  return quads;
+}
+/// 16 bytes, shifted and masked as given, as floats.
+inline F32 widen_bytes(__m128i bytes, int shift, int mask) {
+  const __m256i keep = _mm256_set1_epi32(mask);
+  const __m256i lo = _mm256_srli_epi32(_mm256_cvtepu8_epi32(bytes), shift);
+  const __m256i hi = _mm256_srli_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), shift);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(lo, keep)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(hi, keep))};
+}
+/// 16 bytes as floats.
+inline F32 load_u8(const std::uint8_t* p) {
+  return widen_bytes(load_128(p), 0, 255);
+}
+inline F32 load_i8(const std::uint8_t* p) {
+  const __m128i bytes = load_128(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+/// The low and the high nibbles of 16 bytes as floats.
+inline F32 load_low_nibbles(const std::uint8_t* p) {
+  return widen_bytes(load_128(p), 0, 15);
+}
+inline F32 load_high_nibbles(const std::uint8_t* p) {
+  return widen_bytes(load_128(p), 4, 15);
+}
 inline __m256i splat_quad(const std::int8_t* a) {
   int word;
   __builtin_memcpy(&word, a, 4);
@@ -195,6 +270,28 @@ inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
     sums[t] = {widen_pairs(lo), widen_pairs(hi)};
   }
 }
+/// sums[t] = over 32 columns of w * a[t], w in 0 .. 31. 16-bit sums hold four steps: 4 * 2 * 31 *
+/// 127 = 31496.
+template <int kCount>
+inline void dot_fivebits(const Quads& w, const ActBlock* a, I32* sums) {
+  for (int t = 0; t < kCount; ++t) {
+    I32 sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 2
+    for (int first = 0; first < 8; first += 4) {
+      __m256i lo = _mm256_setzero_si256();
+      __m256i hi = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int g = first; g < first + 4; ++g) {
+        const __m256i quad = splat_quad(a[t].q + 4 * g);
+        lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w.v[2 * g], quad));
+        hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w.v[2 * g + 1], quad));
+      }
+      sum.lo = _mm256_add_epi32(sum.lo, widen_pairs(lo));
+      sum.hi = _mm256_add_epi32(sum.hi, widen_pairs(hi));
+    }
+    sums[t] = sum;
+  }
+}
 /// (w - 128) * a with |w - 128| as the unsigned factor: 2 * 128 * 127 = 32512 fits 16 bits.
 inline __m256i dot_signed(__m256i stored, __m256i quad) {
   const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8(-128));
@@ -218,9 +315,9 @@ inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
 inline __m256i dot_two_sixbit(__m256i w0, __m256i a0, __m256i w1, __m256i a1) {
   return widen_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(w0, a0), _mm256_maddubs_epi16(w1, a1)));
 }
-/// Over columns 16 * half .. + 15 of (w - 32) * a, w in 0 .. 63; sum_a of those a.
-inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, int half, std::int32_t sum_a) {
-  const __m256i start = _mm256_set1_epi32(-32 * sum_a);
+/// start plus, over columns 16 * half .. + 15, w * a, w in 0 .. 63.
+inline I32 dot_half(const Quads& w, const std::int8_t* a, int half, std::int32_t start_value) {
+  const __m256i start = _mm256_set1_epi32(start_value);
   I32 sum = {start, start};
 #pragma GCC unroll 2
   for (int g = 4 * half; g < 4 * half + 4; g += 2) {
@@ -232,11 +329,11 @@ inline I32 dot16_sixbit(const Quads& w, const std::int8_t* a, int half, std::int
   }
   return sum;
 }
-/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t].
-template <int kCount>
-inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+/// low[t], high[t] = over the first and the last 16 columns of (w - kOffset) * a[t].
+template <int kCount, int kOffset>
+inline void dot_halves(const Quads& w, const ActBlock* a, I32* low, I32* high) {
   for (int t = 0; t < kCount; ++t) {
-    low[t] = dot16_sixbit(w, a[t].q, 0, a[t].sum_low);
-    high[t] = dot16_sixbit(w, a[t].q, 1, a[t].sum_high);
+    low[t] = dot_half(w, a[t].q, 0, -kOffset * a[t].sum_low);
+    high[t] = dot_half(w, a[t].q, 1, -kOffset * a[t].sum_high);
   }
 }

@@ -132,6 +132,74 @@ inline Quads load_bytes(const std::uint8_t* p) {
     quads.v[g] = _mm512_loadu_si512(p + 64 * g);
   return quads;
 }
+// Bits above the nibble or pair lie in one more vector: bit g of a byte belongs to vector g.
+
+/// (bits >> g & 1) << kTo beside w.
+template <int kTo>
+inline __m512i with_high_bit(__m512i w, __m512i bits, int g) {
+  const __m512i moved = g < kTo ? _mm512_slli_epi16(bits, static_cast<unsigned>(kTo - g))
+                                : _mm512_srli_epi16(bits, static_cast<unsigned>(g - kTo));
+  constexpr int kOrWithAnd = 0xf8;  // a | (b & c)
+  return _mm512_ternarylogic_epi32(w, moved, _mm512_set1_epi8(1 << kTo), kOrWithAnd);
+}
+/// 0 .. 31: nibbles, then one high bit each.
+inline Quads load_fivebits(const std::uint8_t* p) {
+  Quads quads = load_nibbles(p);
+  const __m512i high = _mm512_loadu_si512(p + 256);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    quads.v[g] = with_high_bit<4>(quads.v[g], high, g);
+  return quads;
+}
+/// 0 .. 3: bits 2j of byte vector h are vector 4h + j.
+inline Quads load_pairs(const std::uint8_t* p) {
+  const __m512i mask = _mm512_set1_epi8(3);
+  Quads quads;
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    const __m512i four = _mm512_loadu_si512(p + 64 * (g / 4));
+    quads.v[g] =
+        _mm512_and_si512(_mm512_srli_epi16(four, static_cast<unsigned>(2 * (g % 4))), mask);
+  }
+  return quads;
+}
+/// 0 .. 7: pairs, then one high bit each.
+inline Quads load_threebits(const std::uint8_t* p) {
+  Quads quads = load_pairs(p);
+  const __m512i high = _mm512_loadu_si512(p + 128);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    quads.v[g] = with_high_bit<2>(quads.v[g], high, g);
+  return quads;
+}
+/// Nibbles looked up in a table of 16 bytes.
+inline Quads load_looked_up(const std::uint8_t* p, const std::uint8_t* table) {
+  const __m512i values =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  Quads quads = load_nibbles(p);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g)
+    quads.v[g] = _mm512_shuffle_epi8(values, quads.v[g]);
+  return quads;
+}
+inline __m128i load_128(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+/// 16 bytes as floats.
+inline F32 load_u8(const std::uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_128(p)));
+}
+inline F32 load_i8(const std::uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_128(p)));
+}
+/// The low and the high nibbles of 16 bytes as floats.
+inline F32 load_low_nibbles(const std::uint8_t* p) {
+  const __m512i wide = _mm512_cvtepu8_epi32(load_128(p));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(wide, _mm512_set1_epi32(15)));
+}
+inline F32 load_high_nibbles(const std::uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_srli_epi32(_mm512_cvtepu8_epi32(load_128(p)), 4));
+}
 inline __m512i splat_quad(const std::int8_t* a) {
   int word;
   __builtin_memcpy(&word, a, 4);
@@ -140,7 +208,7 @@ inline __m512i splat_quad(const std::int8_t* a) {
 // The dot products take kCount rows of x at once: their chains of dependent instructions
 // interleave.
 
-/// sums[t] = over 32 columns of w * a[t], w in 0 .. 15.
+/// sums[t] = over 32 columns of w * a[t], w in 0 .. 255.
 template <int kCount>
 inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
 #pragma GCC unroll 4
@@ -152,6 +220,10 @@ inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
     for (int t = 0; t < kCount; ++t)
       sums[t] = _mm512_dpbusd_epi32(sums[t], w.v[g], splat_quad(a[t].q + 4 * g));
   }
+}
+template <int kCount>
+inline void dot_fivebits(const Quads& w, const ActBlock* a, I32* sums) {
+  dot_nibbles<kCount>(w, a, sums);
 }
 /// sums[t] = over 32 columns of (w - 128) * a[t].
 template <int kCount>
@@ -166,13 +238,13 @@ inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
       sums[t] = _mm512_dpbusd_epi32(sums[t], w.v[g], splat_quad(a[t].q + 4 * g));
   }
 }
-/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t], w in 0 .. 63.
-template <int kCount>
-inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+/// low[t], high[t] = over the first and the last 16 columns of (w - kOffset) * a[t], w in 0 .. 63.
+template <int kCount, int kOffset>
+inline void dot_halves(const Quads& w, const ActBlock* a, I32* low, I32* high) {
 #pragma GCC unroll 4
   for (int t = 0; t < kCount; ++t) {
-    low[t] = _mm512_set1_epi32(-32 * a[t].sum_low);
-    high[t] = _mm512_set1_epi32(-32 * a[t].sum_high);
+    low[t] = _mm512_set1_epi32(-kOffset * a[t].sum_low);
+    high[t] = _mm512_set1_epi32(-kOffset * a[t].sum_high);
   }
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) {

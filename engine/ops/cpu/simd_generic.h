@@ -157,6 +157,72 @@ inline Quads load_bytes(const std::uint8_t* p) {
   __builtin_memcpy(&quads, p, sizeof(quads));
   return quads;
 }
+/// Calls body(g, row, i, byte of Quads) for all of them.
+template <typename Body>
+inline void each_byte(Quads& quads, const Body& body) {
+  for (int g = 0; g < 8; ++g) {
+    for (int r = 0; r < 16; ++r) {
+      for (int i = 0; i < 4; ++i)
+        body(g, 4 * r + i, quads.v[g][r][i]);
+    }
+  }
+}
+/// Nibbles, then one high bit each: bit g of a byte belongs to columns 4g .. 4g + 3.
+inline Quads load_fivebits(const std::uint8_t* p) {
+  Quads quads = load_nibbles(p);
+  each_byte(quads, [p](int g, int at, std::uint8_t& q) {
+    q = static_cast<std::uint8_t>(q | (p[256 + at] >> g & 1) << 4);
+  });
+  return quads;
+}
+/// 0 .. 3: bits 2j of 64 bytes h are columns 16h + 4j .. + 3.
+inline Quads load_pairs(const std::uint8_t* p) {
+  Quads quads;
+  each_byte(quads, [p](int g, int at, std::uint8_t& q) {
+    q = static_cast<std::uint8_t>(p[64 * (g / 4) + at] >> 2 * (g % 4) & 3);
+  });
+  return quads;
+}
+/// 0 .. 7: pairs, then one high bit each.
+inline Quads load_threebits(const std::uint8_t* p) {
+  Quads quads = load_pairs(p);
+  each_byte(quads, [p](int g, int at, std::uint8_t& q) {
+    q = static_cast<std::uint8_t>(q | (p[128 + at] >> g & 1) << 2);
+  });
+  return quads;
+}
+/// Nibbles looked up in a table of 16 bytes.
+inline Quads load_looked_up(const std::uint8_t* p, const std::uint8_t* table) {
+  Quads quads = load_nibbles(p);
+  each_byte(quads, [table](int, int, std::uint8_t& q) { q = table[q]; });
+  return quads;
+}
+/// 16 bytes as floats.
+inline F32 load_u8(const std::uint8_t* p) {
+  F32 out;
+  for (int i = 0; i < 16; ++i)
+    out.v[i] = static_cast<float>(p[i]);
+  return out;
+}
+inline F32 load_i8(const std::uint8_t* p) {
+  F32 out;
+  for (int i = 0; i < 16; ++i)
+    out.v[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
+  return out;
+}
+/// The low and the high nibbles of 16 bytes as floats.
+inline F32 load_low_nibbles(const std::uint8_t* p) {
+  F32 out;
+  for (int i = 0; i < 16; ++i)
+    out.v[i] = static_cast<float>(p[i] & 15);
+  return out;
+}
+inline F32 load_high_nibbles(const std::uint8_t* p) {
+  F32 out;
+  for (int i = 0; i < 16; ++i)
+    out.v[i] = static_cast<float>(p[i] >> 4);
+  return out;
+}
 inline I32 dot(const Quads& w, const std::int8_t* a, int first, int count, std::int32_t start) {
   I32 sum;
   for (int r = 0; r < 16; ++r) {
@@ -175,17 +241,22 @@ inline void dot_nibbles(const Quads& w, const ActBlock* a, I32* sums) {
   for (int t = 0; t < kCount; ++t)
     sums[t] = dot(w, a[t].q, 0, 8, 0);
 }
+/// The same, w in 0 .. 31.
+template <int kCount>
+inline void dot_fivebits(const Quads& w, const ActBlock* a, I32* sums) {
+  dot_nibbles<kCount>(w, a, sums);
+}
 /// sums[t] = over 32 columns of (w - 128) * a[t].
 template <int kCount>
 inline void dot_bytes(const Quads& w, const ActBlock* a, I32* sums) {
   for (int t = 0; t < kCount; ++t)
     sums[t] = dot(w, a[t].q, 0, 8, -128 * (a[t].sum_low + a[t].sum_high));
 }
-/// low[t], high[t] = over the first and the last 16 columns of (w - 32) * a[t], w in 0 .. 63.
-template <int kCount>
-inline void dot_sixbit(const Quads& w, const ActBlock* a, I32* low, I32* high) {
+/// low[t], high[t] = over the first and the last 16 columns of (w - kOffset) * a[t], w in 0 .. 63.
+template <int kCount, int kOffset>
+inline void dot_halves(const Quads& w, const ActBlock* a, I32* low, I32* high) {
   for (int t = 0; t < kCount; ++t) {
-    low[t] = dot(w, a[t].q, 0, 4, -32 * a[t].sum_low);
-    high[t] = dot(w, a[t].q, 4, 4, -32 * a[t].sum_high);
+    low[t] = dot(w, a[t].q, 0, 4, -kOffset * a[t].sum_low);
+    high[t] = dot(w, a[t].q, 4, 4, -kOffset * a[t].sum_high);
   }
 }
