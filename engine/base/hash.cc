@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include <openssl/evp.h>
 #include <openssl/sha.h>
 
 #include "engine/base/error.h"
@@ -45,6 +46,30 @@ Hash128 hash_bytes(std::span<const std::byte> data) {
 
 Hash128 hash_text(std::string_view text) {
   return hash_bytes(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+struct Hasher::State {
+  EVP_MD_CTX* context = EVP_MD_CTX_new();
+  State() {
+    if (context == nullptr || EVP_DigestInit_ex(context, EVP_sha256(), nullptr) != 1)
+      throw Exception(make_error(Errc::kInternal, "SHA-256 is not to be had from libcrypto"));
+  }
+  ~State() { EVP_MD_CTX_free(context); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+};
+
+Hasher::Hasher() : state_(std::make_unique<State>()) {}
+Hasher::~Hasher() = default;
+
+void Hasher::update(std::span<const std::byte> data) {
+  EVP_DigestUpdate(state_->context, data.data(), data.size());
+}
+
+Hash128 Hasher::finish() {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  EVP_DigestFinal_ex(state_->context, digest, nullptr);
+  return truncate(digest);
 }
 
 Hash128 make_cache_root(const Hash128& engine_fingerprint, std::string_view tenant,

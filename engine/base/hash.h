@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <span>
 #include <string_view>
 
@@ -10,6 +11,23 @@ namespace thaw {
 /// First 128 bits of SHA-256 over `data`.
 Hash128 hash_bytes(std::span<const std::byte> data);
 Hash128 hash_text(std::string_view text);
+
+/// hash_bytes of what is given piece by piece. Move-only.
+class Hasher {
+ public:
+  Hasher();
+  Hasher(Hasher&&) noexcept = default;
+  Hasher& operator=(Hasher&&) noexcept = default;
+  ~Hasher();
+
+  void update(std::span<const std::byte> data);
+  /// Of everything so far; the hasher is of no use afterwards.
+  Hash128 finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// Name of everything that decides KV bits besides the tokens. `engine_fingerprint` covers weights
 /// digest, adapter, KV dtype and layout, RoPE parameters and kernel set (a worker reports it in its

@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <utility>
 
 namespace thaw {
@@ -41,6 +43,15 @@ Result<Mapping> map_file(const std::string& path) {
     return make_error(Errc::kInvalidArgument, path + " is not a regular file");
   }
   return map_fd(fd.get(), static_cast<std::size_t>(info.st_size), MapAccess::kReadOnly);
+}
+
+void drop_pages(std::span<const std::byte> part) {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t head = (page - reinterpret_cast<std::uintptr_t>(part.data()) % page) % page;
+  if (part.size() < head + page) return;
+  // Of a shared mapping of a file nothing is lost by this.
+  auto* first = const_cast<std::byte*>(part.data()) + head;
+  ::madvise(first, (part.size() - head) / page * page, MADV_DONTNEED);
 }
 
 Result<UniqueFd> create_memfd(const std::string& name, std::size_t size_bytes) {

@@ -37,6 +37,10 @@ Result<Mapping> map_fd(int fd, std::size_t size_bytes, MapAccess access);
 /// Maps a whole regular file read-only. Errors name the path.
 Result<Mapping> map_file(const std::string& path);
 
+/// Gives the whole pages of `part` back: they leave this process and come back from the file, as
+/// they were, when they are read again. REQUIRES: `part` lies in a mapping of map_file or map_fd.
+void drop_pages(std::span<const std::byte> part);
+
 /// An anonymous shared memory file (memfd_create, close-on-exec) of `size_bytes`; pages are taken
 /// on first touch. It lives as long as any descriptor or mapping of it does.
 Result<UniqueFd> create_memfd(const std::string& name, std::size_t size_bytes);

@@ -323,6 +323,7 @@ Result<GgufFile> GgufFile::open_part(const std::string& path,
   if (!mapping) return std::move(mapping).error();
   GgufFile file;
   file.path_ = path;
+  file.files_.push_back(path);
   file.mappings_.push_back(*std::move(mapping));
   const std::span<const std::byte> bytes = file.mappings_.front().bytes();
   Cursor cursor(path, bytes);
@@ -440,6 +441,7 @@ Result<void> GgufFile::add_part(GgufFile part) {
     tensors_.push_back(std::move(tensor));
   }
   std::ranges::move(part.mappings_, std::back_inserter(mappings_));
+  std::ranges::move(part.files_, std::back_inserter(files_));
   return {};
 }
 
@@ -483,10 +485,10 @@ const std::vector<double>* GgufFile::get_floats(std::string_view key) const {
 }
 
 Hash128 GgufFile::digest() const {
-  if (mappings_.size() == 1) return hash_bytes(mappings_.front().bytes());
+  if (mappings_.size() == 1) return hash_and_drop(mappings_.front());
   std::string digests;
   for (const Mapping& mapping : mappings_)
-    digests += hash_bytes(mapping.bytes()).to_hex();
+    digests += hash_and_drop(mapping).to_hex();
   return hash_text(digests);
 }
 

@@ -52,6 +52,8 @@ class GgufFile final : public TensorSource {
   /// SHA-256 of the whole file (about 2 GB/s on one core); of a split model over those of its
   /// parts.
   Hash128 digest() const override;
+  std::vector<std::string> files() const override { return files_; }
+  void release(const StoredTensor& tensor) const override { drop_pages(tensor.data); }
 
  private:
   /// One file alone.
@@ -63,6 +65,7 @@ class GgufFile final : public TensorSource {
   Result<void> add_part(GgufFile part);
 
   std::string path_;
+  std::vector<std::string> files_;  ///< one a part
   std::vector<Mapping> mappings_;  ///< one a part
   std::map<std::string_view, GgufValue> metadata_;
   std::vector<StoredTensor> tensors_;

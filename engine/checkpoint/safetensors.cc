@@ -70,6 +70,7 @@ Result<SafetensorsFiles> SafetensorsFiles::open(const std::string& directory,
     Result<Mapping> mapping = map_file(config);
     if (!mapping) return std::move(mapping).error();
     files.config_ = *std::move(mapping);
+    files.files_.push_back(config);
   }
   return files;
 }
@@ -109,6 +110,7 @@ Result<void> SafetensorsFiles::add_file(const std::string& path,
                         bytes.subspan(entry.begin, entry.size_bytes)});
   }
   mappings_.push_back(*std::move(mapping));
+  files_.push_back(path);
   return {};
 }
 
@@ -152,7 +154,7 @@ const StoredTensor* SafetensorsFiles::find_tensor(std::string_view name) const {
 Hash128 SafetensorsFiles::digest() const {
   std::string digests = hash_bytes(config_.bytes()).to_hex();
   for (const Mapping& mapping : mappings_)
-    digests += hash_bytes(mapping.bytes()).to_hex();
+    digests += hash_and_drop(mapping).to_hex();
   return hash_text(digests);
 }
 

@@ -35,6 +35,8 @@ class SafetensorsFiles final : public TensorSource {
   /// SHA-256 over all files (about 2 GB/s on one core) and over the directory's config.json, which
   /// decides as much of what is computed.
   Hash128 digest() const override;
+  std::vector<std::string> files() const override { return files_; }
+  void release(const StoredTensor& tensor) const override { drop_pages(tensor.data); }
 
  private:
   Result<void> add_file(const std::string& path, std::vector<UnsupportedTensor>* unsupported);
@@ -42,6 +44,7 @@ class SafetensorsFiles final : public TensorSource {
                           std::vector<UnsupportedTensor>* unsupported);
 
   std::string path_;
+  std::vector<std::string> files_;  ///< that are mapped
   std::vector<Mapping> mappings_;
   Mapping config_;  ///< config.json; empty where there is none
   std::vector<StoredTensor> tensors_;

@@ -1,5 +1,9 @@
 #include "engine/checkpoint/stored_tensor.h"
 
+#include <algorithm>
+
+#include "engine/base/hash.h"
+
 namespace thaw::checkpoint {
 
 std::int64_t StoredTensor::rows() const {
@@ -7,6 +11,18 @@ std::int64_t StoredTensor::rows() const {
   for (std::size_t i = 1; i < shape.size(); ++i)
     product *= shape[i];
   return product;
+}
+
+Hash128 hash_and_drop(const Mapping& file) {
+  constexpr std::size_t kStepBytes = std::size_t{16} << 20;
+  Hasher hasher;
+  for (std::span<const std::byte> rest = file.bytes(); !rest.empty();) {
+    const auto step = rest.first(std::min(rest.size(), kStepBytes));
+    hasher.update(step);
+    drop_pages(step);
+    rest = rest.subspan(step.size());
+  }
+  return hasher.finish();
 }
 
 }  // namespace thaw::checkpoint

@@ -1,8 +1,11 @@
 #include "engine/model/load.h"
 
+#include <algorithm>
 #include <set>
-#include <vector>
+#include <span>
 
+#include "engine/base/crc32c.h"
+#include "engine/base/file.h"
 #include "engine/checkpoint/dequantize.h"
 #include "engine/model/tensor_list.h"
 #include "engine/ops/packed_weight.h"
@@ -10,13 +13,8 @@
 namespace thaw::model {
 namespace {
 
-/// A stored tensor and the name and packing it has in the image.
-struct Plan {
-  const checkpoint::StoredTensor* stored;
-  std::string name;
-  ops::Packing packing;
-  std::size_t size_bytes;
-};
+constexpr std::size_t kSlabBytes = std::size_t{8} << 20;
+constexpr std::int64_t kPanelRows = 16;  ///< slabs are whole panels
 
 /// Names from a file may be long, and need not be text.
 std::string shortened(std::string_view name) {
@@ -39,9 +37,9 @@ Result<const checkpoint::StoredTensor*> find(const ModelSource& source, const Te
 }
 
 /// A tensor that nothing asked for is an error: leaving it out would compute another model.
-Result<void> check_all_used(const ModelSource& source, const std::vector<Plan>& plans) {
+Result<void> check_all_used(const ModelSource& source, const std::vector<PlannedTensor>& plans) {
   std::set<const checkpoint::StoredTensor*> used;
-  for (const Plan& plan : plans)
+  for (const PlannedTensor& plan : plans)
     used.insert(plan.stored);
   for (const checkpoint::StoredTensor& tensor : source.tensors->tensors()) {
     if (used.contains(&tensor)) continue;
@@ -57,8 +55,8 @@ Result<void> check_all_used(const ModelSource& source, const std::vector<Plan>& 
   return {};
 }
 
-Result<std::vector<Plan>> plan_tensors(const ModelSource& source, ops::ComputeMode mode) {
-  std::vector<Plan> plans;
+Result<std::vector<PlannedTensor>> plan_tensors(const ModelSource& source, ops::ComputeMode mode) {
+  std::vector<PlannedTensor> plans;
   for (const TensorRule& rule : tensor_list(source.config)) {
     const auto stored = find(source, rule);
     if (!stored) return stored.error();
@@ -75,51 +73,96 @@ Result<std::vector<Plan>> plan_tensors(const ModelSource& source, ops::ComputeMo
   return plans;
 }
 
-Result<void> fill(const Plan& plan, std::span<std::byte> out, ThreadPool& threads) {
+/// Packs one tensor and writes it at `offset`. Returns the checksum of what it wrote.
+Result<std::uint32_t> write_tensor(const PlannedTensor& plan, int fd, std::uint64_t offset,
+                                   std::vector<std::byte>& slab, ThreadPool& threads) {
   const checkpoint::StoredTensor& tensor = *plan.stored;
-  if (plan.packing != ops::Packing::kVectorF32) {
-    return ops::pack_matrix(tensor.dtype, tensor.data, tensor.rows(), tensor.cols(), plan.packing,
-                            out, threads);
+  const std::int64_t rows = tensor.rows();
+  std::uint32_t checksum = 0;
+  const auto write = [&](std::size_t size) -> Result<void> {
+    const auto packed = std::span<const std::byte>(slab).first(size);
+    checksum = crc32c(packed, checksum);
+    auto written = write_at(fd, packed, offset);
+    offset += size;
+    return written;
+  };
+  if (plan.packing == ops::Packing::kVectorF32) {
+    slab.resize(std::max(slab.size(), plan.size_bytes));
+    checkpoint::dequantize(
+        tensor.dtype, tensor.data,
+        {reinterpret_cast<float*>(slab.data()), plan.size_bytes / sizeof(float)});
+    if (auto written = write(plan.size_bytes); !written) return written.error();
+    return checksum;
   }
-  checkpoint::dequantize(tensor.dtype, tensor.data,
-                         {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)});
-  return {};
+  const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(rows);
+  const std::size_t panel_bytes = ops::packed_bytes(plan.packing, kPanelRows, tensor.cols());
+  const std::int64_t slab_rows =
+      kPanelRows * static_cast<std::int64_t>(std::max<std::size_t>(1, kSlabBytes / panel_bytes));
+  for (std::int64_t first = 0; first < rows; first += slab_rows) {
+    const std::int64_t count = std::min(slab_rows, rows - first);
+    const std::size_t size = ops::packed_bytes(plan.packing, count, tensor.cols());
+    slab.resize(std::max(slab.size(), size));
+    const auto stored = tensor.data.subspan(static_cast<std::size_t>(first) * row_bytes,
+                                            static_cast<std::size_t>(count) * row_bytes);
+    auto packed = ops::pack_matrix(tensor.dtype, stored, count, tensor.cols(), plan.packing,
+                                   std::span(slab).first(size), threads);
+    if (!packed) return packed.error();
+    if (auto written = write(size); !written) return written.error();
+  }
+  return checksum;
 }
 
 }  // namespace
 
-Result<LoadedImage> build_image(const ModelSource& source, ops::ComputeMode mode,
-                                ThreadPool& threads) {
-  Result<std::vector<Plan>> plans = plan_tensors(source, mode);
-  if (!plans) return std::move(plans).error();
-
-  checkpoint::WeightImagePlanner planner;
-  for (const Plan& plan : *plans) {
-    planner.add(plan.name, static_cast<std::uint32_t>(plan.packing), plan.stored->rows(),
-                plan.stored->cols(), plan.size_bytes);
+Result<ImagePlan> plan_image(const ModelSource& source, ops::ComputeMode mode,
+                             const Hash128& source_digest) {
+  Result<std::vector<PlannedTensor>> tensors = plan_tensors(source, mode);
+  if (!tensors) return std::move(tensors).error();
+  ImagePlan plan{&source, *std::move(tensors), {}};
+  for (const PlannedTensor& tensor : plan.tensors) {
+    plan.layout.add(tensor.name, static_cast<std::uint32_t>(tensor.packing), tensor.stored->rows(),
+                    tensor.stored->cols(), tensor.size_bytes);
   }
-  planner.finish(source.config.to_json(), source.tensors->digest());
+  plan.layout.finish(source.config.to_json(), source_digest);
+  return plan;
+}
 
-  Result<UniqueFd> fd = create_memfd("thaw-weights", planner.total_bytes());
-  if (!fd) return std::move(fd).error();
-  Result<Mapping> mapping = map_fd(fd->get(), planner.total_bytes(), MapAccess::kReadWrite);
-  if (!mapping) return std::move(mapping).error();
-  const std::span<std::byte> bytes = mapping->bytes();
-  planner.write_header(bytes);
-  for (std::size_t i = 0; i < plans->size(); ++i) {
-    const checkpoint::WeightEntry& entry = planner.entries()[i];
-    const Plan& plan = (*plans)[i];
-    if (auto filled = fill(plan, bytes.subspan(entry.offset, entry.size_bytes), threads); !filled) {
-      Error error = std::move(filled).error();
-      error.message = source.tensors->path() + ": tensor " + std::string(plan.stored->name) + ": " +
-                      error.message;
+Result<void> write_image(ImagePlan& plan, int fd, ThreadPool& threads) {
+  const checkpoint::TensorSource& source = *plan.source->tensors;
+  std::vector<std::byte> slab;
+  for (std::size_t i = 0; i < plan.tensors.size(); ++i) {
+    const checkpoint::StoredTensor& stored = *plan.tensors[i].stored;
+    const auto checksum =
+        write_tensor(plan.tensors[i], fd, plan.layout.entries()[i].offset, slab, threads);
+    if (!checksum) {
+      Error error = checksum.error();
+      error.message = source.path() + ": tensor " + std::string(stored.name) + ": " + error.message;
       return error;
     }
+    plan.layout.set_checksum(i, *checksum);
+    source.release(stored);
   }
-  Result<checkpoint::WeightImageView> view = checkpoint::WeightImageView::open(bytes);
-  if (!view) return std::move(view).error();
-  return LoadedImage{*std::move(fd), static_cast<std::size_t>(planner.total_bytes()), source.config,
-                     view->digest()};
+  const std::string header = plan.layout.header();
+  return write_at(fd, std::as_bytes(std::span(header.data(), header.size())), 0);
+}
+
+Result<LoadedImage> build_image(ImagePlan& plan, ThreadPool& threads) {
+  const auto size_bytes = static_cast<std::size_t>(plan.layout.total_bytes());
+  Result<UniqueFd> fd = create_memfd("thaw-weights", size_bytes);
+  if (!fd) return std::move(fd).error();
+  if (auto written = write_image(plan, fd->get(), threads); !written) return written.error();
+  const Result<Mapping> mapping = map_fd(fd->get(), size_bytes, MapAccess::kReadOnly);
+  if (!mapping) return mapping.error();
+  const auto view = checkpoint::WeightImageView::open(mapping->bytes());
+  if (!view) return view.error();
+  return LoadedImage{*std::move(fd), size_bytes, plan.source->config, view->digest()};
+}
+
+Result<LoadedImage> build_image(const ModelSource& source, ops::ComputeMode mode,
+                                ThreadPool& threads) {
+  auto plan = plan_image(source, mode, source.tensors->digest());
+  if (!plan) return std::move(plan).error();
+  return build_image(*plan, threads);
 }
 
 }  // namespace thaw::model

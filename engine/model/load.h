@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "engine/base/memory_map.h"
 #include "engine/checkpoint/weight_image.h"
 #include "engine/model/config.h"
@@ -8,17 +11,51 @@
 
 namespace thaw::model {
 
-/// A WeightImage in shared memory, ready to be handed to worker processes.
+/// Where an image came from.
+enum class ImageOrigin {
+  kMemory,  ///< packed into a memfd
+  kPacked,  ///< packed into a file of the image cache
+  kMapped,  ///< found in the image cache
+};
+
+/// A WeightImage ready to be handed to worker processes.
 struct LoadedImage {
-  UniqueFd fd;  ///< memfd
+  UniqueFd fd;  ///< memfd, or a file that is open for reading
   std::size_t size_bytes = 0;
   ModelConfig config;
   Hash128 digest;
+  ImageOrigin origin = ImageOrigin::kMemory;
 };
 
-/// Packs a checkpoint's tensors into a new memfd. Errors name the file and a tensor: missing,
-/// misshapen, or one that nothing asked for.
+/// A stored tensor and the name and packing it has in the image.
+struct PlannedTensor {
+  const checkpoint::StoredTensor* stored;
+  std::string name;
+  ops::Packing packing;
+  std::size_t size_bytes;
+};
+
+/// What an image will hold, before any of its bytes exist. The source must outlive it.
+struct ImagePlan {
+  const ModelSource* source;
+  std::vector<PlannedTensor> tensors;
+  checkpoint::WeightImagePlanner layout;  ///< entries in the order of `tensors`
+};
+
+/// `source_digest`: that of source.tensors, which takes a pass over the files to compute. Errors
+/// name the file and a tensor: missing, misshapen, or one that nothing asked for.
+Result<ImagePlan> plan_image(const ModelSource& source, ops::ComputeMode mode,
+                             const Hash128& source_digest);
+
+/// Packs every tensor and writes the image to `fd`, a few MiB at a time: what is resident meanwhile
+/// is one such slab and the pages of one stored tensor. Errors: a stored tensor that cannot be
+/// packed, named; kIo.
+Result<void> write_image(ImagePlan& plan, int fd, ThreadPool& threads);
+
+/// Plans and writes an image into a new memfd.
 Result<LoadedImage> build_image(const ModelSource& source, ops::ComputeMode mode,
                                 ThreadPool& threads);
+/// The same for a plan that was made before.
+Result<LoadedImage> build_image(ImagePlan& plan, ThreadPool& threads);
 
 }  // namespace thaw::model

@@ -1,5 +1,8 @@
 #include "engine/base/hash.h"
 
+#include <algorithm>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -11,6 +14,18 @@ namespace {
 
 TEST(Hash, IsSha256Truncated) {
   EXPECT_EQ(hash_text("abc").to_hex(), "ba7816bf8f01cfea414140de5dae2223");
+}
+
+TEST(Hash, PiecesEqualTheWhole) {
+  const std::string text(100000, 'x');
+  const auto bytes = std::as_bytes(std::span(text.data(), text.size()));
+  for (const std::size_t step : {1UL, 63UL, 64UL, 100000UL}) {
+    Hasher hasher;
+    for (std::size_t at = 0; at < bytes.size(); at += step)
+      hasher.update(bytes.subspan(at, std::min(step, bytes.size() - at)));
+    EXPECT_EQ(hasher.finish(), hash_bytes(bytes)) << step;
+  }
+  EXPECT_EQ(Hasher().finish(), hash_text(""));
 }
 
 TEST(Hash, CacheRootsDifferInEveryField) {
