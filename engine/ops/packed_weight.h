@@ -30,6 +30,9 @@ enum class Packing : std::uint32_t {
 };
 inline constexpr Packing kLastPacking = Packing::kPanelIq4;
 
+/// Images of another version are packed again. Raise it when the bytes of a packing change.
+inline constexpr int kPackingVersion = 1;
+
 /// `kExact32` expands every matrix to float32 and keeps activations in float32 (the reference
 /// path); `kNative` keeps the stored precision, with 8-bit activations for quantised weights.
 enum class ComputeMode { kNative, kExact32 };
