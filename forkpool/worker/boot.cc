@@ -1,5 +1,6 @@
 #include "forkpool/worker/boot.h"
 
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <utility>
@@ -76,9 +77,15 @@ Result<void> Engine::map_memory(const WorkerFds& fds) {
   const UniqueFd weights_fd(fds.weights);
   const UniqueFd kv_fd(fds.kv_pool);
   const UniqueFd arena_fd(fds.arena);
+  const auto started = std::chrono::steady_clock::now();
   auto weights = map_inherited(weights_fd.get(), MapAccess::kReadOnly, "weights");
   if (!weights) return weights.error();
   weights_ = std::move(*weights);
+  auto image = checkpoint::WeightImageView::open(weights_.bytes());
+  if (!image) return image.error();
+  image_ = std::move(*image);
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
+  weights_ms_ = took.count();
   auto kv = map_inherited(kv_fd.get(), MapAccess::kReadWrite, "KV pool");
   if (!kv) return kv.error();
   kv_memory_ = std::move(*kv);
@@ -93,9 +100,6 @@ Result<void> Engine::map_memory(const WorkerFds& fds) {
 Result<void> Engine::build_model(const InitFrame& init) {
   const auto kv_dtype = parse_kv_dtype(init.kv_dtype);
   if (!kv_dtype) return kv_dtype.error();
-  auto image = checkpoint::WeightImageView::open(weights_.bytes());
-  if (!image) return image.error();
-  image_ = std::move(*image);
   auto device = ops::CpuDevice::create(static_cast<int>(init.num_threads), init.isa);
   if (!device) return device.error();
   device_ = std::move(*device);

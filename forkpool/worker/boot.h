@@ -39,6 +39,8 @@ class Engine {
   /// The scheduler's counters and the snapshots'.
   EngineStats stats() const;
   const ReadyFrame& ready() const { return ready_; }
+  /// What mapping the weights and checking their image's table took.
+  double weights_ms() const { return weights_ms_; }
 
  private:
   Engine() = default;
@@ -61,6 +63,7 @@ class Engine {
   std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
   std::unique_ptr<SnapshotService> snapshots_;
   ReadyFrame ready_;
+  double weights_ms_ = 0;
 };
 
 }  // namespace thaw::forkpool::worker

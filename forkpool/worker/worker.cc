@@ -127,12 +127,16 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
   if (adopt == nullptr) return unexpected(second->frame, "adopt");
 
   Outbox outbox(channel);
+  const auto started = std::chrono::steady_clock::now();
   auto engine = Engine::boot(fds, *init, *adopt, outbox);
   if (!engine) return engine.error();
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
   const ReadyFrame& ready = (*engine)->ready();
-  logger("worker")->info("ready generation={} kernels={} threads={} blocks={} adopted={}",
-                         init->generation, ready.kernel_set, init->num_threads, ready.num_blocks,
-                         ready.adopted_blocks);
+  logger("worker")->info(
+      "ready generation={} kernels={} threads={} blocks={} adopted={} weights_ms={:.2f} "
+      "boot_ms={:.2f}",
+      init->generation, ready.kernel_set, init->num_threads, ready.num_blocks, ready.adopted_blocks,
+      (*engine)->weights_ms(), took.count());
   return Server(channel, outbox, **engine).run();
 }
 
