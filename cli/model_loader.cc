@@ -85,10 +85,11 @@ std::uint64_t ModelLoader::estimated_weight_bytes(ops::ComputeMode mode) const {
   return bytes;
 }
 
-Result<LoadedModel> ModelLoader::load(ops::ComputeMode mode, int num_threads) const {
+Result<LoadedModel> ModelLoader::load(ops::ComputeMode mode, int num_threads,
+                                      model::ImageCache& images) const {
   auto making_text = std::async(std::launch::async, make_text, location_.path, std::cref(*text_));
   ThreadPool packers(num_threads);
-  auto image = model::build_image(source_, mode, packers);
+  auto image = images.load(source_, mode, packers);
   auto text = making_text.get();
   if (!image) return std::move(image).error();
   if (!*text) return std::move(*text).error();

@@ -11,6 +11,7 @@
 #include "engine/checkpoint/gguf.h"
 #include "engine/checkpoint/hf_directory.h"
 #include "engine/checkpoint/model_location.h"
+#include "engine/model/image_cache.h"
 #include "engine/model/load.h"
 #include "engine/model/source.h"
 
@@ -36,8 +37,9 @@ class ModelLoader {
   /// What the packed weights take, about: the exact figure is known once they are packed.
   std::uint64_t estimated_weight_bytes(ops::ComputeMode mode) const;
 
-  /// Packs the weights with `num_threads` threads and makes tokenizer and template meanwhile.
-  Result<LoadedModel> load(ops::ComputeMode mode, int num_threads) const;
+  /// Takes the weights from `images`, where they are packed with `num_threads` threads if they have
+  /// to be, and makes tokenizer and template meanwhile. REQUIRES: `images` is older than this.
+  Result<LoadedModel> load(ops::ComputeMode mode, int num_threads, model::ImageCache& images) const;
 
  private:
   ModelLoader() = default;

@@ -4,10 +4,12 @@
 
 namespace thaw::cli {
 
-/// Where models are looked for. Filled by model_paths_from_environment() (cli/settings.h).
+/// Where models are looked for, and their packed weights kept. Filled by
+/// model_paths_from_environment() (cli/settings.h).
 struct ModelPaths {
   std::string default_model;  ///< GGUF file that scripts/get_model.py fetches
   std::string hub_cache;  ///< Hugging Face's local cache
+  std::string images;  ///< directory of model::ImageCache
 };
 
 }  // namespace thaw::cli

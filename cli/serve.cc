@@ -126,6 +126,7 @@ Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
+  model::ImageCache images({paths.images, settings.image_cache_bytes, settings.verify_weights});
   auto model = ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
   if (settings.model.empty())
@@ -144,7 +145,7 @@ Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
               format_bytes(*available).c_str());
 
-  auto loaded = model->load(mode, cores);
+  auto loaded = model->load(mode, cores, images);
   if (!loaded) return loaded.error();
 
   const coalescer::ServerOptions options = [&] {

@@ -44,7 +44,7 @@ ModelPaths model_paths_from_environment() {
   const std::string hf_home = first_of(
       environment("HF_HOME"), first_of(environment("XDG_CACHE_HOME"), user_cache) + "/huggingface");
   return {thaw_cache + "/models/SmolLM2-135M-Instruct.Q4_1.gguf",
-          first_of(environment("HF_HUB_CACHE"), hf_home + "/hub")};
+          first_of(environment("HF_HUB_CACHE"), hf_home + "/hub"), thaw_cache + "/images"};
 }
 
 void add_serve_options(CLI::App& command, ServeSettings& settings) {
@@ -114,6 +114,15 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--generation-config", s.generation_config,
       "auto takes the checkpoint's sampling for what requests leave out, none does not")
       ->check(CLI::IsMember({"auto", "none"}))
+      ->group(engine);
+  add(command, "--image-cache-bytes", s.image_cache_bytes,
+      "Packed weights kept on disk for the next start, of all models; 0 keeps none")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(engine);
+  command
+      .add_flag("--verify-weights", s.verify_weights,
+                "Read the model's files even if nothing about them seems to have changed")
+      ->envname("THAW_VERIFY_WEIGHTS")
       ->group(engine);
   add(command, "--kv-dtype", s.kv_dtype, "Type of the KV cache")
       ->check(CLI::IsMember({"bf16", "f16", "f32"}))

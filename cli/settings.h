@@ -24,6 +24,8 @@ struct ServeSettings {
   std::string isa;
   std::string dtype = "native";
   std::string generation_config = "auto";
+  std::uint64_t image_cache_bytes = 32ULL << 30;  ///< packed weights on disk; 0: none
+  bool verify_weights = false;
   std::string kv_dtype = "bf16";
   std::uint64_t kv_bytes = 1ULL << 30;
   std::uint64_t arena_bytes = 256ULL << 20;

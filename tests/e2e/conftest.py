@@ -29,13 +29,19 @@ def real_model() -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def image_cache(tmp_path_factory):
+    """Packed weights of all tests' servers: away from the user's."""
+    return {**os.environ, "THAW_CACHE_DIR": str(tmp_path_factory.mktemp("thaw"))}
+
+
 @pytest.fixture
-def serve():
+def serve(image_cache):
     """serve(*flags, model=None) -> ThawServer; all are ended, and checked for leftovers, afterwards."""
     servers = []
 
-    def start(*flags: str, model: pathlib.Path | None = None, **kwargs) -> ThawServer:
-        server = ThawServer(BUILD / "bin" / "thaw", model or tiny_model(), flags, **kwargs)
+    def start(*flags: str, model: pathlib.Path | None = None, env=None) -> ThawServer:
+        server = ThawServer(BUILD / "bin" / "thaw", model or tiny_model(), flags, env or image_cache)
         servers.append(server)
         server.wait_healthy()
         return server
