@@ -14,3 +14,5 @@ for binary in "$build"/bin/*_bench; do
 done
 printf '== fork round over HTTP\n'
 .venv/bin/python bench/e2e/fork_round.py --output bench/results/fork_round.json
+printf '== start, memory, respawn\n'
+.venv/bin/python bench/e2e/start.py --output bench/results/start.json
