@@ -37,15 +37,31 @@ inline constexpr int kPackingVersion = 1;
 /// path); `kNative` keeps the stored precision, with 8-bit activations for quantised weights.
 enum class ComputeMode { kNative, kExact32 };
 
+/// What becomes of float weights when they are packed.
+enum class Quantize { kNone, kQ8_0 };
+
+struct PackingOptions {
+  ComputeMode mode = ComputeMode::kNative;
+  /// kQ8_0 rounds F32, F16 and BF16 matrices as GGUF's Q8_0 does (checkpoint/quantize.h): the image
+  /// is the one that a Q8_0 file of these weights gives. Stored quantised formats stay as they are;
+  /// so do matrices whose columns are no multiple of 32. kExact32 computes with the stored values
+  /// and ignores it.
+  Quantize quantize = Quantize::kNone;
+};
+
 /// True for the panels of integers, whose products round x to int8 blocks.
 bool is_quantized(Packing packing);
 
 Packing choose_packing(checkpoint::DType source, ComputeMode mode);
+/// The same with the choices of `options`, for a matrix of `cols` inputs.
+Packing choose_packing(checkpoint::DType source, std::int64_t cols, const PackingOptions& options);
 
 /// Bytes of a packed matrix. Rows are padded to 16. REQUIRES: cols fits the packing's blocks.
 std::size_t packed_bytes(Packing packing, std::int64_t rows, std::int64_t cols);
 
-/// Packs a stored row-major [rows, cols] matrix. Errors: cols not a multiple of the block.
+/// Packs a stored row-major [rows, cols] matrix; a float one as kPanelQ8 is rounded on the way.
+/// Errors: cols not a multiple of the block, a packing that does not fit `source`, and where it
+/// rounds, weights that are not finite or too large for Q8_0.
 Result<void> pack_matrix(checkpoint::DType source, std::span<const std::byte> stored,
                          std::int64_t rows, std::int64_t cols, Packing packing,
                          std::span<std::byte> out, ThreadPool& threads);

@@ -1,3 +1,4 @@
+#include "engine/checkpoint/quantize.h"
 #include "engine/ops/linear.h"
 #include "tests/ops/ops_test_util.h"
 
@@ -49,6 +50,48 @@ TEST(Packing, ThreadsGiveTheSameBytesAndFillAllOfThem) {
       ASSERT_TRUE(pack_matrix(dtype, stored, 37, 256, packing, three, several));
       EXPECT_EQ(one, three) << checkpoint::dtype_name(dtype);
     }
+  }
+}
+
+TEST(Packing, RoundedAtLoadIsTheImageOfAStoredQ8_0) {
+  constexpr std::int64_t kRows = 37;
+  constexpr std::int64_t kCols = 96;
+  const PackingOptions options{.quantize = Quantize::kQ8_0};
+  ThreadPool threads(2);
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const std::vector<std::byte> stored = random_matrix(dtype, kRows, kCols, 9);
+    std::vector<float> values(kRows * kCols);
+    checkpoint::dequantize(dtype, stored, values);
+    std::vector<std::byte> rounded(kRows * kCols / 32 * 34);
+    ASSERT_TRUE(checkpoint::quantize_q8_0(values, rounded));
+    ASSERT_EQ(choose_packing(dtype, kCols, options), Packing::kPanelQ8);
+    std::vector<std::byte> expected(packed_bytes(Packing::kPanelQ8, kRows, kCols));
+    std::vector<std::byte> packed(expected.size(), std::byte{0xff});
+    ASSERT_TRUE(
+        pack_matrix(DType::kQ8_0, rounded, kRows, kCols, Packing::kPanelQ8, expected, threads));
+    ASSERT_TRUE(pack_matrix(dtype, stored, kRows, kCols, Packing::kPanelQ8, packed, threads));
+    EXPECT_EQ(packed, expected) << checkpoint::dtype_name(dtype);
+  }
+}
+
+TEST(Packing, RoundingAtLoadLeavesTheRestAlone) {
+  const PackingOptions q8{.quantize = Quantize::kQ8_0};
+  const PackingOptions exact{.mode = ComputeMode::kExact32, .quantize = Quantize::kQ8_0};
+  EXPECT_EQ(choose_packing(DType::kBF16, 48, q8), Packing::kPanelBF16) << "no multiple of 32";
+  EXPECT_EQ(choose_packing(DType::kF32, 48, q8), Packing::kPanelF32);
+  EXPECT_EQ(choose_packing(DType::kQ4_K, 256, q8), Packing::kPanelQ4Scale32);
+  EXPECT_EQ(choose_packing(DType::kF16, 64, exact), Packing::kPanelF32);
+  EXPECT_EQ(choose_packing(DType::kF16, 64, {}), Packing::kPanelF16);
+
+  ThreadPool threads(1);
+  for (const float bad : {std::nanf(""), INFINITY, 1e8F}) {
+    std::vector<float> values(16 * 32, 1.0F);
+    values[100] = bad;
+    std::vector<std::byte> out(544);
+    const auto packed = pack_matrix(DType::kF32, std::as_bytes(std::span(values)), 16, 32,
+                                    Packing::kPanelQ8, out, threads);
+    ASSERT_FALSE(packed) << bad;
+    EXPECT_NE(packed.error().message.find("not finite, or too large for Q8_0"), std::string::npos);
   }
 }
 

@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "engine/base/half.h"
 #include "engine/checkpoint/dequantize.h"
+#include "engine/checkpoint/quantize.h"
 #include "engine/ops/cpu/kernels.h"
 #include "engine/ops/packed_weight.h"
 
@@ -76,9 +78,18 @@ int column_unit(DType source, Packing packing) {
   return is_quantized(packing) ? std::max(stored, kBlockCols) : stored;
 }
 
+bool is_float(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
+/// Whether packing means rounding.
+bool rounds(DType source, Packing packing) {
+  return is_float(source) && packing == Packing::kPanelQ8;
+}
+
 bool can_pack(DType source, Packing packing) {
-  return packing == Packing::kVectorF32 || packing == Packing::kPanelF32 ||
-         packing == choose_packing(source, ComputeMode::kNative);
+  return rounds(source, packing) || packing == Packing::kVectorF32 ||
+         packing == Packing::kPanelF32 || packing == choose_packing(source, ComputeMode::kNative);
 }
 
 // Each of these writes one stored row into lane `lane` of a zeroed panel. A packed block keeps four
@@ -289,6 +300,19 @@ void pack_f32(DType source, std::span<const std::byte> row, std::int64_t cols, i
     write(panel + 4 * (k * kLanes + lane), expanded[static_cast<std::size_t>(k)]);
 }
 
+/// Rounds a float row to Q8_0 first; false where that cannot be.
+bool pack_rounded(DType source, std::span<const std::byte> row, std::int64_t cols, int lane,
+                  std::byte* panel) {
+  thread_local std::vector<float> expanded;
+  thread_local std::vector<std::byte> rounded;
+  expanded.resize(static_cast<std::size_t>(cols));
+  rounded.resize(expanded.size() / 32 * checkpoint::dtype_block_bytes(DType::kQ8_0));
+  checkpoint::dequantize(source, row, expanded);
+  if (!checkpoint::quantize_q8_0(expanded, rounded)) return false;
+  pack_q8_0(rounded.data(), cols, lane, panel);
+  return true;
+}
+
 void pack_row(DType source, Packing packing, std::span<const std::byte> row, std::int64_t cols,
               int lane, std::byte* panel) {
   switch (packing) {
@@ -364,6 +388,13 @@ Packing choose_packing(DType source, ComputeMode mode) {
   return Packing::kPanelF32;
 }
 
+Packing choose_packing(DType source, std::int64_t cols, const PackingOptions& options) {
+  const bool wanted = options.mode == ComputeMode::kNative && options.quantize == Quantize::kQ8_0;
+  return wanted && is_float(source) && cols % kBlockCols == 0
+             ? Packing::kPanelQ8
+             : choose_packing(source, options.mode);
+}
+
 std::size_t packed_bytes(Packing packing, std::int64_t rows, std::int64_t cols) {
   if (packing == Packing::kVectorF32) return static_cast<std::size_t>(rows * cols) * 4;
   const std::int64_t panels = (rows + kLanes - 1) / kLanes;
@@ -407,17 +438,26 @@ Result<void> pack_matrix(DType source, std::span<const std::byte> stored, std::i
   }
 
   const std::size_t bytes = panel_bytes(packing, cols);
+  std::atomic<bool> complete = true;
   threads.parallel_for(static_cast<int>((rows + kLanes - 1) / kLanes), [&](int index) {
     std::byte* panel = out.data() + static_cast<std::size_t>(index) * bytes;
     const std::int64_t first = static_cast<std::int64_t>(index) * kLanes;
     const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, rows - first));
     if (lanes < kLanes) std::memset(panel, 0, bytes);
     for (int lane = 0; lane < lanes; ++lane) {
-      pack_row(source, packing,
-               stored.subspan(static_cast<std::size_t>(first + lane) * row_bytes, row_bytes), cols,
-               lane, panel);
+      const auto row =
+          stored.subspan(static_cast<std::size_t>(first + lane) * row_bytes, row_bytes);
+      if (!rounds(source, packing)) {
+        pack_row(source, packing, row, cols, lane, panel);
+      } else if (!pack_rounded(source, row, cols, lane, panel)) {
+        complete = false;
+      }
     }
   });
+  if (!complete) {
+    return make_error(Errc::kDataLoss,
+                      "pack_matrix: a weight is not finite, or too large for Q8_0");
+  }
   return {};
 }
 
