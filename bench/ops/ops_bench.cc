@@ -45,14 +45,30 @@ struct Weight {
   WeightView view;
 };
 
-/// Packed bytes of small positive scales and varied integers; what they mean does not matter here.
+/// Packed bytes of normal positive scales and varied integers; what they mean does not matter here.
 Weight make_weight(Packing packing, std::int64_t rows, std::int64_t cols) {
   Weight weight;
   weight.memory.resize(packed_bytes(packing, rows, cols));
   for (std::size_t i = 0; i < weight.memory.size(); ++i)
-    weight.memory[i] = static_cast<std::byte>(i % 23);
+    weight.memory[i] = static_cast<std::byte>(0x20 + i % 23);
   weight.view = {packing, rows, cols, weight.memory.data()};
   return weight;
+}
+
+/// Rates of `products` multiplications a row over weights of `bytes`, and their shares of the
+/// peaks.
+void count_linear(benchmark::State& state, Packing packing, double bytes, double products) {
+  const auto rounds = static_cast<double>(state.iterations());
+  const Peaks& peaks = peaks_of(static_cast<int>(state.range(0)));
+  const double peak = is_quantized(packing) ? peaks.int8_gops : peaks.f32_gflops;
+  const double giga_bytes = bytes * rounds * 1e-9;
+  const double giga_operations = 2 * products * static_cast<double>(state.range(1)) * rounds * 1e-9;
+  state.counters["GB/s"] = benchmark::Counter(giga_bytes, benchmark::Counter::kIsRate);
+  state.counters["GOP/s"] = benchmark::Counter(giga_operations, benchmark::Counter::kIsRate);
+  state.counters["of_read"] =
+      benchmark::Counter(giga_bytes / peaks.read_gbs, benchmark::Counter::kIsRate);
+  state.counters["of_peak"] =
+      benchmark::Counter(giga_operations / std::max(peak, 1.0), benchmark::Counter::kIsRate);
 }
 
 /// All linears of enough layers that the weights do not stay in the caches, as decode sees them.
@@ -98,16 +114,7 @@ void run_layers(benchmark::State& state) {
       linear(device, x.data(), rows, down);
     }
   }
-  const auto rounds = static_cast<double>(state.iterations());
-  const Peaks& peaks = peaks_of(threads);
-  state.counters["GB/s"] = benchmark::Counter(bytes * rounds * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["GOP/s"] =
-      benchmark::Counter(products * 2 * rows * rounds * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["of_read"] =
-      benchmark::Counter(bytes * rounds * 1e-9 / peaks.read_gbs, benchmark::Counter::kIsRate);
-  state.counters["of_int8"] =
-      benchmark::Counter(products * 2 * rows * rounds * 1e-9 / std::max(peaks.int8_gops, 1.0),
-                         benchmark::Counter::kIsRate);
+  count_linear(state, Packing::kPanelQ4Scale16, bytes, products);
 }
 BENCHMARK(run_layers)
     ->Name("linear_q4_30_layers")
@@ -126,19 +133,50 @@ void run_matrix(benchmark::State& state, Packing packing, std::int64_t out_rows,
   const LinearOutput output{weight.view, out.data()};
   for (auto _ : state)
     linear(device_of(threads), x.data(), rows, {&output, 1});
-  const auto rounds = static_cast<double>(state.iterations());
-  const double bytes = static_cast<double>(weight.memory.size());
-  const double operations = 2.0 * static_cast<double>(out_rows * cols) * rows;
-  const Peaks& peaks = peaks_of(threads);
-  const double peak = is_quantized(packing) ? peaks.int8_gops : peaks.f32_gflops;
-  state.counters["GB/s"] = benchmark::Counter(bytes * rounds * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["GOP/s"] =
-      benchmark::Counter(operations * rounds * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["of_read"] =
-      benchmark::Counter(bytes * rounds * 1e-9 / peaks.read_gbs, benchmark::Counter::kIsRate);
-  state.counters["of_peak"] = benchmark::Counter(operations * rounds * 1e-9 / std::max(peak, 1.0),
-                                                 benchmark::Counter::kIsRate);
+  count_linear(state, packing, static_cast<double>(weight.memory.size()),
+               static_cast<double>(out_rows * cols));
 }
+/// Every packing over more weights than the second level of cache holds, as decode (1 row) and
+/// prefill (128) see them.
+void run_packing_stream(benchmark::State& state, Packing packing) {
+  constexpr int kMatrices = 16;
+  constexpr std::int64_t kWidth = 2048;
+  const int rows = static_cast<int>(state.range(1));
+  std::vector<Weight> weights;
+  double bytes = 0;
+  for (int i = 0; i < kMatrices; ++i) {
+    weights.push_back(make_weight(packing, kWidth, kWidth));
+    bytes += static_cast<double>(weights.back().memory.size());
+  }
+  const std::vector<float> x = random_floats(static_cast<std::size_t>(rows * kWidth));
+  std::vector<float> out(static_cast<std::size_t>(rows * kWidth));
+  for (auto _ : state) {
+    for (const Weight& weight : weights) {
+      const LinearOutput output{weight.view, out.data()};
+      linear(device_of(static_cast<int>(state.range(0))), x.data(), rows, {&output, 1});
+    }
+  }
+  state.counters["bits"] = bytes * 8 / (static_cast<double>(kWidth * kWidth) * kMatrices);
+  count_linear(state, packing, bytes, static_cast<double>(kWidth * kWidth) * kMatrices);
+}
+void stream_arguments(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"threads", "rows"})->ArgsProduct({{1}, {1, 128}})->UseRealTime();
+  bench->Unit(benchmark::kMillisecond);
+}
+BENCHMARK_CAPTURE(run_packing_stream, f16, Packing::kPanelF16)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q8, Packing::kPanelQ8)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q6, Packing::kPanelQ6)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q5_super, Packing::kPanelQ5Super)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q5_scale16, Packing::kPanelQ5Scale16)
+    ->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q4_scale16, Packing::kPanelQ4Scale16)
+    ->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q4_scale32, Packing::kPanelQ4Scale32)
+    ->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, iq4, Packing::kPanelIq4)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q3_super, Packing::kPanelQ3Super)->Apply(stream_arguments);
+BENCHMARK_CAPTURE(run_packing_stream, q2_super, Packing::kPanelQ2Super)->Apply(stream_arguments);
+
 BENCHMARK_CAPTURE(run_matrix, head_q8, Packing::kPanelQ8, 49152, 576)
     ->ArgNames({"threads", "rows"})
     ->ArgsProduct({{1, 2}, {1, 4, 16, 64}})
