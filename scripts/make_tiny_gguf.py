@@ -2,9 +2,9 @@
 """Writes a tiny random Llama model as a GGUF file: about 1 MB, standard library only.
 
 Byte-level BPE with a few merges, SmolLM2's special tokens and the shape of its chat template, a
-context of 8,192 tokens. The same seed gives the same bytes. `--dtype mixed` uses every tensor type
-that thaw reads in one file. Weights are scaled so that greedy output varies and rarely ends by
-itself.
+context of 8,192 tokens. The same seed gives the same bytes. `--dtype mixed` and `--dtype mixed-k` use
+every tensor type that thaw reads in two files; beside a type with blocks of 256 the shorter rows have
+one with blocks of 32. Weights are scaled so that greedy output varies and rarely ends by itself.
 """
 
 import argparse
@@ -73,6 +73,10 @@ def learn_merges(alphabet: list[str], count: int) -> tuple[list[str], list[str]]
     return tokens, merges
 
 
+# What the nibbles of IQ4_NL mean, in units of the scale.
+IQ4_VALUES = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
 # --- Tensor types: each encodes a list of floats whose length fits its blocks. ---
 
 
@@ -125,25 +129,99 @@ def block_q4_1(x: list[float]) -> bytes:
     return scale + minimum + nibble_bytes([clamp((v - read_f16(minimum)) / step, 0, 15) for v in x])
 
 
-def block_q4_k(x: list[float]) -> bytes:
-    subs = [x[i : i + 32] for i in range(0, 256, 32)]
+def block_q5_0(x: list[float]) -> bytes:
+    scale = f16(max(map(abs, x)) / 16)
+    step = read_f16(scale) or 1.0
+    return scale + fivebit_bytes([clamp(v / step + 16, 0, 31) for v in x])
+
+
+def block_q5_1(x: list[float]) -> bytes:
+    scale, minimum = f16((max(x) - min(x)) / 31), f16(min(x))
+    step = read_f16(scale) or 1.0
+    return scale + minimum + fivebit_bytes([clamp((v - read_f16(minimum)) / step, 0, 31) for v in x])
+
+
+def fivebit_bytes(quants: list[int]) -> bytes:
+    """The high bits as an integer, then the nibbles."""
+    high = sum((q >> 4) << i for i, q in enumerate(quants))
+    return struct.pack("<I", high) + nibble_bytes([q & 15 for q in quants])
+
+
+def block_iq4_nl(x: list[float]) -> bytes:
+    scale = f16(max(map(abs, x)) / 127)
+    step = read_f16(scale) or 1.0
+    nearest = [min(range(16), key=lambda i: abs(IQ4_VALUES[i] - v / step)) for v in x]
+    return scale + nibble_bytes(nearest)
+
+
+def two_levels(x: list[float], size: int, most_quant: int, most_small: int):
+    """(d, dmin, scales, minima, quants) of sub-blocks whose scales are integers up to most_small."""
+    subs = [x[i : i + size] for i in range(0, 256, size)]
     minima = [max(0.0, -min(sub)) for sub in subs]
-    ranges = [(max(sub) + low) / 15 for sub, low in zip(subs, minima)]
-    d, dmin = f16(max(ranges) / 63), f16(max(minima) / 63)
+    ranges = [(max(sub) + low) / most_quant for sub, low in zip(subs, minima)]
+    d, dmin = f16(max(ranges) / most_small), f16(max(minima) / most_small)
     step, low_step = read_f16(d) or 1.0, read_f16(dmin) or 1.0
-    scales = [clamp(r / step, 0, 63) for r in ranges]
-    mins = [clamp(m / low_step, 0, 63) for m in minima]
+    scales = [clamp(r / step, 0, most_small) for r in ranges]
+    mins = [clamp(m / low_step, 0, most_small) for m in minima]
+    quants = [
+        [clamp((v + low_step * m) / (step * s or 1.0), 0, most_quant) for v in sub]
+        for sub, s, m in zip(subs, scales, mins)
+    ]
+    return d, dmin, scales, mins, quants
+
+
+def sixbit_scales(scales: list[int], mins: list[int]) -> bytes:
     packed = bytearray(12)
     for j in range(4):
         packed[j] = scales[j] | (scales[j + 4] >> 4) << 6
         packed[j + 4] = mins[j] | (mins[j + 4] >> 4) << 6
         packed[j + 8] = scales[j + 4] & 15 | (mins[j + 4] & 15) << 4
-    quants = [
-        [clamp((v + low_step * m) / (step * s or 1.0), 0, 15) for v in sub]
-        for sub, s, m in zip(subs, scales, mins)
-    ]
-    pairs = zip(quants[0::2], quants[1::2])
-    return d + dmin + bytes(packed) + b"".join(nibble_bytes(low + high) for low, high in pairs)
+    return bytes(packed)
+
+
+def paired_nibbles(quants: list[list[int]]) -> bytes:
+    """Sub-blocks of 32: an even one in the low nibbles, the odd one after it in the high ones."""
+    return b"".join(nibble_bytes(low + high) for low, high in zip(quants[0::2], quants[1::2]))
+
+
+def block_q4_k(x: list[float]) -> bytes:
+    d, dmin, scales, mins, quants = two_levels(x, 32, 15, 63)
+    return d + dmin + sixbit_scales(scales, mins) + paired_nibbles(quants)
+
+
+def block_q5_k(x: list[float]) -> bytes:
+    d, dmin, scales, mins, quants = two_levels(x, 32, 31, 63)
+    high = bytes(sum((sub[i] >> 4) << s for s, sub in enumerate(quants)) for i in range(32))
+    low = [[q & 15 for q in sub] for sub in quants]
+    return d + dmin + sixbit_scales(scales, mins) + high + paired_nibbles(low)
+
+
+def crumb_bytes(quants: list[int]) -> bytes:
+    """Two low bits of 256 quants: byte i of each half of 128 holds i, i + 32, i + 64 and i + 96."""
+    return bytes(
+        sum((quants[half + i + 32 * k] & 3) << 2 * k for k in range(4))
+        for half in (0, 128)
+        for i in range(32)
+    )
+
+
+def block_q2_k(x: list[float]) -> bytes:
+    d, dmin, scales, mins, quants = two_levels(x, 16, 3, 15)
+    small = bytes(s | m << 4 for s, m in zip(scales, mins))
+    return small + crumb_bytes(sum(quants, [])) + d + dmin
+
+
+def block_q3_k(x: list[float]) -> bytes:
+    wanted = [max(map(abs, x[i : i + 16])) / 4 for i in range(0, 256, 16)]
+    d = f16(max(wanted) / 31)
+    step = read_f16(d) or 1.0
+    scales = [clamp(w / step, 1, 31) for w in wanted]
+    quants = [clamp(x[i] / (step * scales[i // 16]) + 4, 0, 7) for i in range(256)]
+    high = bytes(sum((quants[32 * s + i] >> 2) << s for s in range(8)) for i in range(32))
+    stored = [s + 32 for s in scales]
+    small = nibble_bytes([s & 15 for s in stored])
+    small += bytes(sum((stored[i + 4 * k] >> 4) << 2 * k for k in range(4)) for i in range(4))
+    return high + crumb_bytes(quants) + small + d
 
 
 def block_q6_k(x: list[float]) -> bytes:
@@ -174,16 +252,35 @@ TYPES = {
     "q4_1": (3, blocks(32, block_q4_1)),
     "q4_k": (12, blocks(256, block_q4_k)),
     "q6_k": (14, blocks(256, block_q6_k)),
+    "q5_0": (6, blocks(32, block_q5_0)),
+    "q5_1": (7, blocks(32, block_q5_1)),
+    "q5_k": (13, blocks(256, block_q5_k)),
+    "q2_k": (10, blocks(256, block_q2_k)),
+    "q3_k": (11, blocks(256, block_q3_k)),
+    "iq4_nl": (20, blocks(32, block_iq4_nl)),
 }
 MIXED = {
-    "attn_q": ["q4_0"] * LAYERS,
-    "attn_k": ["q4_1"] * LAYERS,
-    "attn_v": ["f16"] * LAYERS,
-    "attn_output": ["q8_0"] * LAYERS,
-    "ffn_gate": ["bf16", "q4_1", "q4_0"],
-    "ffn_up": ["q4_1", "q8_0", "f32"],
-    "ffn_down": ["q4_k", "q6_k", "f16"],  # the only rows of 256
+    "mixed": {
+        "attn_q": ["q4_0"] * LAYERS,
+        "attn_k": ["q4_1"] * LAYERS,
+        "attn_v": ["f16"] * LAYERS,
+        "attn_output": ["q8_0"] * LAYERS,
+        "ffn_gate": ["bf16", "q4_1", "q4_0"],
+        "ffn_up": ["q4_1", "q8_0", "f32"],
+        "ffn_down": ["q4_k", "q6_k", "f16"],  # the only rows of 256
+    },
+    "mixed-k": {
+        "attn_q": ["q5_0"] * LAYERS,
+        "attn_k": ["q5_1"] * LAYERS,
+        "attn_v": ["iq4_nl"] * LAYERS,
+        "attn_output": ["q5_1", "iq4_nl", "q5_0"],
+        "ffn_gate": ["iq4_nl", "q5_0", "q5_1"],
+        "ffn_up": ["q5_0", "q5_1", "iq4_nl"],
+        "ffn_down": ["q5_k", "q2_k", "q3_k"],
+    },
 }
+# Stands in for the types of 256 where rows are shorter.
+NARROW = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
 def type_of(name: str, dtype: str) -> str:
@@ -192,10 +289,10 @@ def type_of(name: str, dtype: str) -> str:
         return dtype
     if name in ("token_embd", "output"):
         return "q8_0"
-    if dtype == "mixed":
+    if dtype in MIXED:
         _, layer, kind = name.split(".")
-        return MIXED[kind][int(layer)]
-    return dtype
+        return MIXED[dtype][kind][int(layer)]
+    return NARROW.get(dtype, dtype) if "ffn_down" not in name else dtype
 
 
 def make_tensors(rng: random.Random, tokens: list[str], dtype: str, untied: bool, rope_freqs: bool):
@@ -297,8 +394,8 @@ def make_file(dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path)
-    parser.add_argument("--dtype", choices=["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "mixed"],
-                        default="q4_1", help="type of the matrices (default q4_1)")  # fmt: skip
+    parser.add_argument("--dtype", choices=[*TYPES, *MIXED], default="q4_1",
+                        help="type of the matrices (default q4_1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--untied", action="store_true", help="a head of its own")
     parser.add_argument("--rope-freqs", action="store_true", help="with RoPE frequency factors")

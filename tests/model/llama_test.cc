@@ -39,8 +39,13 @@ double largest_error(const std::string& name, const HarnessOptions& options) {
 
 class TinyModel : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Files, TinyModel,
-                         testing::Values("f32", "q8_0", "q4_1", "mixed", "untied"),
-                         [](const auto& info) { return std::string(info.param); });
+                         testing::Values("f32", "q8_0", "q4_1", "q5_0", "q5_k", "q2_k", "q3_k",
+                                         "mixed", "mixed-k", "untied"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 // Logits span about -15 to 15.
 TEST_P(TinyModel, ExactModeAgreesWithANaiveImplementation) {

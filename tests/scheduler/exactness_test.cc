@@ -3,6 +3,8 @@
 
 #include "tests/scheduler/exactness.h"
 
+#include <algorithm>
+
 namespace thaw::scheduler {
 namespace {
 
@@ -84,10 +86,12 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Exactness,
                          ::testing::Values(Case{"q4_1", ops::KvDType::kBF16, false},
                                            Case{"q4_1", ops::KvDType::kBF16, true},
                                            Case{"f32", ops::KvDType::kF32, true},
-                                           Case{"mixed", ops::KvDType::kF16, true}),
+                                           Case{"mixed", ops::KvDType::kF16, true},
+                                           Case{"mixed-k", ops::KvDType::kBF16, true}),
                          [](const auto& info) {
-                           return std::string(info.param.model) +
-                                  (info.param.seeded ? "_seeded" : "_greedy");
+                           std::string name = info.param.model;
+                           std::ranges::replace(name, '-', '_');
+                           return name + (info.param.seeded ? "_seeded" : "_greedy");
                          });
 
 }  // namespace
