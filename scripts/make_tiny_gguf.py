@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes a tiny random Llama model as a GGUF file: about 1 MB, standard library only.
+"""Writes a tiny random model as a GGUF file: about 1 MB, standard library only.
 
 Byte-level BPE with a few merges, SmolLM2's special tokens and the shape of its chat template, a
 context of 8,192 tokens. The same seed gives the same bytes. `--dtype mixed` and `--dtype mixed-k` use
 every tensor type that thaw reads in two files; beside a type with blocks of 256 the shorter rows have
-one with blocks of 32. Weights are scaled so that greedy output varies and rarely ends by itself.
+one with blocks of 32. `--family` gives the tensors and keys of another family than Llama. Weights are
+scaled so that greedy output varies and rarely ends by itself.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import re
 import struct
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, CONTEXT = 3, 64, 4, 2, 16, 256, 8192
+FAMILY_LAYERS = {"smollm3": 4}  # the fourth has no RoPE
+FAMILY_HEAD_DIM = {"qwen3": 32}  # more than the hidden size over the heads
 VOCAB = 520  # not a multiple of 16, so that padded rows are exercised
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = 0, 1, 2
@@ -261,18 +264,18 @@ TYPES = {
 }
 MIXED = {
     "mixed": {
-        "attn_q": ["q4_0"] * LAYERS,
-        "attn_k": ["q4_1"] * LAYERS,
-        "attn_v": ["f16"] * LAYERS,
-        "attn_output": ["q8_0"] * LAYERS,
+        "attn_q": ["q4_0"],  # by layer, over and over
+        "attn_k": ["q4_1"],
+        "attn_v": ["f16"],
+        "attn_output": ["q8_0"],
         "ffn_gate": ["bf16", "q4_1", "q4_0"],
         "ffn_up": ["q4_1", "q8_0", "f32"],
         "ffn_down": ["q4_k", "q6_k", "f16"],  # the only rows of 256
     },
     "mixed-k": {
-        "attn_q": ["q5_0"] * LAYERS,
-        "attn_k": ["q5_1"] * LAYERS,
-        "attn_v": ["iq4_nl"] * LAYERS,
+        "attn_q": ["q5_0"],
+        "attn_k": ["q5_1"],
+        "attn_v": ["iq4_nl"],
         "attn_output": ["q5_1", "iq4_nl", "q5_0"],
         "ffn_gate": ["iq4_nl", "q5_0", "q5_1"],
         "ffn_up": ["q5_0", "q5_1", "iq4_nl"],
@@ -291,13 +294,16 @@ def type_of(name: str, dtype: str) -> str:
         return "q8_0"
     if dtype in MIXED:
         _, layer, kind = name.split(".")
-        return MIXED[dtype][kind][int(layer)]
+        return MIXED[dtype][kind][int(layer) % len(MIXED[dtype][kind])]
     return NARROW.get(dtype, dtype) if "ffn_down" not in name else dtype
 
 
-def make_tensors(rng: random.Random, tokens: list[str], dtype: str, untied: bool, rope_freqs: bool):
+def make_tensors(
+    rng: random.Random, tokens: list[str], family: str, dtype: str, untied: bool, rope_freqs: bool
+):
     """[(name, shape with the inputs first, type id, bytes)]"""
     tensors = []
+    head_dim = FAMILY_HEAD_DIM.get(family, HEAD_DIM)
 
     def matrix(name: str, rows: int, cols: int, scale: float, row_scale=lambda row: 1.0) -> None:
         kind = type_of(name, dtype)
@@ -313,13 +319,19 @@ def make_tensors(rng: random.Random, tokens: list[str], dtype: str, untied: bool
         return 0.3 if token < len(SPECIAL) or len(text) == 1 and not " " < text < "\x7f" else 1.0
 
     matrix("token_embd", VOCAB, HIDDEN, 1.0, liking)
-    for i in range(LAYERS):
+    for i in range(FAMILY_LAYERS.get(family, LAYERS)):
         name = f"blk.{i}."
         vector(name + "attn_norm.weight", [rng.uniform(0.8, 1.2) for _ in range(HIDDEN)])
-        matrix(name + "attn_q", HEADS * HEAD_DIM, HIDDEN, 1.6 / math.sqrt(HIDDEN))
-        matrix(name + "attn_k", KV_HEADS * HEAD_DIM, HIDDEN, 1.6 / math.sqrt(HIDDEN))
-        matrix(name + "attn_v", KV_HEADS * HEAD_DIM, HIDDEN, 2.0 / math.sqrt(HIDDEN))
-        matrix(name + "attn_output", HIDDEN, HEADS * HEAD_DIM, 2.0 / math.sqrt(HIDDEN))
+        matrix(name + "attn_q", HEADS * head_dim, HIDDEN, 1.6 / math.sqrt(HIDDEN))
+        matrix(name + "attn_k", KV_HEADS * head_dim, HIDDEN, 1.6 / math.sqrt(HIDDEN))
+        matrix(name + "attn_v", KV_HEADS * head_dim, HIDDEN, 2.0 / math.sqrt(HIDDEN))
+        matrix(name + "attn_output", HIDDEN, HEADS * head_dim, 2.0 / math.sqrt(HIDDEN))
+        if family == "qwen2":
+            for part, heads in (("attn_q", HEADS), ("attn_k", KV_HEADS), ("attn_v", KV_HEADS)):
+                vector(f"{name}{part}.bias", [rng.gauss(0, 0.5) for _ in range(heads * head_dim)])
+        if family == "qwen3":
+            for part in ("attn_q_norm", "attn_k_norm"):
+                vector(f"{name}{part}.weight", [rng.uniform(1.0, 1.8) for _ in range(head_dim)])
         vector(name + "ffn_norm.weight", [rng.uniform(0.8, 1.2) for _ in range(HIDDEN)])
         matrix(name + "ffn_gate", FFN, HIDDEN, 1.5 / math.sqrt(HIDDEN))
         matrix(name + "ffn_up", FFN, HIDDEN, 1.5 / math.sqrt(HIDDEN))
@@ -352,23 +364,23 @@ def value(item) -> bytes:
     return struct.pack("<IIQ", 9, 5, len(item)) + struct.pack(f"<{len(item)}i", *item)
 
 
-def make_file(dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
+def make_file(family: str, dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
     alphabet = byte_alphabet()
     learned, merges = learn_merges(alphabet, VOCAB - len(SPECIAL) - 256)
     tokens = SPECIAL + alphabet + learned
     metadata = {
-        "general.architecture": "llama",
+        "general.architecture": family,
         "general.name": f"tiny-{dtype}",
-        "llama.block_count": LAYERS,
-        "llama.context_length": CONTEXT,
-        "llama.embedding_length": HIDDEN,
-        "llama.feed_forward_length": FFN,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.dimension_count": HEAD_DIM,
-        "llama.rope.freq_base": 100000.0,
-        "llama.vocab_size": VOCAB,
+        f"{family}.block_count": FAMILY_LAYERS.get(family, LAYERS),
+        f"{family}.context_length": CONTEXT,
+        f"{family}.embedding_length": HIDDEN,
+        f"{family}.feed_forward_length": FFN,
+        f"{family}.attention.head_count": HEADS,
+        f"{family}.attention.head_count_kv": KV_HEADS,
+        f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{family}.rope.dimension_count": FAMILY_HEAD_DIM.get(family, HEAD_DIM),
+        f"{family}.rope.freq_base": 100000.0,
+        f"{family}.vocab_size": VOCAB,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": tokens,
@@ -380,7 +392,10 @@ def make_file(dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
-    tensors = make_tensors(random.Random(seed), tokens, dtype, untied, rope_freqs)
+    if family in FAMILY_HEAD_DIM:
+        metadata[f"{family}.attention.key_length"] = FAMILY_HEAD_DIM[family]
+        metadata[f"{family}.attention.value_length"] = FAMILY_HEAD_DIM[family]
+    tensors = make_tensors(random.Random(seed), tokens, family, dtype, untied, rope_freqs)
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     header += b"".join(string(key) + value(item) for key, item in metadata.items())
     data = b""
@@ -394,13 +409,14 @@ def make_file(dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path)
+    parser.add_argument("--family", choices=["llama", "qwen2", "qwen3", "smollm3"], default="llama")
     parser.add_argument("--dtype", choices=[*TYPES, *MIXED], default="q4_1",
                         help="type of the matrices (default q4_1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--untied", action="store_true", help="a head of its own")
     parser.add_argument("--rope-freqs", action="store_true", help="with RoPE frequency factors")
     args = parser.parse_args()
-    content = make_file(args.dtype, args.seed, args.untied, args.rope_freqs)
+    content = make_file(args.family, args.dtype, args.seed, args.untied, args.rope_freqs)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(f"{args.output.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)

@@ -190,6 +190,21 @@ TEST_P(FamilyTest, ThePromptCrossesWindowsAndScaling) {
   }
 }
 
+// GGUF files with quantised weights, of the families that no other test has so.
+TEST(QuantizedFamily, ChunksThreadsAndInstructionSetsGiveTheSameBits) {
+  for (const char* name : {"qwen2-q4_1", "qwen3-q8_0", "smollm3-mixed"}) {
+    const ModelSource source = gguf_source(tiny_model_path(name));
+    const auto tokens = random_tokens(300, source.config.vocab_size, 3);
+    Harness one(source, {.isa = "generic"});
+    const auto expected = all_logits(one, tokens, 0);
+    for (const char* isa : {"generic", "avx2", "avx512vnni"}) {
+      if (!ops::CpuDevice::create(1, isa)) continue;  // this processor lacks it
+      Harness harness(source, {.threads = 2, .isa = isa});
+      expect_same_rows(expected, all_logits(harness, tokens, 29), std::string(name) + " " + isa);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, FamilyTest,
                          testing::Values("llama2", "llama3", "llama-linear", "llama-yarn",
                                          "llama-yarn-exact", "mistral", "qwen2", "qwen2-window",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <numeric>
@@ -31,6 +32,10 @@ ModelSource hf_source(const std::string& directory) {
                                   checkpoint::SafetensorsFiles::open(directory).value()),
                               text("config.json"), text("generation_config.json"))
       .value();
+}
+
+ModelSource model_source(const std::string& path) {
+  return std::filesystem::is_directory(path) ? hf_source(path) : gguf_source(path);
 }
 
 std::string family_path(const std::string& name) {

@@ -20,6 +20,8 @@ std::string tiny_model_path(const std::string& name);
 ModelSource gguf_source(const std::string& path);
 /// A Hugging Face directory as a model. Throws where it is none.
 ModelSource hf_source(const std::string& directory);
+/// Whichever of both `path` is.
+ModelSource model_source(const std::string& path);
 /// `tests/data/families/<name>`, made by scripts/fixtures/tiny_families.py.
 std::string family_path(const std::string& name);
 
@@ -36,7 +38,7 @@ struct HarnessOptions {
 class Harness {
  public:
   Harness(const std::string& path, const HarnessOptions& options)
-      : Harness(gguf_source(path), options) {}
+      : Harness(model_source(path), options) {}
   Harness(const ModelSource& source, const HarnessOptions& options);
 
   Model& model() { return *model_; }

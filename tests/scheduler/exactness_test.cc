@@ -1,5 +1,5 @@
 // Every path through the engine gives the same tokens and the same logit bits: many prompts on tiny
-// models.
+// models of every family.
 
 #include "tests/scheduler/exactness.h"
 
@@ -10,19 +10,21 @@ namespace {
 
 constexpr int kVocabAtLeast = 200;
 
-ExactnessSuite::Options tiny_options(const std::string& model) {
+/// Prompts of 1 .. `longest_rest` tokens, the first ones behind a shared trunk.
+ExactnessSuite::Options tiny_options(const std::string& path, unsigned num_prompts,
+                                     int longest_rest) {
   ExactnessSuite::Options options;
-  options.model_path = model::tiny_model_path(model);
+  options.model_path = path;
   options.max_tokens = 24;
   options.num_blocks = 1500;
   // Past the attention split of 256 keys, and ending inside a block.
   options.trunk_tokens = 267;
   const auto trunk = model::random_tokens(267, kVocabAtLeast, 1);
-  for (unsigned i = 0; i < 40; ++i) {
+  for (unsigned i = 0; i < num_prompts; ++i) {
     std::vector<TokenId> prompt;
     if (i < options.num_branches) prompt = trunk;
     const auto rest =
-        model::random_tokens(1 + static_cast<int>(i * 37 % 290), kVocabAtLeast, 50 + i);
+        model::random_tokens(1 + static_cast<int>(i * 37) % longest_rest, kVocabAtLeast, 50 + i);
     prompt.insert(prompt.end(), rest.begin(), rest.end());
     options.prompts.push_back(std::move(prompt));
   }
@@ -33,6 +35,8 @@ struct Case {
   const char* model;
   ops::KvDType kv_dtype;
   bool seeded;
+  bool is_family = false;  ///< a directory, with a context of 512 tokens
+  unsigned num_prompts = 40;
 };
 
 class Exactness : public ::testing::TestWithParam<Case> {
@@ -43,7 +47,10 @@ class Exactness : public ::testing::TestWithParam<Case> {
     const Case& parameter = GetParam();
     auto& suite = suites[std::string(parameter.model) + (parameter.seeded ? "s" : "g")];
     if (!suite) {
-      auto options = tiny_options(parameter.model);
+      auto options =
+          parameter.is_family
+              ? tiny_options(model::family_path(parameter.model), 18, 200)
+              : tiny_options(model::tiny_model_path(parameter.model), parameter.num_prompts, 290);
       options.kv_dtype = parameter.kv_dtype;
       suite = std::make_unique<ExactnessSuite>(options, parameter.seeded);
     }
@@ -82,17 +89,36 @@ TEST_P(Exactness, OneAndTwoThreads) {
   suite().other_thread_counts();
 }
 
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = std::string(info.param.model) + (info.param.seeded ? "_seeded" : "_greedy");
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
 INSTANTIATE_TEST_SUITE_P(Tiny, Exactness,
                          ::testing::Values(Case{"q4_1", ops::KvDType::kBF16, false},
                                            Case{"q4_1", ops::KvDType::kBF16, true},
                                            Case{"f32", ops::KvDType::kF32, true},
                                            Case{"mixed", ops::KvDType::kF16, true},
-                                           Case{"mixed-k", ops::KvDType::kBF16, true}),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
-                           std::ranges::replace(name, '-', '_');
-                           return name + (info.param.seeded ? "_seeded" : "_greedy");
-                         });
+                                           Case{"mixed-k", ops::KvDType::kBF16, true},
+                                           Case{"qwen2-q4_1", ops::KvDType::kBF16, true, false, 18},
+                                           Case{"qwen3-q8_0", ops::KvDType::kBF16, true, false, 18},
+                                           Case{"smollm3-mixed", ops::KvDType::kBF16, true, false,
+                                                18}),
+                         case_name);
+
+// The windows of the last three begin inside the trunk, inside a split and inside a block.
+INSTANTIATE_TEST_SUITE_P(Families, Exactness,
+                         ::testing::Values(Case{"llama2", ops::KvDType::kBF16, true, true},
+                                           Case{"llama3", ops::KvDType::kBF16, true, true},
+                                           Case{"llama-linear", ops::KvDType::kBF16, true, true},
+                                           Case{"llama-yarn", ops::KvDType::kF32, true, true},
+                                           Case{"qwen2", ops::KvDType::kBF16, true, true},
+                                           Case{"qwen3", ops::KvDType::kF16, true, true},
+                                           Case{"mistral", ops::KvDType::kBF16, true, true},
+                                           Case{"qwen2-window", ops::KvDType::kF16, true, true},
+                                           Case{"smollm3", ops::KvDType::kBF16, true, true}),
+                         case_name);
 
 }  // namespace
 }  // namespace thaw::scheduler
