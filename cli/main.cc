@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/explain.h"
+#include "cli/info.h"
 #include "cli/serve.h"
 #include "cli/settings.h"
 #include "cli/version.h"
@@ -40,6 +41,15 @@ int run(int argc, char** argv) {
       ->envname("THAW_API_KEY");
   explain->add_flag("--json", explain_settings.json, "Print the server's JSON");
 
+  thaw::cli::InfoSettings info_settings;
+  CLI::App* info =
+      app.add_subcommand("info", "What a model is, and what of it is not supported and why");
+  info->add_option("model", info_settings.model,
+                   "GGUF file, directory of Hugging Face's files, or org/name in its local cache; "
+                   "the default model without one")
+      ->envname("THAW_MODEL");
+  info->add_flag("--json", info_settings.json, "Print JSON");
+
   CLI::App* version = app.add_subcommand("version", "Print the version");
   CLI::App* worker =
       app.add_subcommand("worker", "A worker process; started by the server")->group("");
@@ -52,6 +62,8 @@ int run(int argc, char** argv) {
   }
   if (serve->parsed())
     return report(thaw::cli::run_serve(serve_settings, thaw::cli::model_paths_from_environment()));
+  if (info->parsed())
+    return report(thaw::cli::run_info(info_settings, thaw::cli::model_paths_from_environment()));
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);

@@ -24,7 +24,6 @@ double as_written(float value) {
 
 ordered_json model_json(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
                         const ModelDescription& model) {
-  const SamplingParams& sampling = model.default_sampling;
   return {{"id", name},
           {"object", "model"},
           {"created", created},
@@ -36,12 +35,7 @@ ordered_json model_json(const std::string& name, std::int64_t created, std::uint
           {"quantization",
            model.quantization.empty() ? ordered_json(nullptr) : ordered_json(model.quantization)},
           {"context_length", model.context_length},
-          {"default_sampling_params",
-           {{"temperature", as_written(sampling.temperature)},
-            {"top_p", as_written(sampling.top_p)},
-            {"top_k", sampling.top_k},
-            {"min_p", as_written(sampling.min_p)},
-            {"repetition_penalty", as_written(sampling.repetition_penalty)}}}};
+          {"default_sampling_params", sampling_json(model.default_sampling)}};
 }
 
 ordered_json explanation_json(const Explanation& explanation) {
@@ -83,6 +77,14 @@ ordered_json stats_json(const EngineStats& stats) {
 }
 
 }  // namespace
+
+ordered_json sampling_json(const SamplingParams& sampling) {
+  return {{"temperature", as_written(sampling.temperature)},
+          {"top_p", as_written(sampling.top_p)},
+          {"top_k", sampling.top_k},
+          {"min_p", as_written(sampling.min_p)},
+          {"repetition_penalty", as_written(sampling.repetition_penalty)}};
+}
 
 std::string models_body(const std::vector<std::string>& names, std::int64_t created,
                         std::uint32_t max_model_len, const ModelDescription& model) {

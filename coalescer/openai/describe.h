@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "coalescer/core/history.h"
 #include "coalescer/openai/model_description.h"
 #include "engine/base/pool_status.h"
@@ -11,6 +13,8 @@
 namespace thaw::coalescer {
 
 /// Bodies of the endpoints that only tell.
+/// The sampling that stands for what requests leave out.
+nlohmann::ordered_json sampling_json(const SamplingParams& sampling);
 std::string models_body(const std::vector<std::string>& names, std::int64_t created,
                         std::uint32_t max_model_len, const ModelDescription& model);
 std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len,

@@ -32,6 +32,8 @@ class SafetensorsFiles final : public TensorSource {
   const std::vector<StoredTensor>& tensors() const override { return tensors_; }
   const StoredTensor* find_tensor(std::string_view name) const override;
 
+  std::size_t num_files() const { return mappings_.size(); }
+
   /// SHA-256 over all files (about 2 GB/s on one core) and over the directory's config.json, which
   /// decides as much of what is computed.
   Hash128 digest() const override;
