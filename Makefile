@@ -46,6 +46,9 @@ test-tsan: build  ## the CPU tests under ThreadSanitizer (about 10 minutes)
 test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k kills
 
+fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
+	@scripts/run_fuzz.sh
+
 test-exact: binary model  ## long exactness runs on the real model (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k exact
 
@@ -68,4 +71,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact fuzz bench bench-peers fixtures setup-long format clean
