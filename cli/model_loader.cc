@@ -75,21 +75,22 @@ Result<void> ModelLoader::open_hf() {
   return {};
 }
 
-std::uint64_t ModelLoader::estimated_weight_bytes(ops::ComputeMode mode) const {
+std::uint64_t ModelLoader::estimated_weight_bytes(const ops::PackingOptions& packing) const {
   std::uint64_t bytes = 0;
   for (const checkpoint::StoredTensor& tensor : source_.tensors->tensors()) {
-    bytes += mode == ops::ComputeMode::kExact32
-                 ? static_cast<std::uint64_t>(tensor.rows() * tensor.cols()) * sizeof(float)
-                 : tensor.data.size();
+    const ops::Packing chosen = tensor.rows() == 1
+                                    ? ops::Packing::kVectorF32
+                                    : ops::choose_packing(tensor.dtype, tensor.cols(), packing);
+    bytes += ops::packed_bytes(chosen, tensor.rows(), tensor.cols());
   }
   return bytes;
 }
 
-Result<LoadedModel> ModelLoader::load(ops::ComputeMode mode, int num_threads,
+Result<LoadedModel> ModelLoader::load(const ops::PackingOptions& packing, int num_threads,
                                       model::ImageCache& images) const {
   auto making_text = std::async(std::launch::async, make_text, location_.path, std::cref(*text_));
   ThreadPool packers(num_threads);
-  auto image = images.load(source_, mode, packers);
+  auto image = images.load(source_, packing, packers);
   auto text = making_text.get();
   if (!image) return std::move(image).error();
   if (!*text) return std::move(*text).error();

@@ -35,11 +35,12 @@ class ModelLoader {
   const std::string& name() const { return location_.name; }
   const model::ModelSource& source() const { return source_; }
   /// What the packed weights take, about: the exact figure is known once they are packed.
-  std::uint64_t estimated_weight_bytes(ops::ComputeMode mode) const;
+  std::uint64_t estimated_weight_bytes(const ops::PackingOptions& packing) const;
 
   /// Takes the weights from `images`, where they are packed with `num_threads` threads if they have
   /// to be, and makes tokenizer and template meanwhile. REQUIRES: `images` is older than this.
-  Result<LoadedModel> load(ops::ComputeMode mode, int num_threads, model::ImageCache& images) const;
+  Result<LoadedModel> load(const ops::PackingOptions& packing, int num_threads,
+                           model::ImageCache& images) const;
 
  private:
   ModelLoader() = default;

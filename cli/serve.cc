@@ -45,6 +45,13 @@ MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes
   return budget;
 }
 
+ops::PackingOptions packing_options(const ServeSettings& settings) {
+  ops::PackingOptions options;
+  if (settings.dtype == "f32") options.mode = ops::ComputeMode::kExact32;
+  if (settings.quantize == "q8_0") options.quantize = ops::Quantize::kQ8_0;
+  return options;
+}
+
 forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t threads) {
   forkpool::PoolOptions options;
   options.worker_binary = std::filesystem::read_symlink("/proc/self/exe").string();
@@ -75,7 +82,8 @@ coalescer::ServerOptions server_options(const ServeSettings& settings, const Mod
   if (settings.max_model_len != 0) {
     options.max_model_len = std::min(options.max_model_len, settings.max_model_len);
   }
-  options.model = describe_model(model.source(), settings.generation_config == "auto");
+  options.model = describe_model(model.source(), packing_options(settings),
+                                 settings.generation_config == "auto");
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
   options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
   options.max_body_bytes = settings.max_body_bytes;
@@ -123,6 +131,12 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
 Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
   const sigset_t signals = block_stop_signals();
+  if (settings.dtype == "f32" && settings.quantize != "none") {
+    return make_error(Errc::kInvalidArgument,
+                      "--quantize " + settings.quantize +
+                          " and --dtype f32 exclude each other: one rounds the weights, the other "
+                          "computes with them as they are");
+  }
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
@@ -136,16 +150,15 @@ Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   const std::uint32_t threads =
       settings.threads != 0 ? settings.threads
                             : std::max(1U, static_cast<std::uint32_t>(cores) / settings.workers);
-  const auto mode =
-      settings.dtype == "f32" ? ops::ComputeMode::kExact32 : ops::ComputeMode::kNative;
-  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(mode));
+  const ops::PackingOptions packing = packing_options(settings);
+  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(packing));
   const auto available = available_memory_bytes();
   if (!available) return available.error();
   if (const auto fits = check_fits(budget, *available); !fits) return fits.error();
   std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
               format_bytes(*available).c_str());
 
-  auto loaded = model->load(mode, cores, images);
+  auto loaded = model->load(packing, cores, images);
   if (!loaded) return loaded.error();
 
   const coalescer::ServerOptions options = [&] {

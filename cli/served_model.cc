@@ -48,13 +48,19 @@ checkpoint::DType main_dtype(const checkpoint::TensorSource& tensors) {
   return most == bytes.end() ? checkpoint::DType::kF32 : most->first;
 }
 
-coalescer::ModelDescription describe_model(const model::ModelSource& source, bool use_generation) {
+coalescer::ModelDescription describe_model(const model::ModelSource& source,
+                                           const ops::PackingOptions& packing,
+                                           bool use_generation) {
   const checkpoint::DType dtype = main_dtype(*source.tensors);
   coalescer::ModelDescription description;
   description.family = source.config.family;
   description.num_parameters = num_parameters(source);
   description.dtype = checkpoint::dtype_name(dtype);
-  if (checkpoint::dtype_block_elements(dtype) > 1) description.quantization = description.dtype;
+  const bool is_float = checkpoint::dtype_block_elements(dtype) == 1;
+  if (packing.mode == ops::ComputeMode::kNative) {
+    if (!is_float) description.quantization = description.dtype;
+    if (is_float && packing.quantize == ops::Quantize::kQ8_0) description.quantization = "Q8_0";
+  }
   description.context_length = static_cast<std::uint32_t>(source.config.max_positions);
   if (use_generation) description.default_sampling = default_sampling(source.generation);
   return description;

@@ -16,6 +16,7 @@ std::uint64_t num_parameters(const model::ModelSource& source);
 checkpoint::DType main_dtype(const checkpoint::TensorSource& tensors);
 
 /// What /v1/models tells. `use_generation`: with the checkpoint's defaults.
-coalescer::ModelDescription describe_model(const model::ModelSource& source, bool use_generation);
+coalescer::ModelDescription describe_model(const model::ModelSource& source,
+                                           const ops::PackingOptions& packing, bool use_generation);
 
 }  // namespace thaw::cli

@@ -111,6 +111,10 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--dtype", s.dtype, "native, or f32 to expand every weight to float32")
       ->check(CLI::IsMember({"native", "f32"}))
       ->group(engine);
+  add(command, "--quantize", s.quantize,
+      "q8_0 rounds weights that are stored as floats to 8 bits when they are packed")
+      ->check(CLI::IsMember({"none", "q8_0"}))
+      ->group(engine);
   add(command, "--generation-config", s.generation_config,
       "auto takes the checkpoint's sampling for what requests leave out, none does not")
       ->check(CLI::IsMember({"auto", "none"}))

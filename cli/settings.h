@@ -23,6 +23,7 @@ struct ServeSettings {
   std::uint32_t threads = 0;  ///< a worker's; 0: the cores there are, shared out over the workers
   std::string isa;
   std::string dtype = "native";
+  std::string quantize = "none";
   std::string generation_config = "auto";
   std::uint64_t image_cache_bytes = 32ULL << 30;  ///< packed weights on disk; 0: none
   bool verify_weights = false;

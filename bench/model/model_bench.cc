@@ -87,7 +87,7 @@ class LoadedModel {
   LoadedModel() {
     device_ = ops::CpuDevice::create(num_threads()).value();
     const LoadedImage loaded =
-        build_image(default_source(), ops::ComputeMode::kNative, device_->threads()).value();
+        build_image(default_source(), {ops::ComputeMode::kNative}, device_->threads()).value();
     memory_ = map_fd(loaded.fd.get(), loaded.size_bytes, MapAccess::kReadOnly).value();
     const auto image = checkpoint::WeightImageView::open(memory_.bytes()).value();
     kv_.resize(kv_block_bytes(loaded.config, ops::KvDType::kBF16) * kNumBlocks);
@@ -112,7 +112,7 @@ void load(benchmark::State& state) {
   ThreadPool threads(num_threads());
   for (auto _ : state)
     benchmark::DoNotOptimize(
-        build_image(source, ops::ComputeMode::kNative, threads).value().digest);
+        build_image(source, {ops::ComputeMode::kNative}, threads).value().digest);
 }
 BENCHMARK(load)->Unit(benchmark::kMillisecond)->UseRealTime();
 

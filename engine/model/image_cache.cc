@@ -141,11 +141,11 @@ void ImageCache::finish_in_background(std::function<void(const std::stop_token&)
   finisher_ = std::jthread(std::move(work));
 }
 
-Result<LoadedImage> ImageCache::load(const ModelSource& source, ops::ComputeMode mode,
+Result<LoadedImage> ImageCache::load(const ModelSource& source, const ops::PackingOptions& packing,
                                      ThreadPool& threads) {
   const auto started = std::chrono::steady_clock::now();
   if (options_.max_bytes == 0) {
-    auto image = build_image(source, mode, threads);
+    auto image = build_image(source, packing, threads);
     if (image) log_origin(*image, "none", started);
     return image;
   }
@@ -156,7 +156,7 @@ Result<LoadedImage> ImageCache::load(const ModelSource& source, ops::ComputeMode
   const bool is_known = !options_.verify_source && stamps && record && record->describes(*stamps);
   const Hash128 digest = is_known ? record->digest : source.tensors->digest();
 
-  auto plan = plan_image(source, mode, digest);
+  auto plan = plan_image(source, packing, digest);
   if (!plan) return std::move(plan).error();
   Naming naming;
   naming.key = image_key(*plan);

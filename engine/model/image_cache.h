@@ -43,7 +43,8 @@ class ImageCache {
 
   /// The image of a checkpoint, open for reading: mapped in microseconds by whoever gets it.
   /// Errors: those of plan_image and write_image that are the checkpoint's.
-  Result<LoadedImage> load(const ModelSource& source, ops::ComputeMode mode, ThreadPool& threads);
+  Result<LoadedImage> load(const ModelSource& source, const ops::PackingOptions& packing,
+                           ThreadPool& threads);
 
   /// Waits until the last image that load() packed is in its place, or was given up.
   void wait();

@@ -55,13 +55,14 @@ Result<void> check_all_used(const ModelSource& source, const std::vector<Planned
   return {};
 }
 
-Result<std::vector<PlannedTensor>> plan_tensors(const ModelSource& source, ops::ComputeMode mode) {
+Result<std::vector<PlannedTensor>> plan_tensors(const ModelSource& source,
+                                                const ops::PackingOptions& options) {
   std::vector<PlannedTensor> plans;
   for (const TensorRule& rule : tensor_list(source.config)) {
     const auto stored = find(source, rule);
     if (!stored) return stored.error();
     if (rule.is_matrix) {
-      const ops::Packing packing = ops::choose_packing((*stored)->dtype, mode);
+      const ops::Packing packing = ops::choose_packing((*stored)->dtype, rule.cols, options);
       plans.push_back(
           {*stored, rule.name, packing, ops::packed_bytes(packing, rule.rows, rule.cols)});
     } else {
@@ -114,9 +115,9 @@ Result<std::uint32_t> write_tensor(const PlannedTensor& plan, int fd, std::uint6
 
 }  // namespace
 
-Result<ImagePlan> plan_image(const ModelSource& source, ops::ComputeMode mode,
+Result<ImagePlan> plan_image(const ModelSource& source, const ops::PackingOptions& packing,
                              const Hash128& source_digest) {
-  Result<std::vector<PlannedTensor>> tensors = plan_tensors(source, mode);
+  Result<std::vector<PlannedTensor>> tensors = plan_tensors(source, packing);
   if (!tensors) return std::move(tensors).error();
   ImagePlan plan{&source, *std::move(tensors), {}};
   for (const PlannedTensor& tensor : plan.tensors) {
@@ -158,9 +159,9 @@ Result<LoadedImage> build_image(ImagePlan& plan, ThreadPool& threads) {
   return LoadedImage{*std::move(fd), size_bytes, plan.source->config, view->digest()};
 }
 
-Result<LoadedImage> build_image(const ModelSource& source, ops::ComputeMode mode,
+Result<LoadedImage> build_image(const ModelSource& source, const ops::PackingOptions& packing,
                                 ThreadPool& threads) {
-  auto plan = plan_image(source, mode, source.tensors->digest());
+  auto plan = plan_image(source, packing, source.tensors->digest());
   if (!plan) return std::move(plan).error();
   return build_image(*plan, threads);
 }

@@ -44,7 +44,7 @@ struct ImagePlan {
 
 /// `source_digest`: that of source.tensors, which takes a pass over the files to compute. Errors
 /// name the file and a tensor: missing, misshapen, or one that nothing asked for.
-Result<ImagePlan> plan_image(const ModelSource& source, ops::ComputeMode mode,
+Result<ImagePlan> plan_image(const ModelSource& source, const ops::PackingOptions& packing,
                              const Hash128& source_digest);
 
 /// Packs every tensor and writes the image to `fd`, a few MiB at a time: what is resident meanwhile
@@ -53,7 +53,7 @@ Result<ImagePlan> plan_image(const ModelSource& source, ops::ComputeMode mode,
 Result<void> write_image(ImagePlan& plan, int fd, ThreadPool& threads);
 
 /// Plans and writes an image into a new memfd.
-Result<LoadedImage> build_image(const ModelSource& source, ops::ComputeMode mode,
+Result<LoadedImage> build_image(const ModelSource& source, const ops::PackingOptions& packing,
                                 ThreadPool& threads);
 /// The same for a plan that was made before.
 Result<LoadedImage> build_image(ImagePlan& plan, ThreadPool& threads);

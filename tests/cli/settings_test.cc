@@ -42,11 +42,31 @@ TEST(Settings, TheEnvironmentIsReadAndAFlagWins) {
   ::unsetenv("THAW_MAX_NUM_SEQS");
 }
 
+TEST(Settings, CachesAreWhereTheEnvironmentSays) {
+  for (const char* name : {"HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "THAW_CACHE_DIR"})
+    ::unsetenv(name);
+  const std::string home = std::getenv("HOME") == nullptr ? "" : std::getenv("HOME");
+  EXPECT_EQ(model_paths_from_environment().hub_cache, home + "/.cache/huggingface/hub");
+  EXPECT_EQ(model_paths_from_environment().default_model,
+            home + "/.cache/thaw/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+  ::setenv("XDG_CACHE_HOME", "/x", 1);
+  EXPECT_EQ(model_paths_from_environment().hub_cache, "/x/huggingface/hub");
+  ::setenv("HF_HOME", "/h", 1);
+  EXPECT_EQ(model_paths_from_environment().hub_cache, "/h/hub");
+  ::setenv("HF_HUB_CACHE", "/c", 1);
+  EXPECT_EQ(model_paths_from_environment().hub_cache, "/c");
+  for (const char* name : {"HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"})
+    ::unsetenv(name);
+}
+
 TEST(Settings, ABadValueIsNamed) {
   ServeSettings settings;
   EXPECT_NE(parse(settings, {"--workers", "0"}).find("--workers"), std::string::npos);
   EXPECT_NE(parse(settings, {"--kv-dtype", "fp8"}).find("--kv-dtype"), std::string::npos);
   EXPECT_NE(parse(settings, {"--kv-bytes", "much"}).find("--kv-bytes"), std::string::npos);
+  EXPECT_NE(parse(settings, {"--quantize", "q3"}).find("--quantize"), std::string::npos);
+  EXPECT_NE(parse(settings, {"--generation-config", "x"}).find("--generation-config"),
+            std::string::npos);
   EXPECT_NE(parse(settings, {"--port", "70000"}).find("--port"), std::string::npos);
 }
 

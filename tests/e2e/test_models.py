@@ -119,6 +119,17 @@ def test_a_model_is_found_by_name_in_the_cache(serve, tmp_path):
     assert status == 200 and reply["usage"]["completion_tokens"] == 4
 
 
+def test_quantize_rounds_float_weights(serve, tmp_path):
+    folder = export(tmp_path / "tiny", str(tiny_model("f32")), "--dtype", "bfloat16")
+    server = serve("--quantize", "q8_0", model=folder)
+    entry = model_entry(server)
+    assert (entry["dtype"], entry["quantization"]) == ("BF16", "Q8_0")
+    status, reply = server.post("/v1/completions", {"prompt": "The river", "max_tokens": 4})
+    assert status == 200 and reply["usage"]["completion_tokens"] == 4
+    result = run("serve", str(folder), "--quantize", "q8_0", "--dtype", "f32")
+    assert result.returncode == 1 and "--quantize q8_0 and --dtype f32" in result.stderr
+
+
 def test_generation_config_sets_what_requests_leave_out(serve, tmp_path):
     folder = export(tmp_path / "tiny", str(tiny_model("f32")))
     generation = json.loads((folder / "generation_config.json").read_text())
@@ -242,4 +253,4 @@ def test_the_default_model_from_a_directory(serve, tmp_path):
         assert token_ids(ours, piece) == token_ids(theirs, piece)
     difference = largest_difference(greedy(ours, 16), greedy(theirs, 16))
     print(f"largest difference of log-probabilities: {difference}")
-    assert difference < 2e-3
+    assert difference < 1e-3

@@ -40,7 +40,7 @@ const model::LoadedImage& tiny_image() {
         checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
     const auto source = model::model_source_from_gguf(
         std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-    return model::build_image(source.value(), ops::ComputeMode::kNative, threads).value();
+    return model::build_image(source.value(), {ops::ComputeMode::kNative}, threads).value();
   }();
   return image;
 }

@@ -50,7 +50,7 @@ class ImageCacheTest : public testing::Test {
   /// A start of a server: looks the model up, waits until what it packed is published.
   LoadedImage load(ImageCacheOptions options, ops::ComputeMode mode = ops::ComputeMode::kNative) {
     ImageCache cache(std::move(options));
-    LoadedImage image = cache.load(gguf_source(model_), mode, threads_).value();
+    LoadedImage image = cache.load(gguf_source(model_), {mode}, threads_).value();
     cache.wait();
     return image;
   }
@@ -59,7 +59,7 @@ class ImageCacheTest : public testing::Test {
   }
 
   LoadedImage fresh(ops::ComputeMode mode = ops::ComputeMode::kNative) {
-    return build_image(gguf_source(model_), mode, threads_).value();
+    return build_image(gguf_source(model_), {mode}, threads_).value();
   }
 
   std::vector<std::string> files(const std::string& extension) const {
@@ -130,7 +130,7 @@ TEST_F(ImageCacheTest, EveryDamagedHeaderByteIsFound) {
           .size();
   const ModelSource source = gguf_source(model_);
   const ImagePlan plan =
-      plan_image(source, ops::ComputeMode::kNative, source.tensors->digest()).value();
+      plan_image(source, {ops::ComputeMode::kNative}, source.tensors->digest()).value();
   ASSERT_TRUE(open_image_file(path, plan, threads_).value());
   for (std::size_t at = 0; at < header_bytes; ++at) {
     std::string bad = good;
@@ -180,7 +180,7 @@ TEST_F(ImageCacheTest, AnotherModelsImageUnderThisNameIsRefused) {
   EXPECT_EQ(load().origin, ImageOrigin::kPacked);
   // Of the same layout and size, but other weights: whole in itself.
   const ModelSource source = gguf_source(model_);
-  ImagePlan plan = plan_image(source, ops::ComputeMode::kNative, Hash128{}).value();
+  ImagePlan plan = plan_image(source, {ops::ComputeMode::kNative}, Hash128{}).value();
   const LoadedImage foreign = build_image(plan, threads_).value();
   ASSERT_EQ(foreign.size_bytes, good.size());
   overwrite(only_image(), bytes_of(foreign));
@@ -406,7 +406,7 @@ TEST_F(ImageCacheTest, ErrorsOfTheCheckpointAreItsOwn) {
   bytes[at + 9] = 'x';
   std::ofstream(model_, std::ios::binary) << bytes;
   ImageCache cache({images_, kPlenty});
-  const auto image = cache.load(gguf_source(model_), ops::ComputeMode::kNative, threads_);
+  const auto image = cache.load(gguf_source(model_), {ops::ComputeMode::kNative}, threads_);
   ASSERT_FALSE(image);
   EXPECT_NE(image.error().message.find(model_), std::string::npos);
   cache.wait();
@@ -455,7 +455,7 @@ TEST_F(ImageCacheTest, ServersThatStartAtOnceAllGetTheSameBytes) {
       servers.emplace_back([this, &bytes] {
         ThreadPool threads(1);
         ImageCache cache({images_, kPlenty});
-        const auto image = cache.load(gguf_source(model_), ops::ComputeMode::kNative, threads);
+        const auto image = cache.load(gguf_source(model_), {ops::ComputeMode::kNative}, threads);
         if (image) bytes = bytes_of(*image);
         cache.wait();
       });

@@ -44,7 +44,7 @@ Error error_of(const std::string& bytes) {
   ThreadPool threads(1);
   const auto source = model_source_from_gguf(
       std::make_shared<const checkpoint::GgufFile>(checkpoint::GgufFile::open(path).value()));
-  const auto image = source ? build_image(*source, ops::ComputeMode::kNative, threads)
+  const auto image = source ? build_image(*source, {ops::ComputeMode::kNative}, threads)
                             : Result<LoadedImage>(source.error());
   std::filesystem::remove(path);
   EXPECT_FALSE(image) << "it loaded";
@@ -102,8 +102,8 @@ TEST(Load, NamesRopeScalingThatItLacks) {
 TEST(Load, BothModesDescribeTheSameModel) {
   const ModelSource source = gguf_source(tiny_model_path("mixed"));
   ThreadPool threads(2);
-  const auto native = build_image(source, ops::ComputeMode::kNative, threads).value();
-  const auto exact = build_image(source, ops::ComputeMode::kExact32, threads).value();
+  const auto native = build_image(source, {ops::ComputeMode::kNative}, threads).value();
+  const auto exact = build_image(source, {ops::ComputeMode::kExact32}, threads).value();
   EXPECT_EQ(native.config.to_json(), exact.config.to_json());
   EXPECT_NE(native.digest, exact.digest) << "another packing computes other bits";
   EXPECT_LT(native.size_bytes, exact.size_bytes);
@@ -111,7 +111,7 @@ TEST(Load, BothModesDescribeTheSameModel) {
   EXPECT_TRUE(native.config.tied_embeddings);
   EXPECT_EQ(native.config.max_positions, 8192);
 
-  const auto again = build_image(source, ops::ComputeMode::kNative, threads).value();
+  const auto again = build_image(source, {ops::ComputeMode::kNative}, threads).value();
   EXPECT_EQ(again.digest, native.digest);
   const auto one = map_fd(native.fd.get(), native.size_bytes, MapAccess::kReadOnly).value();
   const auto two = map_fd(again.fd.get(), again.size_bytes, MapAccess::kReadOnly).value();
