@@ -38,7 +38,10 @@ inline constexpr int kPackingVersion = 1;
 enum class ComputeMode { kNative, kExact32 };
 
 /// What becomes of float weights when they are packed.
-enum class Quantize { kNone, kQ8_0 };
+enum class Quantize {
+  kNone,
+  kQ8_0,  // NOLINT(readability-identifier-naming): the format's own name
+};
 
 struct PackingOptions {
   ComputeMode mode = ComputeMode::kNative;
