@@ -2,6 +2,7 @@
 
 #include "coalescer/openai/model_description.h"
 #include "engine/model/source.h"
+#include "engine/ops/packed_weight.h"
 
 namespace thaw::cli {
 
