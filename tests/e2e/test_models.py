@@ -227,7 +227,7 @@ def damaged(folder: pathlib.Path, case: str) -> str:
 )  # fmt: skip
 def test_a_damaged_directory_is_one_line(tmp_path, case):
     wanted = damaged(tmp_path / "model", case)
-    result = run("serve", str(tmp_path / "model"), "--port", "0")
+    result = run("serve", str(tmp_path / "model"), "--port", "0", "--log-level", "off")
     assert result.returncode == 1
     assert wanted in result.stderr
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("thaw: ")
