@@ -22,9 +22,12 @@ void write(const std::filesystem::path& path, std::string_view text) {
       .write(text.data(), static_cast<std::streamsize>(text.size()));
 }
 
-/// A folder for this process, with the shard in it.
+/// A folder for this process, in memory where there is such a place, with the shard in it.
 std::filesystem::path make_folder() {
-  std::string name = (std::filesystem::temp_directory_path() / "thaw-fuzz-XXXXXX").string();
+  const std::filesystem::path memory("/dev/shm");
+  const bool is_there = std::filesystem::is_directory(memory);
+  std::string name =
+      ((is_there ? memory : std::filesystem::temp_directory_path()) / "thaw-fuzz-XXXXXX").string();
   if (::mkdtemp(name.data()) == nullptr) std::abort();
   write(std::filesystem::path(name) / "model-1.safetensors",
         thaw::checkpoint::SafetensorsBuilder()
