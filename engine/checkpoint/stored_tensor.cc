@@ -5,6 +5,11 @@
 #include "engine/base/hash.h"
 
 namespace thaw::checkpoint {
+namespace {
+
+constexpr std::size_t kStepBytes = std::size_t{16} << 20;
+
+}  // namespace
 
 std::int64_t StoredTensor::rows() const {
   std::int64_t product = 1;
@@ -14,7 +19,6 @@ std::int64_t StoredTensor::rows() const {
 }
 
 Hash128 hash_and_drop(const Mapping& file) {
-  constexpr std::size_t kStepBytes = std::size_t{16} << 20;
   Hasher hasher;
   for (std::span<const std::byte> rest = file.bytes(); !rest.empty();) {
     const auto step = rest.first(std::min(rest.size(), kStepBytes));

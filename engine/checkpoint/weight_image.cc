@@ -19,6 +19,7 @@ namespace {
 constexpr std::string_view kMagic = "THAWIMG2";
 constexpr std::uint64_t kDigestAt = 16;  ///< after magic and table length
 constexpr std::uint64_t kPrefixBytes = 32;
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  ///< no entry
 constexpr std::size_t kChecksumDigits = 8;  ///< always so many, so that tables have one length
 static_assert(std::endian::native == std::endian::little);
 
@@ -112,7 +113,6 @@ const WeightEntry* WeightImageView::find(const std::string& name) const {
 }
 
 Result<void> WeightImageView::verify(ThreadPool& threads) const {
-  constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
   std::atomic<std::size_t> wrong = kNone;
   threads.parallel_for(static_cast<int>(entries_.size()), [&](int index) {
     const auto at = static_cast<std::size_t>(index);

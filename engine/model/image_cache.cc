@@ -24,6 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kImageSuffix = ".thawimg";
+constexpr const char* kOrigins[] = {"memory", "packed", "mapped"};  // by ImageOrigin
 
 std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -110,7 +111,6 @@ void evict(const std::string& directory, std::uint64_t max_bytes, const std::str
 
 void log_origin(const LoadedImage& image, const std::string& key,
                 std::chrono::steady_clock::time_point started) {
-  static constexpr const char* kOrigins[] = {"memory", "packed", "mapped"};
   const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::steady_clock::now() - started);
   logger("images")->info("image={} key={} mib={} ms={}", kOrigins[static_cast<int>(image.origin)],
@@ -173,8 +173,10 @@ Result<LoadedImage> ImageCache::load(const ModelSource& source, const ops::Packi
     logger("images")->warn("{} is packed again: {}", path, found.error().message);
     ::unlink(path.c_str());
   }
-  const bool is_mapped = found && found->has_value();
-  auto image = is_mapped ? Result<LoadedImage>(**std::move(found)) : pack(*plan, naming, threads);
+  std::optional<LoadedImage> mapped;
+  if (found) mapped = *std::move(found);
+  const bool is_mapped = mapped.has_value();
+  auto image = mapped ? Result<LoadedImage>(*std::move(mapped)) : pack(*plan, naming, threads);
   if (!image) return image;
   if (is_mapped) {
     ::futimens(image->fd.get(), nullptr);  // used now, for evict()

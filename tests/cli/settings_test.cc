@@ -31,6 +31,25 @@ TEST(Settings, ReadsFlags) {
   EXPECT_EQ(settings.window_ms, 0.5);
 }
 
+TEST(Settings, BoundsTheImageCache) {
+  ServeSettings settings;
+  EXPECT_EQ(parse(settings, {}), "");
+  EXPECT_EQ(settings.image_cache_bytes, 32ULL << 30);
+  EXPECT_FALSE(settings.verify_weights);
+  EXPECT_EQ(parse(settings, {"--image-cache-bytes", "0", "--verify-weights"}), "");
+  EXPECT_EQ(settings.image_cache_bytes, 0U);
+  EXPECT_TRUE(settings.verify_weights);
+
+  ::setenv("THAW_VERIFY_WEIGHTS", "1", 1);
+  ::setenv("THAW_IMAGE_CACHE_BYTES", "3MiB", 1);
+  ServeSettings from_environment;
+  EXPECT_EQ(parse(from_environment, {}), "");
+  EXPECT_EQ(from_environment.image_cache_bytes, 3ULL << 20);
+  EXPECT_TRUE(from_environment.verify_weights);
+  ::unsetenv("THAW_VERIFY_WEIGHTS");
+  ::unsetenv("THAW_IMAGE_CACHE_BYTES");
+}
+
 TEST(Settings, TheEnvironmentIsReadAndAFlagWins) {
   ::setenv("THAW_MAX_NUM_SEQS", "7", 1);
   ServeSettings from_environment;

@@ -321,6 +321,33 @@ TEST_F(BelievedRecord, SparesTheReadingOfTheFiles) {
   EXPECT_EQ(load().origin, ImageOrigin::kMapped);
 }
 
+// Size and modification time as before: the change time and the inode tell.
+TEST_F(BelievedRecord, DoesNotHideAChangedFile) {
+  const auto time = fs::last_write_time(model_);
+  std::string bytes = bytes_of(model_);
+  bytes[bytes.size() - 3] ^= 0x11;
+  {
+    std::fstream file(model_, std::ios::binary | std::ios::in | std::ios::out);
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  }
+  fs::last_write_time(model_, time);
+  const LoadedImage changed = load();
+  EXPECT_EQ(changed.origin, ImageOrigin::kPacked);
+  EXPECT_EQ(bytes_of(changed), bytes_of(fresh()));
+}
+
+TEST_F(BelievedRecord, DoesNotHideAReplacedFile) {
+  const auto time = fs::last_write_time(model_);
+  std::string bytes = bytes_of(model_);
+  bytes[bytes.size() - 3] ^= 0x11;
+  const std::string next = folder_.write("next", bytes);
+  fs::last_write_time(next, time);
+  fs::rename(next, model_);
+  const LoadedImage replaced = load();
+  EXPECT_EQ(replaced.origin, ImageOrigin::kPacked);
+  EXPECT_EQ(bytes_of(replaced), bytes_of(fresh()));
+}
+
 TEST_F(BelievedRecord, IsNotTakenWhenTheSourceIsToBeVerified) {
   const std::string before = only_image();
   record_.digest.bytes.fill(7);
