@@ -11,8 +11,9 @@ help:  ## this list
 setup:  ## install what is missing: packages (sudo only where not root) and .venv
 	@scripts/setup.sh
 
-model: setup  ## fetch the default model (93 MB) into the model cache
+model: setup  ## fetch the default model (93 MB) and the tests' vocabularies (7 MB) into the model cache
 	@$(PYTHON) scripts/get_model.py >/dev/null
+	@$(PYTHON) scripts/get_tokenizers.py >/dev/null
 
 $(BUILD)/build.ninja: | setup
 	@cmake --preset release >/dev/null
@@ -32,7 +33,7 @@ serve: binary model  ## the server on the default model, 127.0.0.1:8000
 test: build model  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-kills test-exact test-tidy test-asan test-tsan  ## all of the long checks below
+test-long: test-kills test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, and a clang build (about 8 minutes)
 	@scripts/run_tidy.sh
@@ -51,6 +52,10 @@ fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
 
 test-exact: binary model  ## long exactness runs on the real model (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k exact
+
+test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB)
+	@$(PYTHON) scripts/get_tokenizers.py --long >/dev/null
+	@$(BUILD)/bin/thaw_tokenizer_test --gtest_brief=1 --gtest_also_run_disabled_tests --gtest_filter='*LongVocabulary*'
 
 bench: build model  ## the benches; JSON under bench/results/
 	@scripts/run_benches.sh $(BUILD)
@@ -71,4 +76,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

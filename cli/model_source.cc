@@ -95,6 +95,7 @@ Result<text::TokenizerSpec> tokenizer_spec_from_gguf(const checkpoint::GgufFile&
     // A file without the key predates it; GPT-2's pattern is what such files were made with.
     spec.pre_tokenizer = file.get_string("tokenizer.ggml.pre").value_or("gpt-2");
     spec.ignore_merges = text::gguf_ignores_merges(spec.pre_tokenizer);
+    spec.normalize_nfc = text::gguf_normalizes_nfc(spec.pre_tokenizer);
   } else if (auto done = set_sentence_piece(file, spec); !done) {
     return done.error();
   }

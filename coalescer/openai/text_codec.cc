@@ -57,7 +57,9 @@ class ModelTextCodec final : public TextCodec {
   }
 
   std::string decode(std::span<const TokenId> tokens, bool keep_special) const override {
-    return tokenizer_->decode(tokens, keep_special);
+    // One token is shown as it stands inside a text: with its space.
+    const auto as = tokens.size() == 1 ? text::DecodeAs::kContinuation : text::DecodeAs::kWholeText;
+    return tokenizer_->decode(tokens, keep_special, as);
   }
 
   std::unique_ptr<TextStream> new_stream(bool keep_special) const override {

@@ -217,6 +217,10 @@ bool gguf_ignores_merges(std::string_view name) {
   return pre_tokenizer_by_name(name) == PreTokenizer::kLlamaBpe || name == "tekken";
 }
 
+bool gguf_normalizes_nfc(std::string_view name) {
+  return pre_tokenizer_by_name(name) == PreTokenizer::kQwen2;
+}
+
 std::string_view pre_tokenizer_by_patterns(std::span<const std::string_view> patterns) {
   for (const Rule& rule : kRules) {
     const std::size_t count = rule.patterns[1].empty() ? 1 : 2;

@@ -18,6 +18,9 @@ std::optional<PreTokenizer> pre_tokenizer_by_name(std::string_view name);
 std::string_view pre_tokenizer_names();
 /// Whether GGUF's name stands for vocabularies whose whole words go before their merges.
 bool gguf_ignores_merges(std::string_view name);
+/// Whether GGUF's name stands for vocabularies whose text is composed first, which the file does
+/// not say: Qwen's.
+bool gguf_normalizes_nfc(std::string_view name);
 /// The name of the rule that equals cutting by these regular expressions one after the other, by
 /// their exact text; empty where there is none.
 std::string_view pre_tokenizer_by_patterns(std::span<const std::string_view> patterns);
