@@ -15,7 +15,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "tests/text/model_tokenizer.h"
+#include "tests/text/real_tokenizers.h"
 
 namespace thaw::text {
 namespace {
@@ -68,6 +68,32 @@ void encode_warm(benchmark::State& state) {
   set_rate(state, corpus().size(), tokens);
 }
 BENCHMARK(encode_warm)->Name("Encode/Warm")->Unit(benchmark::kMillisecond);
+
+/// Vocabularies of scripts/get_tokenizers.py: SentencePiece-style, and byte-level by PCRE2.
+void encode_vocabulary(benchmark::State& state, const char* name) {
+  auto spec = spec_from_json(read_vocabulary_file(name, "tokenizer.json"));
+  const auto tokenizer = Tokenizer::create(std::move(spec)).value();
+  std::size_t tokens = 0;
+  for (auto _ : state) {
+    const std::vector<TokenId> ids = tokenizer->encode(corpus(), false);
+    tokens = ids.size();
+    benchmark::DoNotOptimize(ids.data());
+  }
+  set_rate(state, corpus().size(), tokens);
+}
+BENCHMARK_CAPTURE(encode_vocabulary, SentencePiece, "mistral-v1")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_vocabulary, Tekken, "tekken")->Unit(benchmark::kMillisecond);
+
+/// From the bytes of tokenizer.json to a tokenizer that encodes.
+void read_tokenizer_json(benchmark::State& state, const char* name) {
+  const std::string json = read_vocabulary_file(name, "tokenizer.json");
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(Tokenizer::create(spec_from_json(json)).value());
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(json.size()));
+}
+BENCHMARK_CAPTURE(read_tokenizer_json, SentencePiece, "mistral-v1")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(read_tokenizer_json, Tekken, "tekken")->Unit(benchmark::kMillisecond);
 
 void encode_first_time(benchmark::State& state) {
   std::size_t tokens = 0;
