@@ -185,7 +185,10 @@ def tekken_json(data):
     tokens = [base64.b64decode(entry["token_bytes"]) for entry in source["vocab"][:count]]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     alphabet = byte_alphabet()
-    spell = lambda token: "".join(map(alphabet.__getitem__, token))
+
+    def spell(token):
+        return "".join(alphabet[byte] for byte in token)
+
     merges = []
     for token in tokens:
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]

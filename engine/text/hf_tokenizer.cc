@@ -114,9 +114,10 @@ class Parser {
           return unsupported("dropout is set, which makes tokens random; supported is none");
         }
       } else if (key == "continuing_subword_prefix" || key == "end_of_word_suffix") {
-        const std::string name(key);
+        std::string what(key);
         if (const std::string affix = text(part); !affix.empty()) {
-          return unsupported(name + " \"" + affix + "\" is not supported");
+          what.append(" \"").append(affix).append("\" is not supported");
+          return unsupported(what);
         }
       }
     }

@@ -33,7 +33,10 @@ class BpeMerges {
     std::vector<std::uint64_t> heap;
   };
 
-  void reserve(std::size_t merges) { merges_.reserve(merges); }
+  void reserve(std::size_t merges) {
+    merges_.max_load_factor(0.75F);  // half the memory to touch, lookups as fast
+    merges_.reserve(merges);
+  }
   /// Of a pair given twice the last one counts. REQUIRES: rank < kNoMerge.
   void add(TokenId left, TokenId right, Merge merge) { merges_[key(left, right)] = merge; }
 

@@ -186,12 +186,13 @@ Result<void> Vocabulary::fill_merges(const TokenizerSpec& spec, BpeMerges& merge
     if (left_id < 0) return fail("has a left side that is not in the vocabulary");
     const TokenId right_id = word_id(result.substr(left_size));
     if (right_id < 0) return fail("has a right side that is not in the vocabulary");
-    // Most vocabularies hold the results in the order of the merges: look there first.
-    ++result_id;
-    if (!contains(result_id) || bytes_of(result_id) != result ||
-        kind_of(result_id) != Kind::kNormal) {
-      result_id = word_id(result);
-    }
+    // Most vocabularies hold the results in the order of the merges, and all merges of a result
+    // together: look there first.
+    const auto is_result = [this, result](TokenId id) {
+      return contains(id) && kind_of(id) == Kind::kNormal && bytes_of(id) == result;
+    };
+    if (!is_result(result_id)) ++result_id;
+    if (!is_result(result_id)) result_id = word_id(result);
     if (result_id < 0) return fail("has a result that is not in the vocabulary");
     if (spec.style == Style::kSentencePiece) note_result(result);
     merges.add(left_id, right_id, {static_cast<std::uint32_t>(i), result_id});

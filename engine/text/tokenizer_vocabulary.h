@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <tsl/robin_map.h>
@@ -56,7 +59,10 @@ class Vocabulary {
   std::string bytes_;  ///< of all tokens, end to end
   std::vector<std::uint32_t> offsets_;  ///< of each token in `bytes_`, and the end
   std::vector<TokenizerSpec::TokenKind> kinds_;
-  tsl::robin_map<std::string_view, TokenId> words_;  ///< tokens that BPE may produce, by bytes
+  /// Tokens that BPE may produce, by bytes. Stored hashes spare most looks at the bytes.
+  tsl::robin_map<std::string_view, TokenId, std::hash<std::string_view>, std::equal_to<>,
+                 std::allocator<std::pair<std::string_view, TokenId>>, /*StoreHash=*/true>
+      words_;
   bool merges_into_spaces_ = false;
 };
 

@@ -113,5 +113,25 @@ TEST_F(TextCodecTest, StreamsCutBetweenCharacters) {
   EXPECT_EQ(stream->finish(), "\xef\xbf\xbd");
 }
 
+// Llama 2's tokenizer writes a space before a text that its decoder takes away again.
+TEST(TextCodecSentencePiece, ShowsASpaceInsideATextAndInStreams) {
+  text::TokenizerSpec spec;
+  using Kind = text::TokenizerSpec::TokenKind;
+  spec.style = text::TokenizerSpec::Style::kSentencePiece;
+  spec.space_prefix = text::TokenizerSpec::SpacePrefix::kEveryPart;
+  spec.decode_start = text::TokenizerSpec::DecodeStart::kDropSpace;
+  spec.tokens = {"\u2581", "a", "b", "\u2581a"};
+  spec.kinds.assign(4, Kind::kNormal);
+  spec.merges = {"\u2581 a"};
+  const auto tokenizer = text::Tokenizer::create(std::move(spec)).value();
+  const auto codec = make_model_codec(tokenizer.get(), nullptr);
+  const std::vector<TokenId> tokens = codec->encode_text("ab a", false);
+  EXPECT_EQ(tokens, (std::vector<TokenId>{3, 2, 3}));
+  EXPECT_EQ(codec->decode(tokens, false), "ab a");
+  EXPECT_EQ(codec->decode({tokens.data(), 1}, false), " a") << "one token is part of a text";
+  const auto stream = codec->new_stream(false);
+  EXPECT_EQ(stream->push(3) + stream->finish(), " a") << "a stream goes on its prompt";
+}
+
 }  // namespace
 }  // namespace thaw::coalescer
