@@ -48,6 +48,8 @@ MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes
 ops::PackingOptions packing_options(const ServeSettings& settings) {
   ops::PackingOptions options;
   if (settings.dtype == "f32") options.mode = ops::ComputeMode::kExact32;
+  if (settings.dtype == "f16") options.quantize = ops::Quantize::kF16;
+  if (settings.dtype == "bf16") options.quantize = ops::Quantize::kBF16;
   if (settings.quantize == "q8_0") options.quantize = ops::Quantize::kQ8_0;
   return options;
 }
@@ -131,11 +133,10 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
 Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
   const sigset_t signals = block_stop_signals();
-  if (settings.dtype == "f32" && settings.quantize != "none") {
+  if (settings.dtype != "native" && settings.quantize != "none") {
     return make_error(Errc::kInvalidArgument,
-                      "--quantize " + settings.quantize +
-                          " and --dtype f32 exclude each other: one rounds the weights, the other "
-                          "computes with them as they are");
+                      "--quantize " + settings.quantize + " and --dtype " + settings.dtype +
+                          " exclude each other: both say what becomes of the weights");
   }
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();

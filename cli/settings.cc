@@ -108,8 +108,9 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Instruction set of the kernels; all give the same bits. Default: the best")
       ->check(CLI::IsMember({"generic", "avx2", "avx512vnni"}))
       ->group(engine);
-  add(command, "--dtype", s.dtype, "native, or f32 to expand every weight to float32")
-      ->check(CLI::IsMember({"native", "f32"}))
+  add(command, "--dtype", s.dtype,
+      "native, f16 or bf16 to round float weights, or f32 to expand every weight to float32")
+      ->check(CLI::IsMember({"native", "f32", "f16", "bf16"}))
       ->group(engine);
   add(command, "--quantize", s.quantize,
       "q8_0 rounds weights that are stored as floats to 8 bits when they are packed")

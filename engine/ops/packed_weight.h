@@ -40,15 +40,18 @@ enum class ComputeMode { kNative, kExact32 };
 /// What becomes of float weights when they are packed.
 enum class Quantize {
   kNone,
+  kF16,
+  kBF16,
   kQ8_0,  // NOLINT(readability-identifier-naming): the format's own name
 };
 
 struct PackingOptions {
   ComputeMode mode = ComputeMode::kNative;
-  /// kQ8_0 rounds F32, F16 and BF16 matrices as GGUF's Q8_0 does (checkpoint/quantize.h): the image
-  /// is the one that a Q8_0 file of these weights gives. Stored quantised formats stay as they are;
-  /// so do matrices whose columns are no multiple of 32. kExact32 computes with the stored values
-  /// and ignores it.
+  /// kF16 and kBF16 round float matrices of other types to the nearest value, ties to even. kQ8_0
+  /// rounds F32, F16 and BF16 matrices as GGUF's Q8_0 does (checkpoint/quantize.h): the image is
+  /// the one that a Q8_0 file of these weights gives. Stored quantised formats stay as they are; so
+  /// do matrices whose columns are no multiple of 32. kExact32 computes with the stored values and
+  /// ignores it.
   Quantize quantize = Quantize::kNone;
 };
 

@@ -126,6 +126,14 @@ def test_quantize_rounds_float_weights(serve, tmp_path):
     assert (entry["dtype"], entry["quantization"]) == ("BF16", "Q8_0")
     status, reply = server.post("/v1/completions", {"prompt": "The river", "max_tokens": 4})
     assert status == 200 and reply["usage"]["completion_tokens"] == 4
+    # Rounding what is bfloat16 already changes nothing.
+    stored, rounded, other = (
+        serve(model=folder),
+        serve("--dtype", "bf16", model=folder),
+        serve("--dtype", "f16", model=folder),
+    )
+    assert greedy(rounded, 12) == greedy(stored, 12)
+    assert largest_difference(greedy(other, 4), greedy(stored, 4)) < 0.02
     result = run("serve", str(folder), "--quantize", "q8_0", "--dtype", "f32")
     assert result.returncode == 1 and "--quantize q8_0 and --dtype f32" in result.stderr
 

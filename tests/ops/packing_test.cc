@@ -95,6 +95,31 @@ TEST(Packing, RoundingAtLoadLeavesTheRestAlone) {
   }
 }
 
+TEST(Packing, RoundedTo16BitsIsTheImageOfStored16Bits) {
+  ThreadPool threads(1);
+  const std::vector<float> values = {1.0F, 1.00390625F, -3.14159F, 1e-3F, 65504.0F, -0.0F};
+  const auto pack = [&](DType dtype, std::span<const std::byte> stored, Packing packing) {
+    std::vector<std::byte> out(packed_bytes(packing, 2, 3));
+    const auto packed = pack_matrix(dtype, stored, 2, 3, packing, out, threads);
+    EXPECT_TRUE(packed);
+    return out;
+  };
+  for (const auto& [dtype, quantize] :
+       {std::pair(DType::kF16, Quantize::kF16), std::pair(DType::kBF16, Quantize::kBF16)}) {
+    std::vector<std::uint16_t> stored;
+    for (const float value : values)
+      stored.push_back(dtype == DType::kF16 ? float_to_f16(value) : float_to_bf16(value));
+    const Packing packing = choose_packing(DType::kF32, 3, {.quantize = quantize});
+    EXPECT_EQ(packing, choose_packing(dtype, ComputeMode::kNative));
+    EXPECT_EQ(pack(DType::kF32, std::as_bytes(std::span(values)), packing),
+              pack(dtype, std::as_bytes(std::span(stored)), packing));
+  }
+  const std::vector<float> large = {1e6F, 0, 0, 0, 0, 0};
+  std::vector<std::byte> out(packed_bytes(Packing::kPanelF16, 2, 3));
+  EXPECT_FALSE(pack_matrix(DType::kF32, std::as_bytes(std::span(large)), 2, 3, Packing::kPanelF16,
+                           out, threads));
+}
+
 TEST(Packing, VectorsStayRowMajor) {
   const std::vector<std::byte> stored = random_matrix(DType::kBF16, 3, 5, 8);
   std::vector<float> expected(15);

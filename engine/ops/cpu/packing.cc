@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -84,7 +85,9 @@ bool is_float(DType dtype) {
 
 /// Whether packing means rounding.
 bool rounds(DType source, Packing packing) {
-  return is_float(source) && packing == Packing::kPanelQ8;
+  const bool is_target = packing == Packing::kPanelQ8 || packing == Packing::kPanelF16 ||
+                         packing == Packing::kPanelBF16;
+  return is_float(source) && is_target && packing != choose_packing(source, ComputeMode::kNative);
 }
 
 bool can_pack(DType source, Packing packing) {
@@ -300,14 +303,27 @@ void pack_f32(DType source, std::span<const std::byte> row, std::int64_t cols, i
     write(panel + 4 * (k * kLanes + lane), expanded[static_cast<std::size_t>(k)]);
 }
 
-/// Rounds a float row to Q8_0 first; false where that cannot be.
-bool pack_rounded(DType source, std::span<const std::byte> row, std::int64_t cols, int lane,
-                  std::byte* panel) {
+/// Each value to the nearest of 16 bits; false where one is not finite afterwards.
+bool pack_rounded_16(std::span<const float> row, Packing packing, int lane, std::byte* panel) {
+  const bool is_f16 = packing == Packing::kPanelF16;
+  bool finite = true;
+  for (std::size_t k = 0; k < row.size(); ++k) {
+    const std::uint16_t bits = is_f16 ? float_to_f16(row[k]) : float_to_bf16(row[k]);
+    finite = finite && std::isfinite(is_f16 ? f16_to_float(bits) : bf16_to_float(bits));
+    write(panel + 2 * (k * kLanes + static_cast<std::size_t>(lane)), bits);
+  }
+  return finite;
+}
+
+/// Rounds a float row on the way; false where that cannot be.
+bool pack_rounded(DType source, Packing packing, std::span<const std::byte> row, std::int64_t cols,
+                  int lane, std::byte* panel) {
   thread_local std::vector<float> expanded;
   thread_local std::vector<std::byte> rounded;
   expanded.resize(static_cast<std::size_t>(cols));
-  rounded.resize(expanded.size() / 32 * checkpoint::dtype_block_bytes(DType::kQ8_0));
   checkpoint::dequantize(source, row, expanded);
+  if (packing != Packing::kPanelQ8) return pack_rounded_16(expanded, packing, lane, panel);
+  rounded.resize(expanded.size() / 32 * checkpoint::dtype_block_bytes(DType::kQ8_0));
   if (!checkpoint::quantize_q8_0(expanded, rounded)) return false;
   pack_q8_0(rounded.data(), cols, lane, panel);
   return true;
@@ -389,10 +405,19 @@ Packing choose_packing(DType source, ComputeMode mode) {
 }
 
 Packing choose_packing(DType source, std::int64_t cols, const PackingOptions& options) {
-  const bool wanted = options.mode == ComputeMode::kNative && options.quantize == Quantize::kQ8_0;
-  return wanted && is_float(source) && cols % kBlockCols == 0
-             ? Packing::kPanelQ8
-             : choose_packing(source, options.mode);
+  const Packing stored = choose_packing(source, options.mode);
+  if (options.mode != ComputeMode::kNative || !is_float(source)) return stored;
+  switch (options.quantize) {
+    case Quantize::kNone:
+      return stored;
+    case Quantize::kF16:
+      return Packing::kPanelF16;
+    case Quantize::kBF16:
+      return Packing::kPanelBF16;
+    case Quantize::kQ8_0:
+      return cols % kBlockCols == 0 ? Packing::kPanelQ8 : stored;
+  }
+  return stored;
 }
 
 std::size_t packed_bytes(Packing packing, std::int64_t rows, std::int64_t cols) {
@@ -449,14 +474,17 @@ Result<void> pack_matrix(DType source, std::span<const std::byte> stored, std::i
           stored.subspan(static_cast<std::size_t>(first + lane) * row_bytes, row_bytes);
       if (!rounds(source, packing)) {
         pack_row(source, packing, row, cols, lane, panel);
-      } else if (!pack_rounded(source, row, cols, lane, panel)) {
+      } else if (!pack_rounded(source, packing, row, cols, lane, panel)) {
         complete = false;
       }
     }
   });
   if (!complete) {
     return make_error(Errc::kDataLoss,
-                      "pack_matrix: a weight is not finite, or too large for Q8_0");
+                      std::string("pack_matrix: a weight is not finite, or too large for ") +
+                          (packing == Packing::kPanelQ8    ? "Q8_0"
+                           : packing == Packing::kPanelF16 ? "F16"
+                                                           : "BF16"));
   }
   return {};
 }
