@@ -216,8 +216,9 @@ Result<void> Vocabulary::fill_scored_merges(const TokenizerSpec& spec, BpeMerges
     order.push_back(id);
   }
   const auto score = [&spec](TokenId id) { return spec.scores[static_cast<std::size_t>(id)]; };
-  std::stable_sort(order.begin(), order.end(),
-                   [&score](TokenId a, TokenId b) { return score(a) > score(b); });
+  std::ranges::sort(order, [&score](TokenId a, TokenId b) {
+    return score(a) != score(b) ? score(a) > score(b) : a < b;
+  });
   merges.reserve(4 * order.size());
   std::uint32_t rank = 0;
   for (std::size_t i = 0; i < order.size(); ++i) {

@@ -141,8 +141,9 @@ TEST_P(FamilyTest, ChangedFeaturesAreSeen) {
   const ModelConfig config = source().config;
   EXPECT_GT(error_with([](ModelConfig& c) { c.rope.half_split = false; }), 0.01);
   EXPECT_GT(error_with([](ModelConfig& c) { c.layers[1].rope = !c.layers[1].rope; }), 0.01);
-  if (config.rope.scaling != RopeScaling::kNone)
+  if (config.rope.scaling != RopeScaling::kNone) {
     EXPECT_GT(error_with([](ModelConfig& c) { c.rope.scaling = RopeScaling::kNone; }), 0.01);
+  }
   if (config.rope.scaling == RopeScaling::kYarn) {
     EXPECT_GT(error_with([](ModelConfig& c) { c.rope.magnitude = 1.0; }), 0.01);
     EXPECT_GT(error_with([](ModelConfig& c) { c.rope.truncate = !c.rope.truncate; }), 0.001);

@@ -13,15 +13,16 @@ namespace {
 std::atomic<int> num_allocations{0};
 }  // namespace
 
-void* operator new(std::size_t size) {
+// Not inlined: GCC would see free() of what came from a new it did not look into.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   ++num_allocations;
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept {
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
   std::free(memory);
 }
-void operator delete(void* memory, std::size_t) noexcept {
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
   std::free(memory);
 }
 
