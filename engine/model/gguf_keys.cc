@@ -1,8 +1,8 @@
 #include "engine/model/gguf_keys.h"
 
-#include <cmath>
-
 namespace thaw::model {
+
+constexpr double kLargestReal = 1e30;  ///< finite as float32, too
 
 int GgufKeys::required(const std::string& key, std::int64_t limit) {
   const auto value = find_int(key);
@@ -16,7 +16,7 @@ int GgufKeys::optional(const std::string& key, std::int64_t fallback, std::int64
 
 double GgufKeys::real(const std::string& key, double fallback) {
   const double value = find_real(key).value_or(fallback);
-  if (value > 0.0 && std::isfinite(value)) return value;
+  if (value > 0.0 && value <= kLargestReal) return value;
   fail(Errc::kDataLoss,
        full(key) + " is " + std::to_string(value) + "; a positive number is right");
   return 1.0;

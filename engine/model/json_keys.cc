@@ -1,11 +1,12 @@
 #include "engine/model/json_keys.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
 namespace thaw::model {
+
+constexpr double kLargestReal = 1e30;  ///< finite as float32, too
 
 JsonKeys::JsonKeys(nlohmann::json object, std::string where)
     : object_(std::move(object)), where_(std::move(where)) {}
@@ -19,28 +20,31 @@ Result<JsonKeys> JsonKeys::parse(const std::string& text, const std::string& whe
 int JsonKeys::integer(const std::string& key, std::int64_t limit,
                       std::optional<std::int64_t> fallback) {
   const nlohmann::json* found = find(key);
-  if (found == nullptr && !fallback) {
+  std::optional<std::int64_t> value = fallback;
+  if (found != nullptr) {
+    if (!found->is_number_integer()) {
+      wrong_kind(key, "an integer");
+      return 1;
+    }
+    value = found->get<std::int64_t>();
+  }
+  if (!value) {
     fail(Errc::kDataLoss, key + " is missing");
     return 1;
   }
-  if (found != nullptr && !found->is_number_integer()) {
-    wrong_kind(key, "an integer");
-    return 1;
-  }
-  const std::int64_t value = found == nullptr ? *fallback : found->get<std::int64_t>();
-  if (value < 1 || value > limit) {
+  if (*value < 1 || *value > limit) {
     fail(Errc::kDataLoss,
-         key + " is " + std::to_string(value) + "; 1 to " + std::to_string(limit) + " is right");
+         key + " is " + std::to_string(*value) + "; 1 to " + std::to_string(limit) + " is right");
     return 1;
   }
-  return static_cast<int>(value);
+  return static_cast<int>(*value);
 }
 
 double JsonKeys::real(const std::string& key, std::optional<double> fallback) {
   const std::optional<double> value = has(key) ? number(key) : fallback;
   if (!value && !has(key)) fail(Errc::kDataLoss, key + " is missing");
   if (!value) return 1.0;
-  if (*value > 0.0 && std::isfinite(*value)) return *value;
+  if (*value > 0.0 && *value <= kLargestReal) return *value;
   fail(Errc::kDataLoss, key + " is " + std::to_string(*value) + "; a positive number is right");
   return 1.0;
 }

@@ -27,6 +27,7 @@ std::string gguf_architectures() {
 
 std::string hf_architectures() {
   std::vector<std::string> names;
+  names.reserve(kFamilies.size());
   for (const Family* family : kFamilies)
     names.emplace_back(family->hf_architecture);
   return listed(names);

@@ -115,10 +115,21 @@ TEST_P(FamilyTest, NativeModeIsNearTransformers) {
   EXPECT_LT(error, 0.1);
 }
 
+// Weights rounded to Q8_0, and 8-bit activations beside them, cost up to 0.46.
+TEST_P(FamilyTest, Q8IsNearTransformers) {
+  const double error = largest_error(reference(), logits({.quantize = ops::Quantize::kQ8_0}, 0));
+  RecordProperty("largest_error", std::to_string(error));
+  std::printf("%s, Q8_0 with bf16 KV: largest error %.2g\n", GetParam(), error);
+  EXPECT_LT(error, 0.6);
+}
+
 TEST_P(FamilyTest, AnyChunkingGivesTheSameBits) {
-  const auto whole = logits({}, 0);
-  for (const int chunk : {1, 33, 100})
-    expect_same_rows(whole, logits({}, chunk), "chunk " + std::to_string(chunk));
+  for (const auto quantize : {ops::Quantize::kNone, ops::Quantize::kQ8_0}) {
+    const HarnessOptions options = {.quantize = quantize};
+    const auto whole = logits(options, 0);
+    for (const int chunk : {1, 33, 100})
+      expect_same_rows(whole, logits(options, chunk), "chunk " + std::to_string(chunk));
+  }
 }
 
 TEST_P(FamilyTest, ThreadsAndInstructionSetsGiveTheSameBits) {

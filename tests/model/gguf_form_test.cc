@@ -26,7 +26,7 @@ std::uint32_t gguf_type(checkpoint::DType dtype) {
 /// them so.
 std::string stored_bytes(const ModelSource& source, const TensorRule& rule, bool interleave) {
   const checkpoint::StoredTensor& tensor = *source.tensors->find_tensor(rule.hf_name);
-  const std::string bytes(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+  std::string bytes(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
   const bool rotated = rule.hf_name.find("q_proj") != std::string::npos ||
                        rule.hf_name.find("k_proj") != std::string::npos;
   if (!interleave || !rotated) return bytes;
@@ -194,9 +194,9 @@ TEST_F(GgufForm, FrequencyFactors) {
   trained.scaling = RopeScaling::kNone;
   const auto scaled = rope_frequencies(hf.config.rope, {});
   const auto plain = rope_frequencies(trained, {});
-  std::vector<float> factors;
+  std::vector<float> factors(plain.size());
   for (std::size_t i = 0; i < plain.size(); ++i)
-    factors.push_back(static_cast<float>(plain[i] / scaled[i]));
+    factors[i] = static_cast<float>(plain[i] / scaled[i]);
   expect_same_model(hf, gguf_of(hf, "llama", {}, factors), false);
 }
 

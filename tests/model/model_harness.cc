@@ -44,7 +44,8 @@ std::string family_path(const std::string& name) {
 
 Harness::Harness(const ModelSource& source, const HarnessOptions& options) {
   device_ = ops::CpuDevice::create(options.threads, options.isa).value();
-  const LoadedImage loaded = build_image(source, {options.mode}, device_->threads()).value();
+  const LoadedImage loaded =
+      build_image(source, {options.mode, options.quantize}, device_->threads()).value();
   image_memory_ = map_fd(loaded.fd.get(), loaded.size_bytes, MapAccess::kReadOnly).value();
   image_ = std::make_unique<checkpoint::WeightImageView>(
       checkpoint::WeightImageView::open(image_memory_.bytes()).value());

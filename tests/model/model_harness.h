@@ -32,6 +32,7 @@ struct HarnessOptions {
   std::string isa = "";  ///< empty: the best there is
   int num_blocks = 64;
   int max_positions = 0;
+  ops::Quantize quantize = ops::Quantize::kNone;
 };
 
 /// A model with KV memory of its own and a trivial block allocator. Throws where something fails.

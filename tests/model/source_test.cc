@@ -211,6 +211,9 @@ TEST(Source, NamesWhatIsWrong) {
   wrong(with(base(), {{"num_hidden_layers", 0}}), "num_hidden_layers is 0; 1 to 1024 is right");
   wrong(with(base(), {{"num_hidden_layers", 1 << 30}}), "num_hidden_layers is 1073741824");
   wrong(with(base(), {{"rms_norm_eps", -1.0}}), "rms_norm_eps is -1.0");
+  wrong(with(base(), {{"rms_norm_eps", 1e300}}), "a positive number is right");
+  const json negative = {{"rope_type", "yarn"}, {"factor", 2.0}, {"attention_factor", -1.0}};
+  wrong(with(base(), {{"rope_scaling", negative}}), "attention_factor is -1.0");
   wrong(with(base(), {{"tie_word_embeddings", 1}}), "true or false is right");
   wrong(with(base(), {{"eos_token_id", "x"}}), "eos_token_id is \"x\"");
   wrong(with(base(), {{"eos_token_id", -1}}), "a token id is right");
@@ -224,6 +227,68 @@ TEST(Source, NamesWhatIsWrong) {
   EXPECT_THAT(error_of(base(), json::array()).message, HasSubstr("generation_config.json: this"));
 }
 
+// Whatever stands behind a key: a configuration that holds together, or an error that names it.
+TEST(Source, AnyValueOfAnyKeyIsReadOrRefused) {
+  const json values = {nullptr,
+                       true,
+                       -1,
+                       0,
+                       1,
+                       3,
+                       1 << 30,
+                       1e300,
+                       -0.5,
+                       "",
+                       "silu",
+                       json::array(),
+                       json::object(),
+                       {1, 2},
+                       {"full_attention"},
+                       {{"rope_type", "yarn"}}};
+  const std::vector<std::string> more = {"head_dim",
+                                         "rope_theta",
+                                         "rope_parameters",
+                                         "rope_scaling",
+                                         "sliding_window",
+                                         "use_sliding_window",
+                                         "layer_types",
+                                         "max_window_layers",
+                                         "no_rope_layers",
+                                         "eos_token_id",
+                                         "no_rope_layer_interval",
+                                         "attention_bias",
+                                         "model_type",
+                                         "tie_word_embeddings",
+                                         "quantization_config"};
+  const json shape = base();
+  int read_well = 0;
+  int refused = 0;
+  for (const char* family : {"Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"}) {
+    std::vector<std::string> keys = more;
+    for (const auto& entry : shape.items())
+      keys.push_back(entry.key());
+    for (const std::string& key : keys) {
+      for (const json& value : values) {
+        const auto source = read(with(base(family), {{key, value}}));
+        if (!source) {
+          ++refused;
+          EXPECT_THAT(source.error().message, HasSubstr("config.json: "));
+          continue;
+        }
+        ++read_well;
+        const ModelConfig& config = source->config;
+        ASSERT_EQ(config.layers.size(), static_cast<std::size_t>(config.num_layers));
+        ASSERT_EQ(config.num_heads % config.num_kv_heads, 0);
+        ASSERT_EQ(config.rope.dim % 2, 0);
+        ASSERT_GT(config.head_dim, 0);
+        ASSERT_EQ(ModelConfig::from_json(config.to_json()).value().to_json(), config.to_json());
+      }
+    }
+  }
+  EXPECT_GT(read_well, 300);
+  EXPECT_GT(refused, 300);
+}
+
 TEST(Source, CarriesGenerationDefaults) {
   const json generation = {{"do_sample", true},
                            {"temperature", 0.6},
@@ -235,11 +300,11 @@ TEST(Source, CarriesGenerationDefaults) {
   const auto source = read(with(base(), {{"eos_token_id", 2}}), generation).value();
   EXPECT_THAT(source.config.eos_token_ids, ElementsAre(2, 7, 9));
   EXPECT_EQ(source.generation.do_sample, true);
-  EXPECT_FLOAT_EQ(source.generation.temperature.value(), 0.6F);
-  EXPECT_FLOAT_EQ(source.generation.top_p.value(), 0.9F);
+  EXPECT_EQ(source.generation.temperature, 0.6F);
+  EXPECT_EQ(source.generation.top_p, 0.9F);
   EXPECT_EQ(source.generation.top_k, 20);
   EXPECT_EQ(source.generation.min_p, 0.0F);
-  EXPECT_FLOAT_EQ(source.generation.repetition_penalty.value(), 1.05F);
+  EXPECT_EQ(source.generation.repetition_penalty, 1.05F);
 
   const auto silent = read(with(base(), {{"eos_token_id", {5, 3}}}), json::object()).value();
   EXPECT_THAT(silent.config.eos_token_ids, ElementsAre(3, 5));

@@ -147,9 +147,9 @@ void read_hf_windows(JsonKeys& keys, ModelConfig& config, const std::vector<bool
 
 std::vector<bool> qwen_sliding_layers(JsonKeys& keys, const ModelConfig& config) {
   const double first = keys.number("max_window_layers").value_or(28);
-  std::vector<bool> slides;
+  std::vector<bool> slides(static_cast<std::size_t>(config.num_layers));
   for (int i = 0; i < config.num_layers; ++i)
-    slides.push_back(i >= first);
+    slides[static_cast<std::size_t>(i)] = i >= first;
   return slides;
 }
 

@@ -53,6 +53,10 @@ void read_hf_yarn(JsonKeys& scaling, ModelConfig& config) {
   } else {
     rope.magnitude = yarn_magnitude(rope.factor);
   }
+  if (!(rope.magnitude > 0.0) || !std::isfinite(rope.magnitude)) {
+    scaling.fail(Errc::kDataLoss, "attention_factor is " + std::to_string(rope.magnitude) +
+                                      "; a positive number is right");
+  }
   config.max_positions = stretched(config);
 }
 

@@ -34,9 +34,9 @@ void read_hf(JsonKeys& keys, ModelConfig& config) {
   } else {
     skip_rope_every(config, keys.integer("no_rope_layer_interval", 1 << 24, kRopeInterval));
   }
-  std::vector<bool> slides;
-  for (const LayerConfig& layer : config.layers)
-    slides.push_back(!layer.rope);
+  std::vector<bool> slides(config.layers.size());
+  for (std::size_t i = 0; i < slides.size(); ++i)
+    slides[i] = !config.layers[i].rope;
   read_hf_windows(keys, config, slides);
 }
 
