@@ -394,7 +394,7 @@ TEST(HttpBadInput, SlowHeaderTimesOut) {
   EXPECT_TRUE(idle.read_end());  // without a word
 }
 
-TEST(HttpInfo, ModelsVersionPoolAndTokens) {
+TEST(HttpInfo, TheServedModelIsDescribedAndItsSamplingIsTheDefault) {
   FakeBackend backend;
   ServerOptions options;
   options.model = {"llama", 135'000'000, "BF16", "Q8_0", 8192, {}};
@@ -402,12 +402,6 @@ TEST(HttpInfo, ModelsVersionPoolAndTokens) {
   options.model.default_sampling.top_k = 20;
   RunningServer server(&backend, options);
   const json models = json::parse(server.get("/v1/models").body);
-  EXPECT_EQ(models["object"], "list");
-  ASSERT_EQ(models["data"].size(), 2U);
-  EXPECT_EQ(models["data"][0]["id"], "fake-model");
-  EXPECT_EQ(models["data"][1]["object"], "model");
-  EXPECT_EQ(models["data"][0]["owned_by"], "thaw");
-  EXPECT_EQ(models["data"][0]["max_model_len"], 1024);
   EXPECT_EQ(models["data"][0]["family"], "llama");
   EXPECT_EQ(models["data"][0]["num_parameters"], 135'000'000);
   EXPECT_EQ(models["data"][0]["dtype"], "BF16");
@@ -418,6 +412,18 @@ TEST(HttpInfo, ModelsVersionPoolAndTokens) {
   EXPECT_EQ(server.post("/v1/completions", R"({"prompt": "a", "top_p": 1})").status, 200);
   EXPECT_EQ(backend.wait_for_request(1).sampling.top_k, 20);
   EXPECT_EQ(backend.wait_for_request(1).sampling.top_p, 1.0F);
+}
+
+TEST(HttpInfo, ModelsVersionPoolAndTokens) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const json models = json::parse(server.get("/v1/models").body);
+  EXPECT_EQ(models["object"], "list");
+  ASSERT_EQ(models["data"].size(), 2U);
+  EXPECT_EQ(models["data"][0]["id"], "fake-model");
+  EXPECT_EQ(models["data"][1]["object"], "model");
+  EXPECT_EQ(models["data"][0]["owned_by"], "thaw");
+  EXPECT_EQ(models["data"][0]["max_model_len"], 1024);
   EXPECT_EQ(json::parse(server.get("/v1/models/alias").body)["id"], "alias");
   EXPECT_EQ(json::parse(server.get("/v1/models/fake%2Dmodel").body)["id"], "fake-model");
   EXPECT_EQ(server.get("/v1/models/other").status, 404);
