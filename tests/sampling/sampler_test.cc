@@ -141,8 +141,9 @@ TEST_F(SamplerTest, NucleusOfManyTokensEqualsAPlainComputation) {
     params_.top_p = 0.3F + 0.03F * static_cast<float>(seed);
     std::vector<TokenId> order(logits.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+    std::ranges::sort(order, [&](TokenId a, TokenId b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    });
     double total = 0.0;
     for (float logit : logits)
       total += std::exp(static_cast<double>(logit));
