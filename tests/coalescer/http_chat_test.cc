@@ -61,7 +61,7 @@ TEST(HttpChat, WholeAnswerHasWhatClientsNeed) {
   EXPECT_EQ(body["usage"]["completion_tokens"], 14);
   EXPECT_EQ(body["usage"]["total_tokens"], 33);
   EXPECT_EQ(body["usage"]["prompt_tokens_details"]["cached_tokens"], 9);
-  EXPECT_EQ(reply.headers.at("x-request-id"), body["id"]);
+  EXPECT_EQ(reply.headers.at("x-request-id"), body["id"].get<std::string>());
   const GenerateRequest request = backend.wait_for_request(1);
   EXPECT_EQ(request.model, "fake-model");  // one cache for all names
   EXPECT_EQ(request.sampling.max_tokens, 1024U - 19U);
