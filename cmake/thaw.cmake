@@ -12,6 +12,9 @@ find_package(Boost 1.81 REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
+if(THAW_CUDA)
+  find_package(CUDAToolkit REQUIRED)
+endif()
 if(THAW_TESTS)
   find_package(GTest REQUIRED)
   include(GoogleTest)
@@ -23,10 +26,13 @@ endif()
 # Warnings and arithmetic rules. -ffp-contract=off: a fused multiply-add happens only where the source
 # says std::fma or an FMA intrinsic (docs/exactness.md).
 add_library(thaw_options INTERFACE)
-target_compile_options(thaw_options INTERFACE -Wall -Wextra -ffp-contract=off)
+target_compile_options(thaw_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -ffp-contract=off>
+  # The same rule on the device: -fmad=false, and fused operations only where the source says __fmaf_rn.
+  $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -lineinfo -Xcompiler=-Wall,-Wextra>)
 # GCC 12 reports overlapping copies inside std::string where there are none (GCC bug 105329).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(thaw_options INTERFACE -Wno-restrict)
+  target_compile_options(thaw_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
 endif()
 target_include_directories(thaw_options INTERFACE ${CMAKE_SOURCE_DIR})
 
@@ -54,6 +60,9 @@ function(thaw_add_test name)
   else()
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT})
+    if(ARG_LABEL STREQUAL "gpu")
+      set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)  # one process on the device at a time
+    endif()
   endif()
 endfunction()
 
