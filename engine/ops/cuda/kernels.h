@@ -1,0 +1,27 @@
+#pragma once
+
+// Between the files of engine/ops/cuda; not for others.
+
+#include "engine/cuda/stream.h"
+#include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/linear.h"
+
+namespace thaw::ops::cuda {
+
+/// Allow the kernels their shared memory, once a process and device.
+void prepare_stream_kernels();
+void prepare_tile_kernels();
+
+/// Most rows of the streaming kernel.
+inline constexpr int kMaxStreamRows = 64;
+
+/// out for rows [first_row, first_row + num_rows), num_rows <= kMaxStreamRows, first_row a multiple
+/// of 64.
+void linear_stream(const CudaDevice& device, const LinearParams& params, int first_row,
+                   int num_rows, thaw::cuda::StreamView stream);
+
+/// out for all rows, by wgmma.
+void linear_tile(const CudaDevice& device, const LinearParams& params,
+                 thaw::cuda::StreamView stream);
+
+}  // namespace thaw::ops::cuda

@@ -1,0 +1,37 @@
+#pragma once
+
+#include "engine/ops/cuda/linear.h"
+#include "engine/ops/cuda/ptx.cuh"
+
+// The epilogues, element by element, so that both kernels round at the same points.
+
+namespace thaw::ops::cuda {
+
+/// What the kernels know of the output.
+struct LinearOut {
+  void* data;
+  std::int64_t stride;
+  const float* bias;
+  int rows;  ///< outputs a row of x has: weight.rows
+  int num_rows;  ///< rows of x
+};
+
+__device__ __forceinline__ float with_bias(const LinearOut& out, float product, int row) {
+  return out.bias == nullptr ? product : __fadd_rn(product, out.bias[row]);
+}
+
+/// silu(gate) * up; the exponential and the reciprocal are the special function unit's.
+__device__ __forceinline__ float swiglu(float gate, float up) {
+  const float e = ptx::exp2_approx(__fmul_rn(gate, -1.4426950408889634F));
+  return __fmul_rn(__fmul_rn(gate, ptx::rcp_approx(__fadd_rn(1.0F, e))), up);
+}
+
+/// One float32 output.
+template <Epilogue E>
+__device__ __forceinline__ void store_f32(const LinearOut& out, int token, int row, float product) {
+  float* at = static_cast<float*>(out.data) + token * out.stride + row;
+  const float value = with_bias(out, product, row);
+  *at = E == Epilogue::kAddF32 ? __fadd_rn(*at, value) : value;
+}
+
+}  // namespace thaw::ops::cuda

@@ -1,0 +1,302 @@
+#include <algorithm>
+
+#include "engine/cuda/check.h"
+#include "engine/ops/cuda/kernels.h"
+#include "engine/ops/cuda/linear_epilogue.cuh"
+
+// Linear for few rows: the weights cross the memory bus once, and that is all the time there is.
+//
+// A block owns a range of row groups (16 outputs each) and works on R of them at a time, one warp
+// each, over the whole of K: no split of K, so the order of every sum is that of its one chain.
+// Four more warps are producers: a lane of each keeps its part of a ring of some 200 KiB full with
+// bulk copies, which is what hides the latency of the memory (132 blocks x 200 KiB in flight, many
+// times what the latency asks for). Weights are read before the kernel waits for its predecessor:
+// they depend on nothing. The weights are the M operand of mma.sync, the rows of x its N = 8
+// columns.
+
+namespace thaw::ops::cuda {
+namespace {
+
+constexpr int kMaxWarps = 8;  // consumers a block
+constexpr int kProducers = 4;  // warps of copies, each with its share
+constexpr int kMaxStages = 16;
+constexpr int kRingBytes = 208 * 1024;
+constexpr int kWeightBytes = kWeightGroup * kChunk * 2;  // 2 KiB: one group's chunk
+constexpr int kGroupBytes = 8 * kChunk * 2;  // 1 KiB: one chunk of 8 rows of x
+constexpr int kTileChunkBytes = kTokenTile * kChunk * 2;  // 8 KiB: a chunk of a tile of x
+
+struct StreamParams {
+  const char* weight;
+  const char* x;
+  LinearOut out;
+  int first_row;  // of x, in out
+  int groups;  // row groups of the weight
+  int chunks;  // of K
+  int warps;  // consumers
+  int stage_chunks;
+  int stages;
+};
+
+// What an output of kAddF32 holds before, read ahead of the product: at its end it would cost the
+// latency of the memory once more.
+template <int NT>
+__device__ __forceinline__ void load_residual(const StreamParams& p, int group,
+                                              float (&old)[NT][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < NT; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = group * 16 + lane / 4 + i / 2 * 8;
+      const int token = n * 8 + lane % 4 * 2 + i % 2;
+      if (row < p.out.rows && token < p.out.num_rows)
+        old[n][i] =
+            static_cast<const float*>(p.out.data)[(p.first_row + token) * p.out.stride + row];
+    }
+}
+
+template <Epilogue E, int NT>
+__device__ __forceinline__ void store(const StreamParams& p, int group, const float (&d)[NT][4],
+                                      const float (&old)[NT][4]) {
+  const int lane = threadIdx.x % 32;
+  const LinearOut& out = p.out;
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    if constexpr (E == Epilogue::kF32 || E == Epilogue::kAddF32) {
+      // d: rows lane / 4 and + 8, tokens 2 (lane % 4) and + 1.
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = group * 16 + lane / 4 + i / 2 * 8;
+        const int token = n * 8 + lane % 4 * 2 + i % 2;
+        if (row >= out.rows || token >= out.num_rows) continue;
+        const float value = with_bias(out, d[n][i], row);
+        static_cast<float*>(out.data)[(p.first_row + token) * out.stride + row] =
+            E == Epilogue::kAddF32 ? __fadd_rn(old[n][i], value) : value;
+      }
+    } else {
+      // Transposed in registers, lane holds token lane / 4 and two neighbouring outputs.
+      const int token = n * 8 + lane / 4;
+      const int column = lane % 4 * 2;
+      if constexpr (E == Epilogue::kSwigluTiles) {
+        // Rows 0-7 of a group are gates, 8-15 their ups.
+        const std::uint32_t pair = ptx::transpose_matrix(
+            ptx::pack_bf16(swiglu(d[n][0], d[n][2]), swiglu(d[n][1], d[n][3])));
+        const int width = out.rows / 2;
+        if (token < out.num_rows && group * 8 < width) {
+          Bf16* at = static_cast<Bf16*>(out.data) +
+                     tiles_index(p.first_row + token, group * 8 + column, width);
+          *reinterpret_cast<std::uint32_t*>(at) = pair;
+        }
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int own = min(group * 16 + half * 8 + lane / 4, out.rows - 1);
+          const std::uint32_t pair = ptx::transpose_matrix(ptx::pack_bf16(
+              with_bias(out, d[n][half * 2], own), with_bias(out, d[n][half * 2 + 1], own)));
+          const int row = group * 16 + half * 8 + column;
+          if (token >= out.num_rows) continue;
+          Bf16* at = static_cast<Bf16*>(out.data) + (p.first_row + token) * out.stride + row;
+          if (row + 1 < out.rows && (reinterpret_cast<std::uintptr_t>(at) & 3) == 0) {
+            *reinterpret_cast<std::uint32_t*>(at) = pair;
+          } else {
+            if (row < out.rows) at[0] = __ushort_as_bfloat16(pair & 0xffff);
+            if (row + 1 < out.rows) at[1] = __ushort_as_bfloat16(pair >> 16);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int NT, Epilogue E>
+__global__ void __launch_bounds__(32 * (kMaxWarps + kProducers), 1)
+    stream_kernel(const __grid_constant__ StreamParams p) {
+  extern __shared__ __align__(128) unsigned char ring[];
+  __shared__ __align__(8) std::uint64_t full[kMaxStages];
+  __shared__ __align__(8) std::uint64_t empty[kMaxStages];
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
+  const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
+  const int steps = ceil_div(p.chunks, p.stage_chunks);  // stages of one pass over K
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&empty[i]), p.warps);
+    }
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  ptx::let_next_kernel_start();
+  const int first = static_cast<int>(static_cast<std::int64_t>(blockIdx.x) * p.groups / gridDim.x);
+  const int last =
+      static_cast<int>(static_cast<std::int64_t>(blockIdx.x + 1) * p.groups / gridDim.x);
+  const int total = ceil_div(last - first, p.warps) * steps;
+
+  if (warp >= p.warps) {  // the producers: one lane of each has its share of the copies
+    if (lane != 0) return;
+    const int producer = warp - p.warps;
+    const auto copy_weights = [&](int t) {
+      const int group = first + t / steps * p.warps;
+      const int chunk = t % steps * p.stage_chunks;
+      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      const int groups = min(p.warps, last - group);
+      const std::uint32_t barrier = ptx::shared_address(&full[t % p.stages]);
+      const std::uint32_t to = ptx::shared_address(ring) + t % p.stages * stage_bytes;
+      if (producer == 0)
+        ptx::barrier_expect(barrier, chunks * (groups * kWeightBytes + NT * kGroupBytes));
+      for (int g = producer; g < groups; g += kProducers)
+        ptx::bulk_copy(
+            to + g * p.stage_chunks * kWeightBytes,
+            p.weight + (static_cast<std::size_t>(group + g) * p.chunks + chunk) * kWeightBytes,
+            chunks * kWeightBytes, barrier);
+    };
+    const auto copy_x = [&](int t) {
+      const int chunk = t % steps * p.stage_chunks;
+      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      const std::uint32_t barrier = ptx::shared_address(&full[t % p.stages]);
+      const std::uint32_t to =
+          ptx::shared_address(ring) + t % p.stages * stage_bytes + stage_weights;
+      for (int c = kProducers - 1 - producer; c < chunks; c += kProducers)
+        ptx::bulk_copy(to + c * NT * kGroupBytes,
+                       p.x + static_cast<std::size_t>(chunk + c) * kTileChunkBytes,
+                       NT * kGroupBytes, barrier);
+    };
+    const int ahead = min(total, p.stages);
+    for (int t = 0; t < ahead; ++t)
+      copy_weights(t);
+    ptx::wait_for_previous_kernel();
+    for (int t = 0; t < ahead; ++t)
+      copy_x(t);
+    for (int t = ahead; t < total; ++t) {
+      ptx::barrier_wait(ptx::shared_address(&empty[t % p.stages]), (t / p.stages & 1) ^ 1);
+      copy_weights(t);
+      copy_x(t);
+    }
+    return;
+  }
+
+  ptx::wait_for_previous_kernel();  // the output may be what an earlier kernel still reads
+  // ldmatrix addresses of this lane: A takes matrices (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15),
+  // (8-15, 8-15) of a step; B takes four neighbours along K, two steps.
+  const std::uint32_t a_lane =
+      (lane / 8 % 2) * 8 * kChunk * 2 + (lane / 16) * 128 + (lane % 8) * 16;
+  const std::uint32_t b_lane = lane * 16;
+  int t = 0;
+  for (int base = first; base < last; base += p.warps) {
+    float d[NT][4] = {};
+    const bool mine = base + warp < last;
+    float old[NT][4] = {};
+    if (E == Epilogue::kAddF32 && mine) load_residual<NT>(p, base + warp, old);
+    for (int step = 0; step < steps; ++step, ++t) {
+      const int stage = t % p.stages;
+      const int chunks = min(p.stage_chunks, p.chunks - step * p.stage_chunks);
+      ptx::barrier_wait(ptx::shared_address(&full[stage]), t / p.stages & 1);
+      if (mine) {
+        const std::uint32_t at = ptx::shared_address(ring) + stage * stage_bytes;
+        for (int c = 0; c < chunks; ++c) {
+          const std::uint32_t w = at + (warp * p.stage_chunks + c) * kWeightBytes + a_lane;
+          const std::uint32_t x = at + stage_weights + c * NT * kGroupBytes + b_lane;
+          std::uint32_t a[4][4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k)
+            ptx::load_matrices(a[k], w + k * 256);
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            std::uint32_t b[2][4];
+            ptx::load_matrices(b[0], x + n * kGroupBytes);
+            ptx::load_matrices(b[1], x + n * kGroupBytes + 512);
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+              ptx::mma(d[n], a[k], b[k / 2][k % 2 * 2], b[k / 2][k % 2 * 2 + 1]);
+          }
+        }
+      }
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+    }
+    if (mine) store<E, NT>(p, base + warp, d, old);
+  }
+}
+
+template <int NT>
+void (*kernel_for(Epilogue epilogue))(StreamParams) {
+  switch (epilogue) {
+    case Epilogue::kBf16:
+      return stream_kernel<NT, Epilogue::kBf16>;
+    case Epilogue::kF32:
+      return stream_kernel<NT, Epilogue::kF32>;
+    case Epilogue::kAddF32:
+      return stream_kernel<NT, Epilogue::kAddF32>;
+    case Epilogue::kSwigluTiles:
+      return stream_kernel<NT, Epilogue::kSwigluTiles>;
+  }
+  return nullptr;
+}
+
+template <int NT>
+void prepare() {
+  for (const Epilogue epilogue :
+       {Epilogue::kBf16, Epilogue::kF32, Epilogue::kAddF32, Epilogue::kSwigluTiles})
+    thaw::cuda::check(cudaFuncSetAttribute(kernel_for<NT>(epilogue),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes),
+                      "shared memory of the streaming kernel");
+}
+
+template <int NT>
+void launch(StreamParams p, Epilogue epilogue, int blocks, cudaStream_t stream) {
+  const auto stage_bytes = [&] {
+    return p.stage_chunks * (p.warps * kWeightBytes + NT * kGroupBytes);
+  };
+  // Stages of at least 16 KiB keep the copies long; at least four stages keep the ring turning.
+  p.stage_chunks = 1;
+  while (p.stage_chunks < 4 && stage_bytes() < 16 * 1024)
+    p.stage_chunks *= 2;
+  p.stages = std::min(kMaxStages, kRingBytes / stage_bytes());
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(32 * (p.warps + kProducers)));
+  config.dynamicSmemBytes = static_cast<std::size_t>(p.stages) * stage_bytes();
+  config.stream = stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  thaw::cuda::check(cudaLaunchKernelEx(&config, kernel_for<NT>(epilogue), p), "linear (stream)");
+}
+
+}  // namespace
+
+void prepare_stream_kernels() {
+  prepare<1>();
+  prepare<2>();
+  prepare<4>();
+  prepare<8>();
+}
+
+void linear_stream(const CudaDevice& device, const LinearParams& params, int first_row,
+                   int num_rows, thaw::cuda::StreamView stream) {
+  StreamParams p{};
+  p.weight = reinterpret_cast<const char*>(params.weight.data);
+  p.x = reinterpret_cast<const char*>(params.x.data) +
+        static_cast<std::size_t>(first_row) * params.weight.cols * sizeof(Bf16);
+  p.out = {params.out, params.out_stride, params.bias, params.weight.rows, num_rows};
+  p.first_row = first_row;
+  p.groups = ceil_div(params.weight.rows, kWeightGroup);
+  p.chunks = params.weight.cols / kChunk;
+  const int blocks = std::min(p.groups, device.multiprocessors());
+  // As many warps as make the rounds of the busiest block even.
+  const int busiest = ceil_div(p.groups, blocks);
+  p.warps = ceil_div(busiest, ceil_div(busiest, kMaxWarps));
+  if (num_rows <= 8)
+    launch<1>(p, params.epilogue, blocks, stream.get());
+  else if (num_rows <= 16)
+    launch<2>(p, params.epilogue, blocks, stream.get());
+  else if (num_rows <= 32)
+    launch<4>(p, params.epilogue, blocks, stream.get());
+  else
+    launch<8>(p, params.epilogue, blocks, stream.get());
+}
+
+}  // namespace thaw::ops::cuda

@@ -1,0 +1,146 @@
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "engine/ops/cuda/linear.h"
+#include "tests/ops/cuda/cuda_ops_util.cuh"
+
+namespace thaw::ops::cuda {
+namespace {
+
+// Epilogues are judged from the float32 product that kF32 gives: what they add and where they round
+// is then exact, whatever the kernel.
+class CudaLinearEpilogueTest : public CudaOpsTest {
+ protected:
+  static constexpr int kCols = 192;
+  static constexpr int kRowCounts[] = {1, 8, 13, 50, 64, 65, 300};
+
+  void make(int rows_, int num_rows_) {
+    rows = rows_;
+    num_rows = num_rows_;
+    const auto plain =
+        to_device(random_bf16(static_cast<std::size_t>(rows) * kCols, 0.1F, 1), *stream);
+    const auto plain_x =
+        to_device(random_bf16(static_cast<std::size_t>(num_rows) * kCols, 1.0F, 2), *stream);
+    weight = poisoned<Bf16>(weight_elements(rows, kCols), *stream);
+    x = poisoned<Bf16>(tiles_elements(num_rows, kCols), *stream);
+    tile_weight({plain.data(), rows, kCols, WeightRows::kPlain, 0, weight.data()}, *stream);
+    tile_rows(plain_x.data(), num_rows, kCols, {x.data(), kCols}, *stream);
+    stream->synchronize();
+  }
+
+  LinearParams params(Epilogue epilogue, void* out, std::int64_t stride, const float* bias) const {
+    LinearParams p;
+    p.weight = {weight.data(), rows, kCols};
+    p.x = {x.data(), kCols};
+    p.num_rows = num_rows;
+    p.epilogue = epilogue;
+    p.out = out;
+    p.out_stride = stride;
+    p.bias = bias;
+    return p;
+  }
+
+  std::vector<float> products() {
+    const auto out = poisoned<float>(static_cast<std::size_t>(num_rows) * rows, *stream);
+    linear(*device, params(Epilogue::kF32, out.data(), rows, nullptr), *stream);
+    return to_host(out, *stream);
+  }
+
+  int rows = 0;
+  int num_rows = 0;
+  DeviceBuffer<Bf16> weight;
+  DeviceBuffer<Bf16> x;
+};
+
+TEST_F(CudaLinearEpilogueTest, Bf16IsTheProductPlusBiasRoundedOnce) {
+  for (const int count : kRowCounts) {
+    for (const auto& [outputs, stride] :
+         {std::pair(80, 80), std::pair(77, 83), std::pair(320, 400)}) {
+      make(outputs, count);
+      const auto product = products();
+      std::vector<float> bias(rows);
+      for (int r = 0; r < rows; ++r)
+        bias[r] = 0.01F * static_cast<float>(r) - 0.3F;
+      const auto device_bias = to_device(bias, *stream);
+      for (const bool with : {false, true}) {
+        const auto out = poisoned<Bf16>(static_cast<std::size_t>(count) * stride, *stream);
+        linear(*device,
+               params(Epilogue::kBf16, out.data(), stride, with ? device_bias.data() : nullptr),
+               *stream);
+        const auto values = to_host(out, *stream);
+        for (int t = 0; t < count; ++t) {
+          for (int r = 0; r < stride; ++r) {
+            const float got = widen(values[static_cast<std::size_t>(t) * stride + r]);
+            if (r >= rows) {
+              EXPECT_TRUE(std::isnan(got)) << "wrote past the row";
+              continue;
+            }
+            const float sum =
+                product[static_cast<std::size_t>(t) * rows + r] + (with ? bias[r] : 0);
+            ASSERT_EQ(got, widen(narrow(sum))) << count << " rows, " << t << ", " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaLinearEpilogueTest, AddF32AddsTheProductToTheResidual) {
+  for (const int count : kRowCounts) {
+    for (const auto& [outputs, stride] :
+         {std::pair(80, 80), std::pair(77, 83), std::pair(320, 320)}) {
+      make(outputs, count);
+      const auto product = products();
+      std::vector<float> residual(static_cast<std::size_t>(count) * stride);
+      for (std::size_t i = 0; i < residual.size(); ++i)
+        residual[i] = std::sin(static_cast<float>(i)) * 3.0F;
+      const auto out = to_device(residual, *stream);
+      linear(*device, params(Epilogue::kAddF32, out.data(), stride, nullptr), *stream);
+      const auto values = to_host(out, *stream);
+      for (int t = 0; t < count; ++t)
+        for (int r = 0; r < rows; ++r) {
+          const std::size_t at = static_cast<std::size_t>(t) * stride + r;
+          ASSERT_EQ(values[at], residual[at] + product[static_cast<std::size_t>(t) * rows + r])
+              << count << " rows, " << t << ", " << r;
+        }
+    }
+  }
+}
+
+TEST_F(CudaLinearEpilogueTest, SwigluIsTheSameInBothKernelsAndNearTheTruth) {
+  for (const int count : kRowCounts) {
+    for (const int outputs : {128, 384, 1024}) {
+      make(outputs, count);
+      const auto product = products();
+      const int width = outputs / 2;
+      std::vector<std::vector<Bf16>> results;
+      for (const LinearKernel kernel : {LinearKernel::kStream, LinearKernel::kTile}) {
+        const auto out = poisoned<Bf16>(tiles_elements(count, width), *stream);
+        LinearParams p = params(Epilogue::kSwigluTiles, out.data(), 0, nullptr);
+        p.kernel = kernel;
+        linear(*device, p, *stream);
+        const auto values = to_host(out, *stream);
+        std::vector<Bf16> rows_only;
+        for (int t = 0; t < count; ++t)
+          for (int c = 0; c < width; ++c)
+            rows_only.push_back(values[tiles_index(t, c, width)]);
+        results.push_back(rows_only);
+      }
+      ASSERT_TRUE(same_bits<Bf16>(results[0], results[1])) << count << " rows, " << outputs;
+      for (int t = 0; t < count; ++t) {
+        for (int c = 0; c < width; ++c) {
+          // Column c's gate is row c / 8 * 16 + c % 8 of the weight, its up 8 further.
+          const std::size_t at = static_cast<std::size_t>(t) * rows + c / 8 * 16 + c % 8;
+          const double gate = product[at];
+          const double expected = gate / (1 + std::exp(-gate)) * product[at + 8];
+          ASSERT_NEAR(widen(results[0][static_cast<std::size_t>(t) * width + c]), expected,
+                      kBf16Tolerance * std::abs(expected) + 1e-30);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thaw::ops::cuda
