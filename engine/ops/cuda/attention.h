@@ -1,0 +1,102 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "engine/base/result.h"
+#include "engine/base/types.h"
+#include "engine/cuda/buffer.h"
+#include "engine/cuda/stream.h"
+#include "engine/ops/attention.h"
+#include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/tiles.h"
+
+namespace thaw::ops::cuda {
+
+/// Paged KV memory on the device, bf16. One block holds all layers:
+/// [num_layers][2 (K, V)][num_kv_heads][slab], a slab being the 16 tokens of one head in core
+/// matrices, [16 / 8][head_dim / 8][8 tokens][8 dims], K and V alike. Blocks follow one another.
+struct DeviceKv {
+  Bf16* base = nullptr;
+  int num_layers = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;  ///< 64 or 128
+
+  THAW_HOST_DEVICE std::size_t slab_elements() const {
+    return static_cast<std::size_t>(kBlockSize) * head_dim;
+  }
+  THAW_HOST_DEVICE std::size_t block_elements() const {
+    return slab_elements() * num_kv_heads * 2 * num_layers;
+  }
+  THAW_HOST_DEVICE Bf16* slab(BlockId block, int layer, bool value, int kv_head) const {
+    return base + block_elements() * static_cast<std::size_t>(block) +
+           slab_elements() *
+               ((static_cast<std::size_t>(layer) * 2 + (value ? 1 : 0)) * num_kv_heads + kv_head);
+  }
+  /// Index of (token of the block, dim) in a slab.
+  THAW_HOST_DEVICE int slab_index(int token, int dim) const {
+    return token / 8 * head_dim * 8 + dim / 8 * 64 + token % 8 * 8 + dim % 8;
+  }
+};
+
+/// A batch's attention work, made by the host and read by the kernels: 32-bit words in device
+/// memory, so that a captured graph serves every batch that fits.
+struct AttentionPlanHeader {
+  std::int32_t num_tiles = 0;  ///< of prefill
+  std::int32_t num_items = 0;  ///< (split, up to 64 query rows) of decode
+  std::int32_t num_split_rows = 0;  ///< rows whose splits are merged afterwards
+  std::int32_t tiles_at = 0;  ///< word offsets of the arrays
+  std::int32_t items_at = 0;
+  std::int32_t split_rows_at = 0;
+  std::int32_t num_partials = 0;  ///< (row, split) results in the workspace
+};
+
+/// What both kernels and the planner agree on for one model.
+struct AttentionShape {
+  int num_heads = 0;  ///< a multiple of num_kv_heads, at most 16 times it
+  int num_kv_heads = 0;
+  int head_dim = 0;  ///< 64 or 128
+};
+
+/// Writes the plan of `sequences` into `words`; returns the words used. Rows of one split that lie
+/// in the same blocks (a trunk that sequences share) become rows of one tile and read K and V once.
+/// Chunks of prefill go to the tensor-core tile kernel. None of these choices changes a bit.
+/// Errors: `kResourceExhausted` where the plan or its partial results do not fit,
+/// `kInvalidArgument` for a shape that the kernels lack or a table that does not cover its rows.
+Result<std::size_t> plan_attention(const AttentionShape& shape,
+                                   std::span<const AttentionSequence> sequences,
+                                   std::size_t max_partials, std::span<std::int32_t> words);
+
+/// float32 elements of the workspace that holds `partials` partial results.
+constexpr std::size_t attention_workspace_elements(const AttentionShape& shape,
+                                                   std::size_t partials) {
+  return partials * static_cast<std::size_t>(shape.num_heads) *
+         (static_cast<std::size_t>(shape.head_dim) + 2);
+}
+
+struct AttentionParams {
+  DeviceKv kv;
+  int layer = 0;
+  AttentionShape shape;
+  float scale = 0.0F;  ///< usually 1/sqrt(head_dim)
+  const Bf16* q = nullptr;  ///< [rows][q_stride], the heads one after another
+  std::int64_t q_stride = 0;
+  const std::int32_t* plan = nullptr;  ///< device memory: what plan_attention wrote
+  /// float32, device memory: partial outputs [max_partials][num_heads][head_dim], then their max
+  /// and sum [max_partials][num_heads][2].
+  float* workspace = nullptr;
+  std::size_t max_partials = 0;
+  Tiles out;  ///< [rows, num_heads * head_dim]
+  bool has_tiles = true;  ///< false skips the prefill kernel: the plan has no tiles
+  bool has_items = true;  ///< false skips the decode kernels
+};
+
+/// Causal attention of every row of the plan over its own sequence's keys 0 .. its position, all
+/// read from `kv` (rope_and_store first). Splits of 256 keys at absolute positions, max over the
+/// whole split first, splits merged in order; the same bits from both kernels (docs/exactness.md).
+/// Sources: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2205.14135.
+void attention(const CudaDevice& device, const AttentionParams& params,
+               thaw::cuda::StreamView stream);
+
+}  // namespace thaw::ops::cuda

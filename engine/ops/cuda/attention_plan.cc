@@ -1,0 +1,139 @@
+#include "engine/ops/cuda/attention_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace thaw::ops::cuda {
+namespace {
+
+// From this many rows on, the tile kernel fills the device; below, splits do it better.
+constexpr int kTileSequenceRows = 256;
+constexpr std::size_t kWordBytes = 4;
+
+/// Appends to the plan; remembers an overflow instead of writing past the end.
+class Writer {
+ public:
+  explicit Writer(std::span<std::int32_t> words) : words_(words) {}
+
+  template <typename T>
+  std::int32_t append(const T* values, std::size_t count) {
+    const std::size_t at = used_;
+    static_assert(sizeof(T) % kWordBytes == 0);
+    const std::size_t words = count * sizeof(T) / kWordBytes;
+    used_ += words;
+    if (used_ <= words_.size() && count != 0)
+      std::memcpy(words_.data() + at, values, words * kWordBytes);
+    return static_cast<std::int32_t>(at);
+  }
+  bool fits() const { return used_ <= words_.size(); }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::span<std::int32_t> words_;
+  std::size_t used_ = 0;
+};
+
+Result<void> check_shape(const AttentionShape& shape,
+                         std::span<const AttentionSequence> sequences) {
+  const auto wrong = [](const std::string& message) {
+    return make_error(Errc::kInvalidArgument, "attention: " + message);
+  };
+  if (shape.head_dim != 64 && shape.head_dim != 128)
+    return wrong("head_dim is " + std::to_string(shape.head_dim) + "; it must be 64 or 128");
+  if (shape.num_kv_heads < 1 || shape.num_heads % shape.num_kv_heads != 0 ||
+      shape.num_heads / shape.num_kv_heads < 1 || shape.num_heads / shape.num_kv_heads > 16)
+    return wrong(std::to_string(shape.num_heads) + " query heads over " +
+                 std::to_string(shape.num_kv_heads) + " KV heads; they must be 1 to 16 for each");
+  for (const AttentionSequence& sequence : sequences) {
+    const int end = sequence.first_position + sequence.num_rows;
+    if (sequence.num_rows < 1 || sequence.first_position < 0 || sequence.first_row < 0 ||
+        sequence.block_table.size() < static_cast<std::size_t>(ceil_div(end, kBlockSize)))
+      return wrong("a table of " + std::to_string(sequence.block_table.size()) + " blocks for " +
+                   std::to_string(sequence.num_rows) + " rows from position " +
+                   std::to_string(sequence.first_position) + "; it must cover them");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::size_t> plan_attention(const AttentionShape& shape,
+                                   std::span<const AttentionSequence> sequences,
+                                   std::size_t max_partials, std::span<std::int32_t> words) {
+  if (Result<void> valid = check_shape(shape, sequences); !valid) return valid.error();
+  const int group = shape.num_heads / shape.num_kv_heads;
+  AttentionPlanHeader header;
+  Writer writer(words);
+  writer.append(&header, 1);
+
+  std::vector<AttentionTile> tiles;
+  std::vector<AttentionSplitRow> split_rows;
+  // Entries of decode by split and by the blocks that hold it: equal keys share their reads.
+  std::map<std::pair<int, std::vector<BlockId>>, std::vector<AttentionEntry>> groups;
+  for (const AttentionSequence& sequence : sequences) {
+    if (sequence.num_rows >= kTileSequenceRows) {
+      const std::int32_t table =
+          writer.append(sequence.block_table.data(), sequence.block_table.size());
+      const int step = kTileRows / group;
+      for (int token = 0; token < sequence.num_rows; token += step)
+        tiles.push_back({sequence.first_row + token, std::min(step, sequence.num_rows - token),
+                         sequence.first_position + token, table});
+      continue;
+    }
+    for (int i = 0; i < sequence.num_rows; ++i) {
+      const int position = sequence.first_position + i;
+      const int splits = position / kSplitKeys + 1;
+      split_rows.push_back({sequence.first_row + i, splits, header.num_partials});
+      header.num_partials += splits;
+    }
+    const int end = sequence.first_position + sequence.num_rows;
+    for (int split = 0; split * kSplitKeys < end; ++split) {
+      const int first_block = split * kSplitBlocks;
+      const int blocks = std::min(kSplitBlocks, ceil_div(end, kBlockSize) - first_block);
+      const auto begin = sequence.block_table.begin() + first_block;
+      auto& entries = groups[{split, std::vector<BlockId>(begin, begin + blocks)}];
+      for (int i = std::max(0, split * kSplitKeys - sequence.first_position); i < sequence.num_rows;
+           ++i) {
+        const AttentionSplitRow& row = split_rows[split_rows.size() - sequence.num_rows + i];
+        entries.push_back({row.row, sequence.first_position + i, row.partial + split});
+      }
+    }
+  }
+  // Tiles with the most keys first: the last ones to finish are then short.
+  std::stable_sort(tiles.begin(), tiles.end(), [](const AttentionTile& a, const AttentionTile& b) {
+    return a.first_position > b.first_position;
+  });
+  std::vector<AttentionItem> items;
+  const auto most = static_cast<std::size_t>(kItemRows / group);
+  for (const auto& [key, entries] : groups) {
+    const std::int32_t table = writer.append(key.second.data(), key.second.size());
+    for (std::size_t at = 0; at < entries.size(); at += most) {
+      const std::size_t count = std::min(most, entries.size() - at);
+      int last = 0;
+      for (std::size_t i = at; i < at + count; ++i)
+        last = std::max(last, entries[i].position);
+      const std::int32_t entries_at = writer.append(entries.data() + at, count);
+      items.push_back({key.first, std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
+                       static_cast<std::int32_t>(count), entries_at, table});
+    }
+  }
+  header.num_tiles = static_cast<std::int32_t>(tiles.size());
+  header.num_items = static_cast<std::int32_t>(items.size());
+  header.num_split_rows = static_cast<std::int32_t>(split_rows.size());
+  header.tiles_at = writer.append(tiles.data(), tiles.size());
+  header.items_at = writer.append(items.data(), items.size());
+  header.split_rows_at = writer.append(split_rows.data(), split_rows.size());
+  if (!writer.fits() || static_cast<std::size_t>(header.num_partials) > max_partials)
+    return make_error(Errc::kResourceExhausted,
+                      "an attention plan of " + std::to_string(writer.used()) + " words and " +
+                          std::to_string(header.num_partials) +
+                          " partial results; there is room for " + std::to_string(words.size()) +
+                          " and " + std::to_string(max_partials));
+  std::memcpy(words.data(), &header, sizeof header);
+  return writer.used();
+}
+
+}  // namespace thaw::ops::cuda

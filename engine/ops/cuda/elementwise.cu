@@ -1,0 +1,279 @@
+#include <algorithm>
+#include <string>
+
+#include "engine/base/error.h"
+#include "engine/cuda/check.h"
+#include "engine/ops/cuda/elementwise.h"
+#include "engine/ops/cuda/ptx.cuh"
+
+namespace thaw::ops::cuda {
+namespace {
+
+constexpr int kRowThreads = 256;
+
+void require(bool holds, const char* what, std::int64_t value, const char* right) {
+  if (!holds)
+    throw Exception(make_error(Errc::kInvalidArgument,
+                               std::string(what) + " is " + std::to_string(value) + "; " + right));
+}
+
+template <typename P>
+void launch(void (*kernel)(P), const P& params, int blocks, int threads, const char* what,
+            thaw::cuda::StreamView stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream.get();
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  thaw::cuda::check(cudaLaunchKernelEx(&config, kernel, params), what);
+}
+
+// The sum of a value over a warp: xor 16, 8, 4, 2, 1.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = __fadd_rn(value, __shfl_xor_sync(0xffffffff, value, offset));
+  return value;
+}
+
+__device__ __forceinline__ void add_squares(float& sum, const float4& v) {
+  sum = __fmaf_rn(v.x, v.x, sum);
+  sum = __fmaf_rn(v.y, v.y, sum);
+  sum = __fmaf_rn(v.z, v.z, sum);
+  sum = __fmaf_rn(v.w, v.w, sum);
+}
+
+// One block a row. Thread i sums columns 4 i .. 4 i + 3, then 1024 further on; then the warp, then
+// the eight warps in order.
+__global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) {
+  __shared__ float parts[kRowThreads / 32];
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
+  const int row = blockIdx.x;
+  const float* x = p.x + (p.rows == nullptr ? row : p.rows[row]) * p.x_stride;
+  // The row stays in registers up to 8,192 columns; all its loads are in flight at once.
+  constexpr int kHeld = 8;
+  float4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int col = (i * kRowThreads + threadIdx.x) * 4;
+    held[i] = col < p.out.cols ? *reinterpret_cast<const float4*>(x + col) : float4{};
+  }
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    add_squares(sum, held[i]);
+  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < p.out.cols; col += kRowThreads * 4)
+    add_squares(sum, *reinterpret_cast<const float4*>(x + col));
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  __syncthreads();
+  float total = parts[0];
+#pragma unroll
+  for (int i = 1; i < kRowThreads / 32; ++i)
+    total = __fadd_rn(total, parts[i]);
+  const float mean = __fdiv_rn(total, static_cast<float>(p.out.cols));
+  const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.eps)));
+  const auto write = [&](int col, const float4& v) {
+    const float4 w = *reinterpret_cast<const float4*>(p.weight + col);
+    const uint2 out = {ptx::pack_bf16(__fmul_rn(__fmul_rn(v.x, scale), w.x),
+                                      __fmul_rn(__fmul_rn(v.y, scale), w.y)),
+                       ptx::pack_bf16(__fmul_rn(__fmul_rn(v.z, scale), w.z),
+                                      __fmul_rn(__fmul_rn(v.w, scale), w.w))};
+    *reinterpret_cast<uint2*>(p.out.data + tiles_index(row, col, p.out.cols)) = out;
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int col = (i * kRowThreads + threadIdx.x) * 4;
+    if (col < p.out.cols) write(col, held[i]);
+  }
+  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < p.out.cols; col += kRowThreads * 4)
+    write(col, *reinterpret_cast<const float4*>(x + col));
+}
+
+__global__ void __launch_bounds__(kRowThreads) embedding_kernel(EmbeddingParams p) {
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
+  const int id = p.ids[blockIdx.x];
+  float* out = p.out + static_cast<std::size_t>(blockIdx.x) * p.table.cols;
+  for (int col = threadIdx.x * 2; col < p.table.cols; col += kRowThreads * 2) {
+    float2 value = {NAN, NAN};
+    if (id >= 0 && id < p.table.rows)
+      value = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(
+          p.table.data + weight_index(id, col, p.table.cols)));
+    *reinterpret_cast<float2*>(out + col) = value;
+  }
+}
+
+// One warp a (row, head). A lane holds D / 64 pairs: dims 2 or 1 from lane * D / 64 of either half,
+// or neighbours where pairs are (2i, 2i + 1).
+template <int D>
+__global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams p) {
+  constexpr int kPairs = D / 64;
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
+  const int lane = threadIdx.x % 32;
+  const int heads = p.shape.num_heads + p.shape.num_kv_heads;  // a k head brings its v along
+  const std::int64_t work = static_cast<std::int64_t>(p.num_rows) * heads;
+  const std::int64_t index = blockIdx.x * 4LL + threadIdx.x / 32;
+  if (index >= work) return;
+  const int row = static_cast<int>(index / heads);
+  const int head = static_cast<int>(index % heads);
+  Bf16* x = p.qkv + row * p.stride + head * D;
+  const int position = p.positions[row];
+  int dims[kPairs][2];
+  float values[kPairs][2];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int pair = lane * kPairs + i;
+    dims[i][0] = p.half_split ? pair : pair * 2;
+    dims[i][1] = p.half_split ? pair + D / 2 : pair * 2 + 1;
+    values[i][0] = __bfloat162float(x[dims[i][0]]);
+    values[i][1] = __bfloat162float(x[dims[i][1]]);
+  }
+  const float* norm = head < p.shape.num_heads ? p.q_norm : p.k_norm;
+  if (norm != nullptr) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      sum = __fmaf_rn(values[i][1], values[i][1], __fmaf_rn(values[i][0], values[i][0], sum));
+    const float mean = __fdiv_rn(warp_sum(sum), static_cast<float>(D));
+    const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.norm_eps)));
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      values[i][0] = __fmul_rn(__fmul_rn(values[i][0], scale), norm[dims[i][0]]);
+      values[i][1] = __fmul_rn(__fmul_rn(values[i][1], scale), norm[dims[i][1]]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const std::size_t at = static_cast<std::size_t>(position) * (D / 2) + lane * kPairs + i;
+    const float cos = p.cos[at];
+    const float sin = p.sin[at];
+    const float a = values[i][0];
+    const float b = values[i][1];
+    values[i][0] = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
+    values[i][1] = __fmaf_rn(a, sin, __fmul_rn(b, cos));
+  }
+  if (head < p.shape.num_heads) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      x[dims[i][0]] = __float2bfloat16_rn(values[i][0]);
+      x[dims[i][1]] = __float2bfloat16_rn(values[i][1]);
+    }
+    return;
+  }
+  const int kv_head = head - p.shape.num_heads;
+  const Bf16* v = x + p.shape.num_kv_heads * D;
+  Bf16* k_slab = p.kv.slab(p.blocks[row], p.layer, false, kv_head);
+  Bf16* v_slab = p.kv.slab(p.blocks[row], p.layer, true, kv_head);
+  const int token = position % kBlockSize;
+  Bf16 own[2 * kPairs];
+  bool finite = true;
+#pragma unroll
+  for (int i = 0; i < 2 * kPairs; ++i) {
+    own[i] = v[lane * 2 * kPairs + i];
+    finite = finite && (__bfloat16_as_ushort(own[i]) & 0x7f80) != 0x7f80;
+  }
+  finite = __all_sync(0xffffffff, finite);
+#pragma unroll
+  for (int i = 0; i < 2 * kPairs; ++i)
+    v_slab[p.kv.slab_index(token, lane * 2 * kPairs + i)] =
+        finite ? own[i] : __ushort_as_bfloat16(0);
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      k_slab[p.kv.slab_index(token, dims[i][e])] =
+          finite ? __float2bfloat16_rn(values[i][e]) : __ushort_as_bfloat16(0x7fff);
+}
+
+// A candidate is a logit and its id; larger logits win, then lower ids.
+__device__ __forceinline__ void take(float& best, int& id, float other, int other_id) {
+  if (other > best || (other == best && other_id < id)) {
+    best = other;
+    id = other_id;
+  }
+}
+
+constexpr int kArgmaxThreads = 1024;
+
+__global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxParams p) {
+  __shared__ float bests[32];
+  __shared__ int ids[32];
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
+  const float* logits = p.logits + blockIdx.x * p.stride;
+  float best = -INFINITY;
+  int id = p.vocabulary;
+  int bad = 0;
+  for (int i = threadIdx.x; i < p.vocabulary; i += kArgmaxThreads) {
+    const float value = logits[i];
+    bad |= !(value < INFINITY);
+    take(best, id, value, i);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    take(best, id, __shfl_xor_sync(0xffffffff, best, offset),
+         __shfl_xor_sync(0xffffffff, id, offset));
+  if (threadIdx.x % 32 == 0) {
+    bests[threadIdx.x / 32] = best;
+    ids[threadIdx.x / 32] = id;
+  }
+  bad = __syncthreads_or(bad);
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < kArgmaxThreads / 32; ++i)
+    take(best, id, bests[i], ids[i]);
+  p.out[blockIdx.x] = bad != 0 ? -1 : id;
+}
+
+}  // namespace
+
+void rms_norm(const CudaDevice& /*device*/, const RmsNormParams& params,
+              thaw::cuda::StreamView stream) {
+  require(params.num_rows > 0, "rms_norm: num_rows", params.num_rows, "it must be at least 1");
+  require(params.out.cols > 0 && params.out.cols % kChunk == 0, "rms_norm: cols", params.out.cols,
+          "it must be a multiple of 64");
+  require(params.x_stride % 4 == 0 && params.x_stride >= params.out.cols, "rms_norm: x_stride",
+          params.x_stride, "it must be a multiple of 4 and at least cols");
+  launch(rms_norm_kernel, params, params.num_rows, kRowThreads, "rms_norm", stream);
+}
+
+void embedding(const CudaDevice& /*device*/, const EmbeddingParams& params,
+               thaw::cuda::StreamView stream) {
+  require(params.num_rows > 0, "embedding: num_rows", params.num_rows, "it must be at least 1");
+  require(params.table.cols > 0 && params.table.cols % kChunk == 0, "embedding: cols",
+          params.table.cols, "it must be a multiple of 64");
+  launch(embedding_kernel, params, params.num_rows, kRowThreads, "embedding", stream);
+}
+
+void rope_and_store(const CudaDevice& /*device*/, const RopeAndStoreParams& params,
+                    thaw::cuda::StreamView stream) {
+  const AttentionShape& shape = params.shape;
+  require(params.num_rows > 0, "rope: num_rows", params.num_rows, "it must be at least 1");
+  require(shape.head_dim == 64 || shape.head_dim == 128, "rope: head_dim", shape.head_dim,
+          "it must be 64 or 128");
+  require(params.kv.head_dim == shape.head_dim && params.kv.num_kv_heads == shape.num_kv_heads,
+          "rope: kv.head_dim", params.kv.head_dim, "the KV layout must be the shape's");
+  require(params.layer >= 0 && params.layer < params.kv.num_layers, "rope: layer", params.layer,
+          "it must be one of the KV layout's");
+  const std::int64_t warps =
+      static_cast<std::int64_t>(params.num_rows) * (shape.num_heads + shape.num_kv_heads);
+  const int blocks = static_cast<int>((warps + 3) / 4);
+  launch(shape.head_dim == 64 ? rope_and_store_kernel<64> : rope_and_store_kernel<128>, params,
+         blocks, 128, "rope_and_store", stream);
+}
+
+void argmax(const CudaDevice& /*device*/, const ArgmaxParams& params,
+            thaw::cuda::StreamView stream) {
+  require(params.num_rows > 0, "argmax: num_rows", params.num_rows, "it must be at least 1");
+  require(params.vocabulary > 0 && params.stride >= params.vocabulary, "argmax: vocabulary",
+          params.vocabulary, "it must be at least 1 and at most the stride");
+  launch(argmax_kernel, params, params.num_rows, kArgmaxThreads, "argmax", stream);
+}
+
+}  // namespace thaw::ops::cuda
