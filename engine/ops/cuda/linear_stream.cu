@@ -271,7 +271,9 @@ void launch(StreamParams p, Epilogue epilogue, int blocks, cudaStream_t stream) 
 void prepare_stream_kernels() {
   prepare<1>();
   prepare<2>();
+  prepare<3>();
   prepare<4>();
+  prepare<6>();
   prepare<8>();
 }
 
@@ -293,8 +295,12 @@ void linear_stream(const CudaDevice& device, const LinearParams& params, int fir
     launch<1>(p, params.epilogue, blocks, stream.get());
   else if (num_rows <= 16)
     launch<2>(p, params.epilogue, blocks, stream.get());
+  else if (num_rows <= 24)
+    launch<3>(p, params.epilogue, blocks, stream.get());
   else if (num_rows <= 32)
     launch<4>(p, params.epilogue, blocks, stream.get());
+  else if (num_rows <= 48)
+    launch<6>(p, params.epilogue, blocks, stream.get());
   else
     launch<8>(p, params.epilogue, blocks, stream.get());
 }

@@ -148,7 +148,8 @@ TEST_F(CudaLinearTest, AnEightBillionLlamasShapes) {
 TEST_F(CudaLinearTest, OddShapes) {
   for (const auto& [rows, cols] : {std::pair(1, 64), std::pair(15, 64), std::pair(77, 128),
                                    std::pair(1000, 192), std::pair(2309, 320)})
-    compare(rows, cols, {1, 5, 8, 9, 16, 31, 33, 63, 64, 65, 127, 128, 129, 200, 257, 700});
+    compare(rows, cols,
+            {1, 5, 8, 9, 16, 20, 31, 33, 48, 49, 63, 64, 65, 127, 128, 129, 200, 257, 700});
 }
 
 TEST_F(CudaLinearTest, TheChainIsTheProduct) {
