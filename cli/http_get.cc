@@ -19,7 +19,7 @@ struct UrlParts {
 
 Result<UrlParts> split_url(const std::string& url) {
   const std::string scheme = "http://";
-  if (url.rfind(scheme, 0) != 0) {
+  if (!url.starts_with(scheme)) {
     return make_error(Errc::kInvalidArgument, "URL is " + url + "; it must start with http://");
   }
   UrlParts parts;

@@ -1,12 +1,15 @@
 #include "cli/memory_budget.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <fstream>
 #include <optional>
 
 namespace thaw::cli {
 namespace {
+
+constexpr std::array kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
 
 std::optional<std::uint64_t> read_number(const std::string& path) {
   std::ifstream file(path);
@@ -34,10 +37,9 @@ std::string MemoryBudget::to_string() const {
 }
 
 std::string format_bytes(std::uint64_t bytes) {
-  static const char* const kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  int unit = 0;
-  while (value >= 1024 && unit < 4) {
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < kUnits.size()) {
     value /= 1024;
     ++unit;
   }
