@@ -50,8 +50,10 @@ test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
 	@scripts/run_fuzz.sh
 
-test-exact: binary model  ## long exactness runs on the real model (about 2 minutes)
+test-exact: build model  ## long exactness runs: the real model, and every family on the slower instruction sets (about 4 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k exact
+	@echo "==> plain C++"; THAW_TEST_ISA=generic $(BUILD)/bin/thaw_exactness_test --gtest_brief=1 --gtest_filter='*.SharedTrunk*:*.InABatchOfEight*'
+	@! grep -qw avx2 /proc/cpuinfo || { echo "==> AVX2"; THAW_TEST_ISA=avx2 $(BUILD)/bin/thaw_exactness_test --gtest_brief=1; }
 
 test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB)
 	@$(PYTHON) scripts/get_tokenizers.py --long >/dev/null
