@@ -32,8 +32,8 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-std::string first_of(std::string value, const std::string& fallback) {
-  return value.empty() ? fallback : std::move(value);
+std::string first_of(const std::string& value, const std::string& fallback) {
+  return value.empty() ? fallback : value;
 }
 
 }  // namespace

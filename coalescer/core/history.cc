@@ -58,16 +58,16 @@ std::uint32_t longest_common_run(std::span<const TokenId> a, std::span<const Tok
 
 // What the differing text looks like, in words for the advice.
 std::string differing_kind(const std::string& here, const std::string& other) {
-  static const std::regex kUuid("[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-");
-  static const std::regex kDate(
+  static const std::regex uuid("[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-");
+  static const std::regex date(
       "[0-9]{4}-[0-9]{2}|[0-9]{1,2}:[0-9]{2}|[0-9]{1,2} "
       "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)");
   const auto starts = [&](const std::regex& pattern) {
     return std::regex_search(here.substr(0, 48), pattern) &&
            std::regex_search(other.substr(0, 48), pattern);
   };
-  if (starts(kUuid)) return "an id that changes with every call";
-  if (starts(kDate)) return "a date or time";
+  if (starts(uuid)) return "an id that changes with every call";
+  if (starts(date)) return "a date or time";
   return "text of its own";
 }
 
