@@ -350,7 +350,7 @@ def string(text: str) -> bytes:
 
 
 def value(item) -> bytes:
-    """A metadata value with its type: str, bool, int (u32), float (f32) or a list of str or int."""
+    """A metadata value with its type: str, bool, int (u32), float (f32) or a list of str, float or int."""
     if isinstance(item, str):
         return struct.pack("<I", 8) + string(item)
     if isinstance(item, bool):
@@ -361,6 +361,8 @@ def value(item) -> bytes:
         return struct.pack("<If", 6, item)
     if isinstance(item[0], str):
         return struct.pack("<IIQ", 9, 8, len(item)) + b"".join(map(string, item))
+    if isinstance(item[0], float):
+        return struct.pack("<IIQ", 9, 6, len(item)) + struct.pack(f"<{len(item)}f", *item)
     return struct.pack("<IIQ", 9, 5, len(item)) + struct.pack(f"<{len(item)}i", *item)
 
 
