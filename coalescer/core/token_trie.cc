@@ -8,11 +8,11 @@ namespace thaw::coalescer {
 std::size_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b) {
   const std::size_t length = std::min(a.size(), b.size());
   // memcmp over chunks runs at memory speed; only the last chunk is looked at token by token.
-  constexpr std::size_t chunk = 64;
+  constexpr std::size_t kChunk = 64;
   std::size_t shared = 0;
-  while (shared + chunk <= length &&
-         std::memcmp(a.data() + shared, b.data() + shared, chunk * sizeof(TokenId)) == 0) {
-    shared += chunk;
+  while (shared + kChunk <= length &&
+         std::memcmp(a.data() + shared, b.data() + shared, kChunk * sizeof(TokenId)) == 0) {
+    shared += kChunk;
   }
   while (shared < length && a[shared] == b[shared])
     ++shared;

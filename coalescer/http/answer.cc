@@ -214,7 +214,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   if (context_->draining)
     co_return co_await reply(request, error_reply(not_ready(context_->draining)));
 
-  PreparedCall& prepared = std::get<PreparedCall>(result);
+  auto& prepared = std::get<PreparedCall>(result);
   const ApiCall& call = prepared.call;
   const std::size_t num_prompts = prepared.prompts.size();
   CompletionLabel label;
@@ -224,8 +224,8 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   label.system_fingerprint = context_->system_fingerprint();
   const std::string id = label.id;
   auto live = std::make_shared<LiveCall>(
-      socket_.get_executor(), Completion(call, num_prompts, std::move(label), context_->codec),
-      call.stream, &context_->dispatcher, &context_->metrics, request.received);
+      socket_.get_executor(), Completion(call, num_prompts, label, context_->codec), call.stream,
+      &context_->dispatcher, &context_->metrics, request.received);
   auto submitted = context_->dispatcher.submit(
       make_requests(call, std::move(prepared.prompts), context_->options.served_model_names.front(),
                     request.tenant, context_->random()),
@@ -264,7 +264,8 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
     count(request, kClientClosed);
     co_return false;
   }
-  if (completion.error()) co_return co_await reply(request, error_reply(*completion.error()));
+  if (const auto& error = completion.error())
+    co_return co_await reply(request, error_reply(*error));
   std::string explained;
   if (explain) explained = co_await explanation(call->requests());
   HttpReply whole = json_reply(completion.body(explained));
@@ -288,10 +289,10 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     const bool last = completion.ended();
     if (call->hung_up()) break;
     // What failed before it began is an ordinary error with its own status.
-    if (completion.error() && !head_written)
-      co_return co_await reply(request, error_reply(*completion.error()));
+    const auto& error = completion.error();
+    if (error && !head_written) co_return co_await reply(request, error_reply(*error));
     std::string explained;
-    if (last && explain && !completion.error()) explained = co_await explanation(call->requests());
+    if (last && explain && !error) explained = co_await explanation(call->requests());
     std::string bytes;
     if (!head_written) bytes = stream_head(mode, id);
     head_written = true;
@@ -301,7 +302,7 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     if (last) bytes += stream_end(mode);
     if (!co_await write(std::move(bytes))) break;
     if (!last) continue;
-    count(request, completion.error() ? completion.error()->status : 200);
+    count(request, error ? error->status : 200);
     co_return mode.keep_alive;
   }
   count(request, kClientClosed);

@@ -14,14 +14,14 @@ bool equal_in_constant_time(const Hash128& a, const Hash128& b) {
 
 /// The key of "Bearer KEY"; empty where the header is something else.
 std::string_view bearer_key(std::string_view authorization) {
-  constexpr std::string_view scheme = "bearer ";
-  if (authorization.size() <= scheme.size()) return {};
-  for (std::size_t i = 0; i < scheme.size(); ++i) {
+  constexpr std::string_view kScheme = "bearer ";
+  if (authorization.size() <= kScheme.size()) return {};
+  for (std::size_t i = 0; i < kScheme.size(); ++i) {
     const char c = authorization[i];
     const char lower = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-    if (lower != scheme[i]) return {};
+    if (lower != kScheme[i]) return {};
   }
-  authorization.remove_prefix(scheme.size());
+  authorization.remove_prefix(kScheme.size());
   authorization.remove_prefix(std::min(authorization.find_first_not_of(' '), authorization.size()));
   return authorization;
 }

@@ -15,14 +15,14 @@ constexpr std::chrono::seconds kLongestWait{5};
 
 }  // namespace
 
-LiveCall::LiveCall(net::any_io_executor executor, Completion completion, bool streamed,
+LiveCall::LiveCall(const net::any_io_executor& executor, Completion completion, bool streamed,
                    Dispatcher* dispatcher, Metrics* metrics, Clock::TimePoint received)
     : completion_(std::move(completion)),
       streamed_(streamed),
       dispatcher_(dispatcher),
       metrics_(metrics),
       received_(received),
-      wake_timer_(std::move(executor)) {}
+      wake_timer_(executor) {}
 
 void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
   if (!has_token_ && std::holds_alternative<TokenEvent>(event)) {

@@ -16,7 +16,7 @@ namespace thaw::coalescer {
 /// I/O thread only.
 class LiveCall final : public EventReceiver {
  public:
-  LiveCall(boost::asio::any_io_executor executor, Completion completion, bool streamed,
+  LiveCall(const boost::asio::any_io_executor& executor, Completion completion, bool streamed,
            Dispatcher* dispatcher, Metrics* metrics, Clock::TimePoint received);
 
   /// Ids of the requests, in the order of the prompts; set right after they were submitted.

@@ -5,7 +5,7 @@
 
 namespace thaw::coalescer {
 
-Completion::Completion(const ApiCall& call, std::size_t num_prompts, CompletionLabel label,
+Completion::Completion(const ApiCall& call, std::size_t num_prompts, const CompletionLabel& label,
                        const TextCodec* codec)
     : codec_(codec),
       kind_(call.kind),
@@ -14,7 +14,7 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, CompletionL
       include_usage_(call.include_usage),
       num_choices_(call.num_choices),
       min_tokens_(call.sampling.min_tokens),
-      writer_(call.kind, std::move(label), call.logprobs, call.include_usage),
+      writer_(call.kind, label, call.logprobs, call.include_usage),
       choices_(num_prompts * call.num_choices),
       prompt_open_(num_prompts, true),
       num_open_(num_prompts) {

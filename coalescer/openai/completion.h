@@ -20,7 +20,7 @@ namespace thaw::coalescer {
 class Completion {
  public:
   /// `codec` must outlive this.
-  Completion(const ApiCall& call, std::size_t num_prompts, CompletionLabel label,
+  Completion(const ApiCall& call, std::size_t num_prompts, const CompletionLabel& label,
              const TextCodec* codec);
 
   /// An event of the request made from prompt `prompt`.

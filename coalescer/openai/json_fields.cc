@@ -100,11 +100,11 @@ const char* json_type_name(element value) {
 nlohmann::ordered_json to_ordered_json(simdjson::dom::object value) {
   // Long objects are filled as a plain vector: ordered_json's own insert searches for the key each
   // time. They come from tools with very many properties, or from an attack.
-  constexpr std::size_t searched = 64;
+  constexpr std::size_t kSearched = 64;
   using Fields = std::vector<std::pair<const std::string, nlohmann::ordered_json>>;
   nlohmann::ordered_json::object_t object;
   for (const auto field : value) {
-    if (object.size() < searched)
+    if (object.size() < kSearched)
       object.emplace(std::string(field.key), to_ordered_json(field.value));
     else
       static_cast<Fields&>(object).emplace_back(field.key, to_ordered_json(field.value));

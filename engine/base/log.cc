@@ -25,8 +25,8 @@ std::shared_ptr<spdlog::logger> logger(const std::string& module) {
 }
 
 bool set_log_level(const std::string& level) {
-  static const std::string kLevels[] = {"trace", "debug", "info", "warn", "error", "off"};
-  for (const std::string& known : kLevels) {
+  static const std::string levels[] = {"trace", "debug", "info", "warn", "error", "off"};
+  for (const std::string& known : levels) {
     if (known != level) continue;
     spdlog::set_level(spdlog::level::from_str(level));
     return true;

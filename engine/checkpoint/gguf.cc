@@ -398,8 +398,7 @@ Result<GgufFile> GgufFile::open_all_parts(const std::string& path, const GgufFil
                           " parts of a model; a name that ends in -0000N-of-0000M.gguf is right, "
                           "with M the number of parts");
   }
-  std::optional<GgufFile> model;
-  for (std::uint32_t number = 1; number <= name->count; ++number) {
+  const auto open_numbered = [&](std::uint32_t number) -> Result<GgufFile> {
     const std::string part_path = name->part_path(number);
     std::error_code error;
     if (!std::filesystem::exists(part_path, error)) {
@@ -415,11 +414,14 @@ Result<GgufFile> GgufFile::open_all_parts(const std::string& path, const GgufFil
                                              std::to_string(its_number) + " of " +
                                              std::to_string(its_count));
     }
-    if (!model) {
-      model = *std::move(part);
-    } else if (const auto added = model->add_part(*std::move(part)); !added) {
-      return added.error();
-    }
+    return part;
+  };
+  Result<GgufFile> model = open_numbered(1);
+  if (!model) return model;
+  for (std::uint32_t number = 2; number <= name->count; ++number) {
+    Result<GgufFile> part = open_numbered(number);
+    if (!part) return part;
+    if (const auto added = model->add_part(*std::move(part)); !added) return added.error();
   }
   const auto found = static_cast<std::int64_t>(model->tensors_.size() +
                                                (unsupported == nullptr ? 0 : unsupported->size()));
@@ -429,7 +431,7 @@ Result<GgufFile> GgufFile::open_all_parts(const std::string& path, const GgufFil
                                            std::to_string(tensors) + ", but the parts hold " +
                                            std::to_string(found) + " tensors");
   }
-  return *std::move(model);
+  return model;
 }
 
 Result<void> GgufFile::add_part(GgufFile part) {

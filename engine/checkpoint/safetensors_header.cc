@@ -68,21 +68,18 @@ class HeaderReader {
     if (error_) return *std::move(error_);
     std::ranges::sort(entries_, {}, &SafetensorsEntry::name);
     const auto same = std::ranges::adjacent_find(entries_, {}, &SafetensorsEntry::name);
-    if (same != entries_.end()) {
-      fail(*same, "occurs twice");
-      return *std::move(error_);
-    }
+    if (same != entries_.end()) return failure(*same, "occurs twice");
     std::ranges::sort(entries_, [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
       return std::pair(a.begin, a.size_bytes) < std::pair(b.begin, b.size_bytes);
     });
     std::uint64_t end = data_start_;
     for (const SafetensorsEntry& entry : entries_) {
       if (entry.begin != end) {
-        fail(entry, (entry.begin < end ? "overlaps the tensor before it: it begins at byte "
-                                       : "leaves a hole before it: it begins at byte ") +
-                        std::to_string(entry.begin - data_start_) + " of the data, not at " +
-                        std::to_string(end - data_start_));
-        return *std::move(error_);
+        const std::string what =
+            entry.begin < end ? "overlaps the tensor before it" : "leaves a hole before it";
+        return failure(entry, what + ": it begins at byte " +
+                                  std::to_string(entry.begin - data_start_) +
+                                  " of the data, not at " + std::to_string(end - data_start_));
       }
       end += entry.size_bytes;
     }
@@ -95,9 +92,13 @@ class HeaderReader {
   }
 
  private:
+  Error failure(const SafetensorsEntry& entry, const std::string& what) const {
+    return make_error(Errc::kDataLoss, path_ + ": tensor " + in_quotes(entry.name) + " " + what);
+  }
+
+  /// The first failure stays.
   void fail(const SafetensorsEntry& entry, const std::string& what) {
-    if (error_) return;
-    error_ = make_error(Errc::kDataLoss, path_ + ": tensor " + in_quotes(entry.name) + " " + what);
+    if (!error_) error_ = failure(entry, what);
   }
 
   const ElementType* read_type(const simdjson::dom::object& fields, SafetensorsEntry& entry) {

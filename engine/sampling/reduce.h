@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numbers>
 #include <span>
 
 #include "engine/base/result.h"
@@ -15,9 +16,10 @@ namespace thaw::sampling {
 /// Taylor polynomial of degree 13, whose remainder is below 1e-17 for |r| <= ln 2 / 2.
 inline double exp_of_negative(double x) {
   constexpr double kMagic = 0x1.8p52 + 1023.0;  // rounds; the low bits then hold n + 1023
-  const double shifted = x * 0x1.71547652b82fep+0 + kMagic;
+  const double shifted = x * std::numbers::log2e + kMagic;
   const double n = shifted - kMagic;
-  const double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
+  constexpr double kLn2High = 0x1.62e42feep-1;  // NOLINT(modernize-use-std-numbers): a part of it
+  const double r = (x - n * kLn2High) - n * 0x1.a39ef35793c76p-33;
   double p = 1.0 / 6227020800.0;
   p = p * r + 1.0 / 479001600.0;
   p = p * r + 1.0 / 39916800.0;

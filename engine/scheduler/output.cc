@@ -146,10 +146,13 @@ void Scheduler::State::expire_deadlines() {
   const Clock::TimePoint now = clock.now();
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
     Request& request = *requests.at(deadlines.begin()->second);
-    fail(request, make_error(Errc::kDeadlineExceeded,
-                             "the deadline of " + std::to_string(request.call.deadline->count()) +
-                                 " ms has passed after " + std::to_string(request.num_generated) +
-                                 " generated tokens"));
+    fail(request,
+         make_error(Errc::kDeadlineExceeded,
+                    "the deadline of " +
+                        std::to_string(
+                            request.call.deadline.value_or(std::chrono::milliseconds(0)).count()) +
+                        " ms has passed after " + std::to_string(request.num_generated) +
+                        " generated tokens"));
   }
 }
 

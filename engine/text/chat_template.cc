@@ -47,7 +47,7 @@ struct ChatTemplate::Impl {
 ChatTemplate::ChatTemplate(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ChatTemplate::~ChatTemplate() = default;
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::parse(std::string source) {
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::parse(const std::string& source) {
   if (source.size() > kMaxSourceBytes) {
     return make_error(Errc::kInvalidArgument,
                       "the chat template has " + std::to_string(source.size()) +

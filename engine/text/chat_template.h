@@ -40,7 +40,7 @@ struct RenderOptions {
 class ChatTemplate {
  public:
   /// Errors: kInvalidArgument for a syntax error, with line.
-  static Result<std::unique_ptr<ChatTemplate>> parse(std::string source);
+  static Result<std::unique_ptr<ChatTemplate>> parse(const std::string& source);
   ~ChatTemplate();
 
   /// Spans in order; their texts joined are the prompt. Errors: raise_exception (kInvalidArgument

@@ -104,13 +104,13 @@ Result<void> Engine::build_model(const InitFrame& init) {
   if (!device) return device.error();
   device_ = std::move(*device);
   const model::ModelOptions options{*kv_dtype, static_cast<int>(init.max_model_len)};
-  auto model = model::make_model(*device_, *image_, kv_memory_.bytes(), options);
+  auto model = model::make_model(*device_, image_, kv_memory_.bytes(), options);
   if (!model) return model.error();
   model_ = std::move(*model);
 
   const ops::PagedKv& kv = model_->kv();
   ready_.kernel_set = device_->kernel_set();
-  ready_.engine_fingerprint = model::engine_fingerprint(*image_, *kv_dtype, *device_);
+  ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, *device_);
   ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set;
   ready_.kv_layout = layout_name(init.kv_dtype, kv);
   ready_.block_bytes = kv.block_bytes();

@@ -54,7 +54,7 @@ class Engine {
   Mapping weights_;
   Mapping kv_memory_;
   std::optional<kvsnap::ArenaView> arena_;
-  std::optional<checkpoint::WeightImageView> image_;
+  checkpoint::WeightImageView image_;
   std::unique_ptr<ops::CpuDevice> device_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<kv::BlockPool> pool_;

@@ -214,7 +214,7 @@ std::optional<Int> parse_int(const Text& text, int base) {
 
 Value int_filter(Runtime&, const Value& input, const Args& args) {
   const BoundArgs bound("int", args, {"default", "base"});
-  const Value otherwise = bound[0] != nullptr ? *bound[0] : Value::integer(0);
+  Value otherwise = bound[0] != nullptr ? *bound[0] : Value::integer(0);
   require_defined(input);
   if (input.is_int()) return Value::integer(input.to_int());
   const auto whole = [&](double number) {
@@ -282,7 +282,7 @@ Value round_filter(Runtime&, const Value& input, const Args& args) {
 using Filters = std::unordered_map<std::string_view, FilterFunction>;
 
 const Filters& filters() {
-  static const Filters kFilters = [] {
+  static const Filters filters = [] {
     Filters all{
         {"tojson", tojson_filter},
         {"from_json", from_json_filter},
@@ -312,7 +312,7 @@ const Filters& filters() {
       all.emplace(name, filter);
     return all;
   }();
-  return kFilters;
+  return filters;
 }
 
 }  // namespace

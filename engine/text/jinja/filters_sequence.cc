@@ -159,6 +159,7 @@ Value sort_filter(Runtime& runtime, const Value& input, const Args& args) {
   return Value::list(
       sorted(runtime, iterate(input).vector(), bound.flag(0, false), [&](const Value& item) {
         std::vector<Value> parts;
+        parts.reserve(paths.size());
         for (const AttributePath& path : paths) {
           parts.push_back(folded(path.get(item), case_sensitive));
         }
@@ -175,6 +176,7 @@ Value dictsort_filter(Runtime& runtime, const Value& input, const Args& args) {
   const Dict* dict = input.as_dict();
   if (dict == nullptr) fail_type("dictsort needs a mapping, not", input);
   std::vector<Value> pairs;
+  pairs.reserve(dict->entries.size());
   for (const auto& [key, value] : dict->entries)
     pairs.push_back(Value::tuple({key, value}));
   const std::size_t part = by == "key" ? 0 : 1;
@@ -322,7 +324,7 @@ Value groupby_filter(Runtime& runtime, const Value& input, const Args& args) {
 }  // namespace
 
 const std::vector<std::pair<std::string_view, FilterFunction>>& sequence_filters() {
-  static const std::vector<std::pair<std::string_view, FilterFunction>> kFilters{
+  static const std::vector<std::pair<std::string_view, FilterFunction>> filters{
       {"length", length_filter},
       {"count", length_filter},
       {"list", list_filter},
@@ -345,7 +347,7 @@ const std::vector<std::pair<std::string_view, FilterFunction>>& sequence_filters
       {"batch", batch_filter},
       {"groupby", groupby_filter},
   };
-  return kFilters;
+  return filters;
 }
 
 }  // namespace thaw::text::jinja

@@ -114,8 +114,10 @@ Text format_number(const Value& value, const Spec& spec) {
   if (!negative && spec.sign != '-') sign = std::string(1, spec.sign);
   std::string digits = magnitude(value, spec);
   if (spec.align == '=') {
-    while (static_cast<int>(sign.size() + digits.size()) < spec.width)
-      digits = spec.fill + digits;
+    std::string filled;
+    while (static_cast<int>(sign.size() + filled.size() + digits.size()) < spec.width)
+      filled += spec.fill;
+    digits.insert(0, filled);
   }
   return lay_out(Text(sign + digits, Origin::kUser), spec, '>');
 }

@@ -122,13 +122,13 @@ Value strftime_now(Runtime& runtime, const Args& args) {
 }  // namespace
 
 std::shared_ptr<const Callable> find_global(std::string_view name) {
-  static const std::array<std::shared_ptr<const Callable>, 5> kFunctions = {
+  static const std::array<std::shared_ptr<const Callable>, 5> functions = {
       std::make_shared<Function>("range", make_range),
       std::make_shared<Function>("dict", make_dict),
       std::make_shared<Function>("namespace", make_namespace),
       std::make_shared<Function>("raise_exception", raise_exception),
       std::make_shared<Function>("strftime_now", strftime_now)};
-  for (const auto& function : kFunctions) {
+  for (const auto& function : functions) {
     if (function->name() == name) return function;
   }
   return nullptr;

@@ -233,6 +233,7 @@ class Interpreter final : public Runtime {
       case StmtKind::kWith: {
         auto frame = child_frame();
         std::vector<Value> values;
+        values.reserve(stmt.assignments.size());
         for (const auto& [target, expr] : stmt.assignments)
           values.push_back(evaluate(*expr));
         const Scope scope(*this, std::move(frame), out_);

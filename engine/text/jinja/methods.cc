@@ -130,8 +130,8 @@ Value find_method_body(Runtime&, const Value& self, const Args& args) {
     if (kMustFind) throw TemplateError("substring not found");
     return Value::integer(-1);
   }
-  return Value::integer(
-      static_cast<Int>(before + count_chars(std::string_view(text.bytes()).substr(0, at))));
+  const std::size_t inside = count_chars(std::string_view(text.bytes()).substr(0, at));
+  return Value::integer(static_cast<Int>(before) + static_cast<Int>(inside));
 }
 
 Value count_method(Runtime&, const Value& self, const Args& args) {
@@ -237,7 +237,7 @@ Value format_method(Runtime&, const Value& self, const Args& args) {
 }
 
 const Methods& string_methods() {
-  static const Methods kMethods{
+  static const Methods methods{
       {"strip", strip_method<Side::kBoth>},
       {"lstrip", strip_method<Side::kLeft>},
       {"rstrip", strip_method<Side::kRight>},
@@ -279,7 +279,7 @@ const Methods& string_methods() {
       {"title",
        [](Runtime&, const Value& v, const Args&) { return like(v, title(text_of(v), true)); }},
   };
-  return kMethods;
+  return methods;
 }
 
 Value view(Flavor flavor, std::vector<Value> items) {
@@ -288,7 +288,7 @@ Value view(Flavor flavor, std::vector<Value> items) {
 }
 
 const Methods& dict_methods() {
-  static const Methods kMethods{
+  static const Methods methods{
       {"get",
        [](Runtime&, const Value& self, const Args& args) {
          const BoundArgs bound("get", args, {"key", "default"});
@@ -316,11 +316,11 @@ const Methods& dict_methods() {
        }},
       {"copy", [](Runtime&, const Value& self, const Args&) { return self; }},
   };
-  return kMethods;
+  return methods;
 }
 
 const Methods& list_methods() {
-  static const Methods kMethods{
+  static const Methods methods{
       {"index",
        [](Runtime&, const Value& self, const Args& args) {
          const BoundArgs bound("index", args, {"value"});
@@ -340,11 +340,11 @@ const Methods& list_methods() {
          return Value::integer(count);
        }},
   };
-  return kMethods;
+  return methods;
 }
 
 const Methods& loop_methods() {
-  static const Methods kMethods{
+  static const Methods methods{
       {"cycle",
        [](Runtime&, const Value& self, const Args& args) {
          if (args.positional.empty()) throw TemplateError("no items for cycling given");
@@ -352,7 +352,7 @@ const Methods& loop_methods() {
          return args.positional[loop.index0 % args.positional.size()];
        }},
   };
-  return kMethods;
+  return methods;
 }
 
 }  // namespace

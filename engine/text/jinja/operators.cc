@@ -327,14 +327,14 @@ bool contains(const Value& container, const Value& item) {
 }
 
 Items iterate(const Value& value) {
-  static const auto kEmpty = std::make_shared<const Sequence>(Flavor::kList, std::vector<Value>());
+  static const auto empty = std::make_shared<const Sequence>(Flavor::kList, std::vector<Value>());
   if (const auto* sequence = std::get_if<std::shared_ptr<const Sequence>>(&value.storage())) {
     if ((*sequence)->flavor != Flavor::kIterator) return Items(*sequence);
-    if ((*sequence)->taken) return Items(kEmpty);
+    if ((*sequence)->taken) return Items(empty);
     (*sequence)->taken = true;
     return Items(*sequence);
   }
-  if (value.is_undefined()) return Items(kEmpty);
+  if (value.is_undefined()) return Items(empty);
   std::vector<Value> items;
   if (const Dict* dict = value.as_dict()) {
     items.reserve(dict->entries.size());

@@ -55,7 +55,7 @@ bool same(const Value& left, const Value& right) {
 }
 
 const std::unordered_map<std::string_view, TestFunction>& tests() {
-  static const std::unordered_map<std::string_view, TestFunction> kTests{
+  static const std::unordered_map<std::string_view, TestFunction> tests{
       {"defined", [](Runtime&, const Value& v, const Args&) { return !v.is_undefined(); }},
       {"undefined", [](Runtime&, const Value& v, const Args&) { return v.is_undefined(); }},
       {"none", [](Runtime&, const Value& v, const Args&) { return v.is_none(); }},
@@ -109,7 +109,7 @@ const std::unordered_map<std::string_view, TestFunction>& tests() {
       {"ge", [](Runtime&, const Value& v,
                 const Args& args) { return compare(v, argument(args), ">=") >= 0; }},
   };
-  return kTests;
+  return tests;
 }
 
 std::string_view plain_name(std::string_view name) {
