@@ -19,9 +19,18 @@
 namespace thaw::model {
 namespace {
 
-/// Steps that may be launched and not collected. One more buffer of logits than that, because the
-/// newest collected step's stays valid until the next collect().
-constexpr std::uint64_t kMaxInFlight = 2;
+/// launch() does the work. One more buffer of logits than steps in flight, because the newest
+/// collected step's stays valid until the next collect().
+constexpr int kMaxInFlight = 1;
+
+KvView view_of(const ops::PagedKv& kv, int num_blocks) {
+  constexpr std::array kDTypes = {"bf16", "f16", "f32"};
+  return {kv.base, kv.block_bytes(), static_cast<std::size_t>(num_blocks),
+          std::string(kDTypes[static_cast<std::size_t>(kv.dtype)]) + " [layers=" +
+              std::to_string(kv.num_layers) + "][k,v][kv_heads=" + std::to_string(kv.num_kv_heads) +
+              "][k: head_dim=" + std::to_string(kv.head_dim) +
+              ", block=" + std::to_string(kBlockSize) + "; v: block, head_dim]"};
+}
 
 /// Activations of one step, float32. Grows to the largest batch seen.
 struct Activations {
@@ -44,18 +53,24 @@ class Decoder final : public Model {
         config_(std::move(config)),
         weights_(std::move(weights)),
         kv_(kv),
+        view_(view_of(kv, limits.num_blocks)),
         limits_(limits),
         rope_(rope_frequencies(config_.rope, weights_.rope_factors), config_.rope.magnitude,
               config_.rope.half_split) {}
 
   const ModelConfig& config() const override { return config_; }
-  const ops::PagedKv& kv() const override { return kv_; }
+  const KvView& kv() const override { return view_; }
+  int max_in_flight() const override { return kMaxInFlight; }
+  bool can_draw(const SamplingParams&) const override { return false; }
 
   Result<StepHandle> launch(const Batch& batch) override {
     if (launched_ - collected_ == kMaxInFlight) {
-      return make_error(Errc::kInvalidArgument, "model: " + std::to_string(kMaxInFlight) +
-                                                    " steps wait to be collected; no more may be "
-                                                    "launched");
+      return make_error(Errc::kInvalidArgument,
+                        "model: a step waits to be collected; no other may be launched");
+    }
+    for (const SequenceRows& sequence : batch.sequences) {
+      if (sequence.draw || sequence.first_token)
+        return make_error(Errc::kInvalidArgument, "model: the CPU draws no tokens; ask for logits");
     }
     if (auto assigned = rows_.assign(batch, limits_); !assigned) return std::move(assigned).error();
     reserve();
@@ -65,14 +80,22 @@ class Decoder final : public Model {
     return launched_++;
   }
 
-  Result<StepLogits> collect(StepHandle handle) override {
+  Result<StepOutput> collect(StepHandle handle) override {
     if (handle != collected_ || handle >= launched_) {
       return make_error(Errc::kInvalidArgument,
                         "model: step " + std::to_string(handle) + " is not the next to collect");
     }
     const Slot& slot = slots_[collected_++ % slots_.size()];
     const std::size_t size = static_cast<std::size_t>(slot.num_rows) * config_.vocab_size;
-    return StepLogits{{slot.logits.data(), size}, slot.num_rows, config_.vocab_size};
+    return StepOutput{{slot.logits.data(), size}, slot.num_rows, config_.vocab_size};
+  }
+
+  Result<void> copy_block(BlockId from, BlockId to) override {
+    const auto at = [this](BlockId block) {
+      return view_.base + view_.block_bytes * static_cast<std::size_t>(block);
+    };
+    std::memcpy(at(to), at(from), view_.block_bytes);
+    return {};
   }
 
  private:
@@ -206,6 +229,7 @@ class Decoder final : public Model {
   const ModelConfig config_;
   const DecoderWeights weights_;
   const ops::PagedKv kv_;
+  const KvView view_;
   const BatchLimits limits_;
   RopeTables rope_;
   BatchRows rows_;

@@ -18,6 +18,22 @@ ops::PagedKv paged_kv(const ModelConfig& config, ops::KvDType dtype, std::byte* 
 
 }  // namespace
 
+std::optional<DeviceDraw> DeviceDraw::of(const SamplingParams& params) {
+  const bool is_greedy = params.temperature == 0.0F || params.top_k == 1;
+  const bool cuts = !is_greedy && (params.top_k > 0 || params.top_p < 1.0F);
+  const bool bars_stops =
+      params.min_tokens > 0 && !(params.ignore_eos && params.stop_token_ids.empty());
+  const bool has_penalties = params.repetition_penalty != 1.0F || params.presence_penalty != 0.0F ||
+                             params.frequency_penalty != 0.0F;
+  if (cuts || bars_stops || has_penalties || !params.logit_bias.empty() || params.top_logprobs >= 0)
+    return std::nullopt;
+  DeviceDraw draw;
+  draw.temperature = is_greedy ? 0.0F : params.temperature;
+  draw.min_p = params.min_p;
+  draw.seed = params.seed;
+  return draw;
+}
+
 Result<std::unique_ptr<Model>> make_model(ops::Device& device,
                                           const checkpoint::WeightImageView& image,
                                           std::span<std::byte> kv_memory,

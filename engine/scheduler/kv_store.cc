@@ -4,9 +4,9 @@
 
 namespace thaw::scheduler {
 
-KvStore::KvStore(kv::BlockPool& pool, kv::RadixIndex& index, CopyBlock copy_block,
+KvStore::KvStore(kv::BlockPool& pool, kv::RadixIndex& index, model::Model& model,
                  EngineStats& stats)
-    : pool_(&pool), index_(&index), copy_block_(std::move(copy_block)), stats_(&stats) {}
+    : pool_(&pool), index_(&index), model_(&model), stats_(&stats) {}
 
 std::size_t KvStore::num_available() const {
   const std::size_t obtainable = pool_->num_free() + index_->num_evictable();
@@ -52,7 +52,7 @@ Result<bool> KvStore::attach_match(const Hash128& root, std::span<const TokenId>
       kv.lock = {};
       return false;
     }
-    if (auto copied = copy_block_(match.partial_block, copy); !copied) return copied.error();
+    if (auto copied = model_->copy_block(match.partial_block, copy); !copied) return copied.error();
     ++stats_->copied_blocks;
   }
   for (BlockId block : match.full_blocks)

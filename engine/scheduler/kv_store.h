@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -9,6 +8,7 @@
 #include "engine/base/result.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/radix_index.h"
+#include "engine/model/model.h"
 
 namespace thaw::scheduler {
 
@@ -29,9 +29,7 @@ inline std::size_t blocks_for(std::size_t num_positions) {
 /// partial blocks, evicts what nobody holds, keeps the reservations. One thread.
 class KvStore {
  public:
-  using CopyBlock = std::function<Result<void>(BlockId from, BlockId to)>;
-
-  KvStore(kv::BlockPool& pool, kv::RadixIndex& index, CopyBlock copy_block, EngineStats& stats);
+  KvStore(kv::BlockPool& pool, kv::RadixIndex& index, model::Model& model, EngineStats& stats);
 
   /// Fills `kv` with the longest prefix alive of all tokens but the last, and reserves what
   /// `num_positions` positions need beyond that. A block that matches in part is copied. False, and
@@ -61,7 +59,7 @@ class KvStore {
 
   kv::BlockPool* pool_;
   kv::RadixIndex* index_;
-  CopyBlock copy_block_;
+  model::Model* model_;
   EngineStats* stats_;
   std::size_t num_reserved_ = 0;
 };

@@ -1,7 +1,6 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -9,15 +8,6 @@
 
 namespace thaw::scheduler {
 namespace {
-
-KvStore::CopyBlock copy_in_memory(const ops::PagedKv& kv) {
-  return [&kv](BlockId from, BlockId to) -> Result<void> {
-    const std::size_t size = kv.block_bytes();
-    std::memcpy(kv.base + size * static_cast<std::size_t>(to),
-                kv.base + size * static_cast<std::size_t>(from), size);
-    return {};
-  };
-}
 
 void check_options(const SchedulerOptions& options, const model::Model& model,
                    const kv::BlockPool& pool) {
@@ -48,8 +38,7 @@ Scheduler::State::State(const SchedulerOptions& scheduler_options, model::Model&
       pool(block_pool),
       clock(scheduler_clock),
       sink(std::move(event_sink)),
-      kv(block_pool, block_index,
-         options.copy_block ? options.copy_block : copy_in_memory(model.kv()), stats) {
+      kv(block_pool, block_index, scheduler_model, stats) {
   check_options(options, model, pool);
   const std::size_t context = options.max_model_len != 0
                                   ? options.max_model_len

@@ -21,10 +21,6 @@ struct SchedulerOptions {
   std::uint32_t max_model_len = 0;  ///< tokens of a sequence, prompt included; 0: the model's
   std::size_t num_blocks = 0;  ///< 0: the pool's; else it must be the same
   Hash128 engine_fingerprint;
-  /// Copies a whole KV block on the device, between steps. Empty: memcpy in the model's KV memory.
-  /// Whoever must hear of evictions before a block is overwritten makes sure of it here and in
-  /// Model::launch: nothing else writes blocks. Errors end the step.
-  std::function<Result<void>(BlockId from, BlockId to)> copy_block;
   /// Sees every row of logits that is sampled from; `index` as in TokenEvent. For tests.
   std::function<void(RequestId, std::uint32_t choice, std::uint32_t index, std::span<const float>)>
       on_logits;
@@ -43,7 +39,9 @@ class Scheduler {
  public:
   using EventSink = std::function<void(GenerateEvent)>;
 
-  /// The references must outlive the scheduler. Throws where options and pool disagree.
+  /// The references must outlive the scheduler. Throws where options and pool disagree. Blocks are
+  /// written by the model's launch() and copy_block() alone: whoever must hear of evictions before
+  /// a block is overwritten makes sure of it there.
   Scheduler(const SchedulerOptions& options, model::Model& model, kv::RadixIndex& index,
             kv::BlockPool& pool, const Clock& clock, EventSink sink);
   ~Scheduler();

@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -19,30 +18,27 @@ Result<ops::KvDType> parse_kv_dtype(const std::string& name) {
   return make_error(Errc::kInvalidArgument, "KV dtype '" + name + "'; use bf16, f16 or f32");
 }
 
-// Compared as a whole between writer and reader of a snapshot.
-std::string layout_name(const std::string& dtype, const ops::PagedKv& kv) {
-  return dtype + " [layers=" + std::to_string(kv.num_layers) +
-         "][k,v][kv_heads=" + std::to_string(kv.num_kv_heads) +
-         "][k: head_dim=" + std::to_string(kv.head_dim) + ", block=" + std::to_string(kBlockSize) +
-         "; v: block, head_dim]";
-}
-
 // Stands between scheduler and model. Blocks that were evicted while a step was planned are about
-// to be overwritten by it: the pool hears of that first, or the step does not run. The other way to
-// write a block is the scheduler's copy_block.
+// to be overwritten by it: the pool hears of that first, or the step does not run.
 class AnnouncingModel final : public model::Model {
  public:
   AnnouncingModel(std::unique_ptr<model::Model> model, Outbox& outbox)
       : model_(std::move(model)), outbox_(&outbox) {}
 
   const model::ModelConfig& config() const override { return model_->config(); }
-  const ops::PagedKv& kv() const override { return model_->kv(); }
+  const model::KvView& kv() const override { return model_->kv(); }
+  int max_in_flight() const override { return model_->max_in_flight(); }
+  bool can_draw(const SamplingParams& params) const override { return model_->can_draw(params); }
   Result<model::StepHandle> launch(const model::Batch& batch) override {
     if (auto flushed = outbox_->flush_evictions(); !flushed) return flushed.error();
     return model_->launch(batch);
   }
-  Result<model::StepLogits> collect(model::StepHandle handle) override {
+  Result<model::StepOutput> collect(model::StepHandle handle) override {
     return model_->collect(handle);
+  }
+  Result<void> copy_block(BlockId from, BlockId to) override {
+    if (auto flushed = outbox_->flush_evictions(); !flushed) return flushed;
+    return model_->copy_block(from, to);
   }
 
  private:
@@ -108,13 +104,13 @@ Result<void> Engine::build_model(const InitFrame& init) {
   if (!model) return model.error();
   model_ = std::move(*model);
 
-  const ops::PagedKv& kv = model_->kv();
+  const model::KvView& kv = model_->kv();
   ready_.kernel_set = device_->kernel_set();
   ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, *device_);
   ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set;
-  ready_.kv_layout = layout_name(init.kv_dtype, kv);
-  ready_.block_bytes = kv.block_bytes();
-  ready_.num_blocks = kv_memory_.size_bytes() / kv.block_bytes();
+  ready_.kv_layout = kv.layout;
+  ready_.block_bytes = kv.block_bytes;
+  ready_.num_blocks = kv.num_blocks;
   ready_.max_model_len = init.max_model_len != 0
                              ? init.max_model_len
                              : static_cast<std::uint32_t>(model_->config().max_positions);
@@ -136,14 +132,6 @@ void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
   options.prefill_chunk_tokens = init.prefill_chunk_tokens;
   options.max_model_len = ready_.max_model_len;
   options.num_blocks = ready_.num_blocks;
-  options.copy_block = [this, &outbox](BlockId from, BlockId to) -> Result<void> {
-    if (auto flushed = outbox.flush_evictions(); !flushed) return flushed;
-    const std::size_t size = ready_.block_bytes;
-    std::byte* blocks = kv_memory_.data();
-    std::memcpy(blocks + size * static_cast<std::size_t>(to),
-                blocks + size * static_cast<std::size_t>(from), size);
-    return {};
-  };
   options.engine_fingerprint = ready_.engine_fingerprint;
   scheduler_ = std::make_unique<scheduler::Scheduler>(
       options, *model_, *index_, *pool_, clock_,
@@ -177,7 +165,7 @@ void Engine::build_snapshots(const InitFrame& init, Outbox& outbox) {
   SnapshotService::Parts parts;
   parts.pool = pool_.get();
   parts.index = index_.get();
-  parts.kv.base = kv_memory_.data();
+  parts.kv.base = model_->kv().base;
   parts.kv.format = {ready_.kv_layout, kBlockSize, ready_.block_bytes, init.tp_rank, init.tp_size};
   parts.arena = arena_ ? &*arena_ : nullptr;
   parts.pipeline = pipeline_.get();

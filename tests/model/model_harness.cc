@@ -74,7 +74,7 @@ std::vector<BlockId> Harness::take_table(int num_tokens) {
 
 std::vector<std::vector<float>> Harness::step(const Batch& batch) {
   const StepHandle handle = model_->launch(batch).value();
-  const StepLogits logits = model_->collect(handle).value();
+  const StepOutput logits = model_->collect(handle).value();
   std::vector<std::vector<float>> rows;
   for (int i = 0; i < logits.num_rows; ++i)
     rows.emplace_back(logits.row(i).begin(), logits.row(i).end());

@@ -69,6 +69,9 @@ TEST_F(Step, NamesWhatIsWrongWithABatch) {
   EXPECT_THAT(error_of({tokens_, 0, table_, row_outside}), HasSubstr("logit row 4"));
   EXPECT_THAT(error_of({tokens_, 0, table_, unordered}), HasSubstr("logit row 1"));
   EXPECT_FALSE(harness_.model().launch({}));
+  SequenceRows drawn{tokens_, 0, table_, last_};
+  drawn.draw.emplace();
+  EXPECT_THAT(error_of(drawn), HasSubstr("draws no tokens"));
   // And it still serves.
   EXPECT_EQ(harness_.step({{{tokens_, 0, table_, last_}}}).size(), 1u);
 }
@@ -93,15 +96,62 @@ TEST_F(Step, LogitsStayUntilTheNextCollect) {
   ASSERT_FALSE(same_bits(first[0], second[0]));
 
   const StepHandle a = model.launch({{{tokens_, 0, table_, last_}}}).value();
+  EXPECT_FALSE(model.launch({{{others, 0, table_, last_}}})) << "a second step in flight";
+  EXPECT_FALSE(model.collect(a + 1)) << "not launched";
+  const StepOutput logits = model.collect(a).value();
   const StepHandle b = model.launch({{{others, 0, table_, last_}}}).value();
-  EXPECT_FALSE(model.launch({{{tokens_, 0, table_, last_}}})) << "a third step in flight";
-  EXPECT_FALSE(model.collect(b)) << "out of order";
-  const StepLogits logits = model.collect(a).value();
-  const StepHandle c = model.launch({{{others, 0, table_, last_}}}).value();
   EXPECT_TRUE(same_bits(logits.row(0), first[0])) << "launching changed collected logits";
+  EXPECT_FALSE(model.collect(a)) << "twice";
   EXPECT_TRUE(same_bits(model.collect(b).value().row(0), second[0]));
-  EXPECT_TRUE(model.collect(c));
-  EXPECT_FALSE(model.collect(c)) << "twice";
+}
+
+TEST_F(Step, ABlockIsCopiedWhole) {
+  Model& model = harness_.model();
+  const auto first = harness_.step({{{tokens_, 0, table_, last_}}});
+  ASSERT_TRUE(model.copy_block(3, 7));
+  const std::vector<TokenId> next = {9};
+  const std::vector<int> only = {0};
+  const std::vector<BlockId> copy = {7};
+  const auto here = harness_.step({{{next, 4, table_, only}}});
+  const auto there = harness_.step({{{next, 4, copy, only}}});
+  EXPECT_TRUE(same_bits(here[0], there[0]));
+}
+
+TEST_F(Step, TheViewOfKvTellsWhatSnapshotsNeed) {
+  const KvView& kv = harness_.model().kv();
+  EXPECT_EQ(kv.block_bytes, kv_block_bytes(harness_.config(), ops::KvDType::kBF16));
+  EXPECT_EQ(kv.num_blocks, 16u);
+  EXPECT_EQ(kv.layout,
+            "bf16 [layers=3][k,v][kv_heads=2][k: head_dim=16, block=16; v: block, head_dim]");
+}
+
+TEST(DeviceDraw, SaysWhatNeedsNoLogitsOnTheHost) {
+  SamplingParams params;
+  params.temperature = 0.5F;
+  params.min_p = 0.1F;
+  params.seed = 7;
+  const auto draw = DeviceDraw::of(params);
+  ASSERT_TRUE(draw);
+  EXPECT_EQ(draw->temperature, 0.5F);
+  EXPECT_EQ(draw->min_p, 0.1F);
+  EXPECT_EQ(draw->seed, 7u);
+
+  const auto with = [&params](auto change) {
+    SamplingParams changed = params;
+    change(changed);
+    return DeviceDraw::of(changed);
+  };
+  EXPECT_FALSE(with([](auto& p) { p.top_k = 2; }));
+  EXPECT_FALSE(with([](auto& p) { p.top_p = 0.9F; }));
+  EXPECT_FALSE(with([](auto& p) { p.repetition_penalty = 1.1F; }));
+  EXPECT_FALSE(with([](auto& p) { p.presence_penalty = 1.0F; }));
+  EXPECT_FALSE(with([](auto& p) { p.frequency_penalty = 1.0F; }));
+  EXPECT_FALSE(with([](auto& p) { p.logit_bias = {{1, 1.0F}}; }));
+  EXPECT_FALSE(with([](auto& p) { p.top_logprobs = 0; }));
+  EXPECT_FALSE(with([](auto& p) { p.min_tokens = 1; }));
+  EXPECT_TRUE(with([](auto& p) { p.min_tokens = 1, p.ignore_eos = true; })) << "no stops to bar";
+  EXPECT_EQ(with([](auto& p) { p.top_k = 1; })->temperature, 0.0F);
+  EXPECT_TRUE(with([](auto& p) { p.temperature = 0.0F, p.top_k = 5, p.top_p = 0.5F; }));
 }
 
 TEST_F(Step, DecodeAllocatesNothing) {

@@ -27,17 +27,15 @@ FakeModel::FakeModel(std::size_t num_blocks, int max_positions) {
   config_.vocab_size = kFakeVocab;
   config_.max_positions = max_positions;
   config_.eos_token_ids = {kFakeEos};
-  kv_.dtype = ops::KvDType::kF32;
-  kv_.num_layers = 1;
-  kv_.num_kv_heads = 1;
-  kv_.head_dim = 1;  // [K, V][16 positions] of 4 bytes: 8 bytes a position
-  memory_.assign(kv_.block_bytes() * num_blocks, std::byte{0xEE});
+  kv_.block_bytes = kBlockSize * sizeof(std::uint64_t);
+  kv_.num_blocks = num_blocks;
+  memory_.assign(kv_.block_bytes * num_blocks, std::byte{0xEE});
   kv_.base = memory_.data();
 }
 
 std::uint64_t& FakeModel::entry(const model::SequenceRows& rows, int position) {
   const BlockId block = rows.block_table[static_cast<std::size_t>(position / kBlockSize)];
-  auto* entries = reinterpret_cast<std::uint64_t*>(kv_.base + kv_.block_bytes() *
+  auto* entries = reinterpret_cast<std::uint64_t*>(kv_.base + kv_.block_bytes *
                                                                   static_cast<std::size_t>(block));
   return entries[position % kBlockSize];
 }
@@ -89,8 +87,16 @@ Result<model::StepHandle> FakeModel::launch(const model::Batch& batch) {
   return model::StepHandle{1};
 }
 
-Result<model::StepLogits> FakeModel::collect(model::StepHandle) {
-  return model::StepLogits{logits_, static_cast<int>(logits_.size()) / kFakeVocab, kFakeVocab};
+Result<model::StepOutput> FakeModel::collect(model::StepHandle) {
+  return model::StepOutput{logits_, static_cast<int>(logits_.size()) / kFakeVocab, kFakeVocab};
+}
+
+Result<void> FakeModel::copy_block(BlockId from, BlockId to) {
+  const auto at = [this](BlockId block) {
+    return memory_.data() + kv_.block_bytes * static_cast<std::size_t>(block);
+  };
+  std::copy_n(at(from), kv_.block_bytes, at(to));
+  return {};
 }
 
 std::vector<TokenId> expected_tokens(const GenerateRequest& request, std::uint32_t choice_index,

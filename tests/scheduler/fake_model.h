@@ -21,9 +21,12 @@ class FakeModel final : public model::Model {
   FakeModel(std::size_t num_blocks, int max_positions);
 
   const model::ModelConfig& config() const override { return config_; }
-  const ops::PagedKv& kv() const override { return kv_; }
+  const model::KvView& kv() const override { return kv_; }
+  int max_in_flight() const override { return 1; }
+  bool can_draw(const SamplingParams&) const override { return false; }
   Result<model::StepHandle> launch(const model::Batch& batch) override;
-  Result<model::StepLogits> collect(model::StepHandle handle) override;
+  Result<model::StepOutput> collect(model::StepHandle handle) override;
+  Result<void> copy_block(BlockId from, BlockId to) override;
 
   int largest_prefill() const { return largest_prefill_; }
   /// Rows of each sequence in the last batch.
@@ -36,7 +39,7 @@ class FakeModel final : public model::Model {
 
   model::ModelConfig config_;
   std::vector<std::byte> memory_;
-  ops::PagedKv kv_;
+  model::KvView kv_;
   std::vector<float> logits_;
   std::vector<int> last_rows_;
   std::vector<BlockId> written_;  ///< in the batch at hand
