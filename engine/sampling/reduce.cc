@@ -1,5 +1,6 @@
 #include "engine/sampling/reduce.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -22,6 +23,28 @@ Error bad_row(std::span<const float> logits) {
   return make_error(Errc::kInvalidArgument,
                     "no token is left to sample: logit_bias, min_tokens or a mask exclude all " +
                         std::to_string(logits.size()));
+}
+
+// Missing tokens of a last block weigh +0, which changes no sum.
+double block_sum(std::span<const double> weights) {
+  std::array<double, kDrawLanes> sums{};
+  std::size_t i = 0;
+  for (; i + kDrawLanes <= weights.size(); i += kDrawLanes) {
+    for (std::size_t lane = 0; lane < kDrawLanes; ++lane)
+      sums[lane] += weights[i + lane];
+  }
+  for (std::size_t lane = 0; i + lane < weights.size(); ++lane)
+    sums[lane] += weights[i + lane];
+  for (std::size_t half = kDrawLanes / 2; half > 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane)
+      sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+std::span<const double> group_at(std::span<const double> block, int begin) {
+  const auto rest = block.subspan(static_cast<std::size_t>(begin));
+  return rest.first(std::min<std::size_t>(kDrawGroupTokens, rest.size()));
 }
 
 }  // namespace
@@ -65,17 +88,46 @@ std::size_t index_of(std::span<const float> logits, float value) {
   return i;
 }
 
-void compute_weights(std::span<const float> logits, float largest, float temperature,
+void compute_weights(std::span<const float> logits, float largest, float temperature, float min_p,
                      double* weights) {
-  const double top = largest;
-  const double divisor = temperature;
   std::size_t i = 0;
   for (; i + kLanes <= logits.size(); i += kLanes) {
     for (std::size_t lane = 0; lane < kLanes; ++lane)
-      weights[i + lane] = exp_of_negative((logits[i + lane] - top) / divisor);
+      weights[i + lane] = draw_weight(logits[i + lane], largest, temperature, min_p);
   }
   for (; i < logits.size(); ++i)
-    weights[i] = exp_of_negative((logits[i] - top) / divisor);
+    weights[i] = draw_weight(logits[i], largest, temperature, min_p);
+}
+
+double sum_blocks(std::span<const double> weights, std::vector<double>& sums) {
+  sums.clear();
+  double total = 0.0;
+  for (std::size_t begin = 0; begin < weights.size(); begin += kDrawBlockTokens) {
+    const auto block = weights.subspan(begin).first(
+        std::min<std::size_t>(kDrawBlockTokens, weights.size() - begin));
+    sums.push_back(block_sum(block));
+    total += sums.back();
+  }
+  return total;
+}
+
+std::size_t pick(std::span<const double> weights, std::span<const double> sums, double target) {
+  DrawWalk blocks{target};
+  for (int i = 0; i < static_cast<int>(sums.size()); ++i)
+    if (blocks.passes(i, sums[static_cast<std::size_t>(i)])) break;
+  const auto block_begin = static_cast<std::size_t>(blocks.index) * kDrawBlockTokens;
+  const auto block = weights.subspan(
+      block_begin, std::min<std::size_t>(kDrawBlockTokens, weights.size() - block_begin));
+
+  DrawWalk groups{target, blocks.before};
+  for (int begin = 0; begin < static_cast<int>(block.size()); begin += kDrawGroupTokens)
+    if (groups.passes(begin, ordered_sum(group_at(block, begin)))) break;
+
+  DrawWalk tokens{target, groups.before};
+  const auto group = group_at(block, groups.index);
+  for (int i = 0; i < static_cast<int>(group.size()); ++i)
+    if (tokens.passes(i, group[static_cast<std::size_t>(i)])) break;
+  return block_begin + static_cast<std::size_t>(groups.index + tokens.index);
 }
 
 double ordered_sum(std::span<const double> values) {

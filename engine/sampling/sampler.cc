@@ -19,18 +19,12 @@ struct RanksBefore {
   }
 };
 
-// The element in which `target` of the summed weight falls. Rounding can leave the target at the
-// very end; then it is the last one that has any weight.
-std::size_t pick(std::span<const double> weights, double target) {
-  double sum = 0.0;
-  std::size_t last = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] <= 0.0) continue;
-    sum += weights[i];
-    last = i;
-    if (sum > target) break;
-  }
-  return last;
+// As pick(), over weights that are few: one after the other.
+std::size_t pick_ranked(std::span<const double> weights, double target) {
+  DrawWalk walk{target};
+  for (int i = 0; i < static_cast<int>(weights.size()); ++i)
+    if (walk.passes(i, weights[static_cast<std::size_t>(i)])) break;
+  return static_cast<std::size_t>(walk.index);
 }
 
 }  // namespace
@@ -67,13 +61,10 @@ TokenId Sampler::draw(std::span<const float> logits, float largest, const Sampli
     return draw_from_best(params, uniform);
   }
   weights_.resize(logits.size());
-  compute_weights(logits, largest, params.temperature, weights_.data());
-  if (params.min_p > 0.0F) {
-    for (double& weight : weights_)
-      weight = weight < params.min_p ? 0.0 : weight;
-  }
-  total_weight_ = ordered_sum(weights_);
-  if (params.top_p >= 1.0F) return static_cast<TokenId>(pick(weights_, uniform * total_weight_));
+  compute_weights(logits, largest, params.temperature, params.min_p, weights_.data());
+  total_weight_ = sum_blocks(weights_, block_sums_);
+  if (params.top_p >= 1.0F)
+    return static_cast<TokenId>(pick(weights_, block_sums_, uniform * total_weight_));
   keep_nucleus(logits, params);
   return draw_from_best(params, uniform);
 }
@@ -87,9 +78,8 @@ void Sampler::keep_top_k(std::span<const float> logits, float largest,
   ids_.resize(static_cast<std::size_t>(params.top_k));
   ranked_weights_.clear();
   for (TokenId id : ids_) {
-    const double weight = exp_of_negative((logits[id] - static_cast<double>(largest)) /
-                                          static_cast<double>(params.temperature));
-    if (weight < params.min_p) break;
+    const double weight = draw_weight(logits[id], largest, params.temperature, params.min_p);
+    if (weight <= 0.0) break;
     ranked_weights_.push_back(weight);
   }
   ids_.resize(ranked_weights_.size());
@@ -129,14 +119,14 @@ TokenId Sampler::draw_from_best(const SamplingParams& params, double uniform) {
     kept += ranked_weights_[count++];
     if (params.top_p < 1.0F && kept >= wanted) break;
   }
-  return ids_[pick(std::span(ranked_weights_).first(count), uniform * kept)];
+  return ids_[pick_ranked(std::span(ranked_weights_).first(count), uniform * kept)];
 }
 
 void Sampler::add_logprobs(std::span<const float> logits, float largest, std::int32_t num_top,
                            SampledToken& sampled) {
   weights_.resize(logits.size());
-  compute_weights(logits, largest, 1.0F, weights_.data());
-  const double log_sum = static_cast<double>(largest) + std::log(ordered_sum(weights_));
+  compute_weights(logits, largest, 1.0F, 0.0F, weights_.data());
+  const double log_sum = static_cast<double>(largest) + std::log(sum_blocks(weights_, block_sums_));
   const auto logprob = [&](TokenId id) { return static_cast<float>(logits[id] - log_sum); };
   sampled.logprob = logprob(sampled.token);
   if (num_top == 0) return;

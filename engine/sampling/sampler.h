@@ -69,6 +69,7 @@ class Sampler {
   std::vector<float> processed_;  ///< logits after the processors before temperature
   std::vector<std::uint32_t> counts_;  ///< by token; all zero between calls
   std::vector<double> weights_;  ///< exp((logit - largest) / temperature), by token
+  std::vector<double> block_sums_;  ///< of weights_
   std::vector<TokenId> ids_;  ///< candidates, best first
   std::vector<double> ranked_weights_;  ///< of ids_
   double total_weight_ = 0.0;  ///< of all tokens that top_k and min_p leave

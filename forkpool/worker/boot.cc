@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/draw.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
 
@@ -107,7 +108,7 @@ Result<void> Engine::build_model(const InitFrame& init) {
   const model::KvView& kv = model_->kv();
   ready_.kernel_set = device_->kernel_set();
   ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, *device_);
-  ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set;
+  ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set + "-" + kDrawRule;
   ready_.kv_layout = kv.layout;
   ready_.block_bytes = kv.block_bytes;
   ready_.num_blocks = kv.num_blocks;

@@ -118,7 +118,7 @@ TEST_F(WorkerTest, SaysWhatItIsAndGenerates) {
   EXPECT_EQ(ready->block_bytes, block_bytes());
   EXPECT_EQ(ready->adopted_blocks, 0U);
   EXPECT_GT(ready->max_model_len, 0U);
-  EXPECT_NE(ready->system_fingerprint.find(ready->kernel_set), std::string::npos);
+  EXPECT_NE(ready->system_fingerprint.find(ready->kernel_set + "-draw-"), std::string::npos);
 
   const auto tokens = prompt(50, 1);
   const Outcome first = worker.run(request(tokens));

@@ -98,6 +98,24 @@ TEST_F(SamplerTest, SeedChoiceAndPositionDecideTheDraw) {
   EXPECT_GT(by_position.size(), 20U);
 }
 
+// Where these change, draw-1 becomes draw-2 (base/draw.h).
+TEST_F(SamplerTest, DrawsAreThoseOfTheNamedRule) {
+  std::vector<float> logits(5000);
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    logits[i] = static_cast<float>((i * 2654435761U) % 10007U) * 0x1p-11F;
+  std::vector<TokenId> tokens;
+  for (std::uint32_t seed = 0; seed < 12; ++seed) {
+    params_ = {};
+    params_.seed = seed;
+    params_.temperature = 0.5F + 0.25F * static_cast<float>(seed % 4);
+    params_.min_p = seed % 2 == 0 ? 0.0F : 0.02F;
+    params_.top_p = seed < 8 ? 1.0F : 0.9F;
+    tokens.push_back(sample(logits));
+  }
+  EXPECT_EQ(tokens, (std::vector<TokenId>{3938, 3784, 912, 692, 356, 3352, 3077, 1948, 1715, 1123,
+                                          2979, 424}));
+}
+
 TEST_F(SamplerTest, TopKKeepsTheBest) {
   std::vector<float> logits(64, 0.0F);
   logits[5] = 0.3F;
