@@ -83,6 +83,7 @@ constexpr std::pair<const char*, std::uint64_t EngineStats::*> kStats[] = {
     {"tokens_reprefilled", &EngineStats::tokens_reprefilled},
     {"tokens_cached", &EngineStats::tokens_cached},
     {"tokens_decoded", &EngineStats::tokens_decoded},
+    {"tokens_discarded", &EngineStats::tokens_discarded},
     {"preemptions", &EngineStats::preemptions},
     {"evicted_blocks", &EngineStats::evicted_blocks},
     {"copied_blocks", &EngineStats::copied_blocks},

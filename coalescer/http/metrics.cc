@@ -47,6 +47,8 @@ constexpr WorkerMetric kWorkerMetrics[] = {
     {"thaw_tokens_reprefilled_total", "Tokens computed again after a preemption or a resume.",
      "counter", &EngineStats::tokens_reprefilled},
     {"thaw_tokens_decoded_total", "Tokens generated.", "counter", &EngineStats::tokens_decoded},
+    {"thaw_tokens_discarded_total", "Tokens computed for sequences that had ended meanwhile.",
+     "counter", &EngineStats::tokens_discarded},
     {"thaw_engine_steps_total", "Steps of the scheduler.", "counter", &EngineStats::steps},
     {"thaw_preemptions_total", "Sequences that gave up their blocks.", "counter",
      &EngineStats::preemptions},

@@ -64,6 +64,7 @@ ordered_json stats_json(const EngineStats& stats) {
           {"tokens_reprefilled", stats.tokens_reprefilled},
           {"tokens_cached", stats.tokens_cached},
           {"tokens_decoded", stats.tokens_decoded},
+          {"tokens_discarded", stats.tokens_discarded},
           {"preemptions", stats.preemptions},
           {"evicted_blocks", stats.evicted_blocks},
           {"copied_blocks", stats.copied_blocks},

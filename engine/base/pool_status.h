@@ -15,6 +15,7 @@ struct EngineStats {
   std::uint64_t tokens_reprefilled = 0;  ///< computed again after a preemption or a resume
   std::uint64_t tokens_cached = 0;  ///< prompt tokens not computed thanks to the index
   std::uint64_t tokens_decoded = 0;
+  std::uint64_t tokens_discarded = 0;  ///< rows computed for sequences that had ended meanwhile
   std::uint64_t preemptions = 0;
   std::uint64_t evicted_blocks = 0;
   std::uint64_t copied_blocks = 0;  ///< partial blocks copied at a fork's first write

@@ -4,75 +4,177 @@
 #include "engine/scheduler/scheduler_state.h"
 
 namespace thaw::scheduler {
+namespace {
 
+bool has_forks(const Request& request) {
+  return std::any_of(request.choices.begin(), request.choices.end(),
+                     [](const auto& choice) { return choice->state == SequenceState::kForking; });
+}
+
+}  // namespace
+
+// Launches the next step before it waits for the one that runs, so that the device never idles
+// while the host counts. The oldest step is collected when there is nothing more to launch for now.
 Result<void> Scheduler::State::run_step() {
   expire_deadlines();
-  if (auto admitted = admit(); !admitted) return admitted;
-  plan();
-  if (planned.empty()) return {};
-
-  batch.sequences.clear();
-  for (const PlannedRows& rows : planned) {
-    const Sequence& sequence = *rows.sequence;
-    const std::uint32_t first = sequence.kv.computed;
-    model::SequenceRows& added = batch.sequences.emplace_back();
-    added.tokens = std::span(sequence.tokens).subspan(first, rows.num_rows);
-    added.first_position = static_cast<int>(first);
-    added.block_table = std::span(sequence.kv.blocks).first(blocks_for(first + rows.num_rows));
-    if (rows.samples) added.logit_rows = {&rows.last_row, 1};
+  bool launched = false;
+  if (may_launch()) {
+    if (auto admitted = admit(); !admitted) return admitted;
+    auto done = launch_step();
+    if (!done) return done.error();
+    launched = *done;
   }
+  if (in_flight.empty() || (launched && may_launch())) return {};
+  return collect_step();
+}
+
+// Planning ahead is of no use where a step in flight is about to tell what to do: a sequence whose
+// token is sampled on the host would stand still for a step, and so would all that wait for a trunk
+// which that step completes.
+bool Scheduler::State::may_launch() const {
+  if (in_flight.size() >= static_cast<std::size_t>(model.max_in_flight())) return false;
+  const auto decides_what_follows = [](const PlannedRows& rows) {
+    if (rows.sequence == nullptr) return false;
+    if (rows.samples && !rows.is_drawn) return true;
+    const auto is_due = [&rows](const Sequence* waiter) {
+      return waiter->wait_position <= rows.sequence->kv.launched;
+    };
+    return std::any_of(rows.sequence->waiters.begin(), rows.sequence->waiters.end(), is_due);
+  };
+  return std::none_of(in_flight.begin(), in_flight.end(), [&](const Step& step) {
+    return std::any_of(step.rows.begin(), step.rows.end(), decides_what_follows);
+  });
+}
+
+Result<bool> Scheduler::State::launch_step() {
+  plan();
+  if (planned.empty()) return false;
+  batch.sequences.clear();
+  for (const PlannedRows& rows : planned)
+    add_to_batch(rows);
   const auto handle = model.launch(batch);
   if (!handle) return handle.error();
-  const auto logits = model.collect(*handle);
-  if (!logits) return logits.error();
-  ++stats.steps;
 
-  int row = 0;
+  int num_drawn = 0;
   for (const PlannedRows& rows : planned) {
-    const bool gone = !rows.sequence->is_running();  // its request failed in this very step
-    const int own_row = rows.samples ? row++ : -1;
-    if (gone) continue;
-    account(*rows.sequence, rows.num_rows);
-    take_rows(rows, own_row >= 0 ? logits->row(own_row) : std::span<const float>());
+    rows.sequence->kv.launched += rows.num_rows;
+    if (rows.is_drawn) rows.sequence->next_token = {*handle, num_drawn++};
   }
+  if (idle.empty()) idle.emplace_back();
+  in_flight.splice(in_flight.end(), idle, idle.begin());
+  in_flight.back().handle = *handle;
+  in_flight.back().rows.swap(planned);
+  return true;
+}
+
+void Scheduler::State::add_to_batch(const PlannedRows& rows) {
+  static constexpr TokenId kDrawnOnTheDevice = 0;
+  const Sequence& sequence = *rows.sequence;
+  const std::uint32_t first = sequence.kv.launched;
+  const std::uint32_t end = first + rows.num_rows;
+  model::SequenceRows& added = batch.sequences.emplace_back();
+  if (first < sequence.num_tokens()) {
+    added.tokens = std::span(sequence.tokens).subspan(first, rows.num_rows);
+  } else {
+    added.tokens = {&kDrawnOnTheDevice, 1};
+    added.first_token = sequence.next_token;
+  }
+  added.first_position = static_cast<int>(first);
+  added.block_table = std::span(sequence.kv.blocks).first(blocks_for(end));
+  if (rows.samples) added.logit_rows = {&rows.last_row, 1};
+  if (!rows.is_drawn) return;
+  added.draw = sequence.request->draw;
+  added.draw->choice_index = sequence.choice_index;
+  added.draw->position = end;
+}
+
+Result<void> Scheduler::State::collect_step() {
+  Step& step = in_flight.front();
+  const auto output = model.collect(step.handle);
+  if (!output) return output.error();
+  ++stats.steps;
+  int row = 0;
+  std::size_t num_drawn = 0;
+  for (const PlannedRows& rows : step.rows) {
+    TokenId drawn = -1;
+    std::span<const float> logits;
+    if (rows.is_drawn) {
+      drawn = output->drawn[num_drawn++];
+    } else if (rows.samples) {
+      logits = output->row(row++);
+    }
+    if (rows.sequence == nullptr) {
+      stats.tokens_discarded += rows.num_rows;
+      continue;
+    }
+    account(*rows.sequence, rows.num_rows);
+    take_rows(rows, logits, drawn);
+  }
+  idle.splice(idle.end(), in_flight, in_flight.begin());
   return {};
+}
+
+void Scheduler::State::abandon_rows(const Sequence& sequence) {
+  for (Step& step : in_flight) {
+    for (PlannedRows& rows : step.rows) {
+      if (rows.sequence == &sequence) rows.sequence = nullptr;
+    }
+  }
 }
 
 void Scheduler::State::plan() {
   planned.clear();
-  plan_decode_rows();
+  if (!plan_decode_rows()) {
+    planned.clear();
+    return;
+  }
   plan_prefill_rows();
-  if (!planned.empty() || running.empty()) return;
+  if (!planned.empty() || running.empty() || !in_flight.empty()) return;
   // All that runs is out of blocks, and nobody will give any back: the least one does.
   preempt(
       **std::min_element(running.begin(), running.end(),
                          [](const Sequence* a, const Sequence* b) { return outranks(*b, *a); }));
 }
 
-void Scheduler::State::plan_decode_rows() {
-  std::vector<Sequence*> decoding;
+// False: blocks are short, and steps in flight may give some back. Nobody is preempted before they
+// are collected, so that whoever gives way has nothing in flight.
+bool Scheduler::State::plan_decode_rows() {
+  decoding.clear();
   for (Sequence* sequence : running) {
-    if (sequence->state == SequenceState::kDecoding) decoding.push_back(sequence);
+    if (sequence->is_past_prefill() && may_decode(*sequence)) decoding.push_back(sequence);
   }
   std::sort(decoding.begin(), decoding.end(),
             [](const Sequence* a, const Sequence* b) { return outranks(*a, *b); });
   for (Sequence* sequence : decoding) {
-    if (sequence->state == SequenceState::kDecoding && grow_or_preempt(*sequence))
+    if (!sequence->is_running()) continue;  // it had to give way
+    if (kv.grow(sequence->kv, sequence->kv.launched + 1) || make_room_for(*sequence)) {
       add_rows(*sequence, 1);
+    } else if (!in_flight.empty()) {
+      return false;
+    }
   }
+  return true;
+}
+
+// Whether one more token may follow those known and those in flight.
+bool Scheduler::State::may_decode(const Sequence& sequence) const {
+  const std::uint32_t drawn = sequence.num_drawn();
+  return sequence.num_generated() + drawn < sequence.request->call.sampling.max_tokens &&
+         sequence.num_tokens() + drawn < max_tokens;
 }
 
 // Makes room for one more row of a decoding sequence, at the cost of those that it outranks. False:
-// it had to give way itself.
-bool Scheduler::State::grow_or_preempt(Sequence& sequence) {
-  while (!kv.grow(sequence.kv, sequence.num_tokens())) {
+// it had to give way itself, or steps are in flight.
+bool Scheduler::State::make_room_for(Sequence& sequence) {
+  if (!in_flight.empty()) return false;
+  do {
     Sequence* victim = &sequence;
     for (Sequence* other : running) {
       if (other->state == SequenceState::kDecoding && outranks(*victim, *other)) victim = other;
     }
     preempt(*victim);
     if (victim == &sequence) return false;
-  }
+  } while (!kv.grow(sequence.kv, sequence.kv.launched + 1));
   return true;
 }
 
@@ -80,7 +182,7 @@ void Scheduler::State::plan_prefill_rows() {
   std::map<std::int32_t, std::vector<DeficitRoundRobin::Job>> levels;
   std::unordered_map<std::uint64_t, Sequence*> by_order;
   for (Sequence* sequence : running) {
-    if (sequence->state != SequenceState::kPrefilling) continue;
+    if (sequence->state != SequenceState::kPrefilling || sequence->is_past_prefill()) continue;
     levels[effective_priority(*sequence)].push_back(
         {sequence->request->call.tenant, sequence->ticket, sequence->num_pending(), 0});
     by_order[sequence->ticket] = sequence;
@@ -92,11 +194,11 @@ void Scheduler::State::plan_prefill_rows() {
     for (const DeficitRoundRobin::Job& job : jobs) {
       if (job.grant == 0) continue;
       Sequence& sequence = *by_order.at(job.order);
-      const std::uint32_t computed = sequence.kv.computed;
+      const std::uint32_t launched = sequence.kv.launched;
       // Admission has reserved these blocks; where someone outside holds them, fewer rows run.
-      kv.grow(sequence.kv, computed + job.grant);
+      kv.grow(sequence.kv, launched + job.grant);
       const auto room = static_cast<std::uint32_t>(sequence.kv.blocks.size() * kBlockSize);
-      if (room > computed) add_rows(sequence, std::min(job.grant, room - computed));
+      if (room > launched) add_rows(sequence, std::min(job.grant, room - launched));
     }
   }
 }
@@ -107,6 +209,9 @@ void Scheduler::State::add_rows(Sequence& sequence, std::uint32_t num_rows) {
   rows.num_rows = num_rows;
   rows.last_row = static_cast<int>(num_rows) - 1;
   rows.samples = num_rows == sequence.num_pending();
+  // The other choices of a request start from its first row of logits.
+  rows.is_drawn = rows.samples && sequence.request->draw &&
+                  (sequence.is_past_prefill() || !has_forks(*sequence.request));
   planned.push_back(rows);
 }
 

@@ -58,7 +58,7 @@ Result<bool> KvStore::attach_match(const Hash128& root, std::span<const TokenId>
   for (BlockId block : match.full_blocks)
     pool_->add_reference(block);
   kv.blocks = match.full_blocks;
-  kv.computed = match.num_tokens;
+  kv.computed = kv.launched = match.num_tokens;
   kv.reserved = needed;
   if (copy >= 0) {
     kv.blocks.push_back(copy);

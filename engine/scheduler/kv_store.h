@@ -17,6 +17,7 @@ namespace thaw::scheduler {
 struct SequenceKv {
   std::vector<BlockId> blocks;  ///< one reference each
   std::uint32_t computed = 0;  ///< positions whose KV is in the blocks
+  std::uint32_t launched = 0;  ///< the same, once the steps in flight are done
   std::size_t reserved = 0;  ///< blocks that no one else may take
   kv::RadixIndex::Handle lock;  ///< keeps what is published of it from eviction
 };

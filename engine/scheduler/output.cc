@@ -14,7 +14,8 @@ bool contains(std::span<const TokenId> tokens, TokenId token) {
 }  // namespace
 
 // The KV of the rows is there now.
-void Scheduler::State::take_rows(const PlannedRows& rows, std::span<const float> logits) {
+void Scheduler::State::take_rows(const PlannedRows& rows, std::span<const float> logits,
+                                 TokenId drawn) {
   Sequence& sequence = *rows.sequence;
   const bool prefilling = sequence.state == SequenceState::kPrefilling;
   if (prefilling || sequence.kv.computed % kBlockSize == 0)
@@ -25,8 +26,19 @@ void Scheduler::State::take_rows(const PlannedRows& rows, std::span<const float>
     trunks.leave(sequence);  // it is past everything that anyone could wait for
     sequence.state = SequenceState::kDecoding;
   }
+  if (rows.is_drawn) return take_drawn(sequence, drawn);
   sample(sequence, logits);
   if (prefilling) fork_from(sequence, logits);
+}
+
+void Scheduler::State::take_drawn(Sequence& sequence, TokenId token) {
+  if (token < 0) {
+    return fail(
+        *sequence.request,
+        make_error(Errc::kInternal, "the logits of token " + std::to_string(sequence.num_tokens()) +
+                                        " hold NaN or an infinity; every logit must be a number"));
+  }
+  accept_token(sequence, sampling::SampledToken{token, 0.0F, {}});
 }
 
 void Scheduler::State::sample(Sequence& sequence, std::span<const float> logits) {

@@ -72,6 +72,8 @@ void Scheduler::State::accept(GenerateRequest call) {
                                  request.call.cache_salt, request.call.adapter);
   request.arrival = next_arrival++;
   requests.emplace(request.call.id, std::move(owned));
+  if (!options.on_logits && model.can_draw(request.call.sampling))
+    request.draw = model::DeviceDraw::of(request.call.sampling);
   if (request.call.deadline) {
     request.deadline = clock.now() + *request.call.deadline;
     deadlines.emplace(*request.deadline, request.call.id);
@@ -128,6 +130,9 @@ void Scheduler::State::withdraw(Sequence& sequence) {
   const bool was_running = sequence.is_running();
   if (!was_running && sequence.state != SequenceState::kWaiting) return;
   std::erase(was_running ? running : waiting, &sequence);
+  // Blocks may be given out again at once: what steps in flight still write to them comes before
+  // whatever is launched later.
+  if (was_running) abandon_rows(sequence);
   kv.release(sequence.kv);
   if (!sequence.is_unfinished_prefill()) return;
   for (Sequence* waiter : trunks.leave(sequence)) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "engine/scheduler/scheduler_state.h"
@@ -55,6 +56,28 @@ void Scheduler::State::settle() {
   stats.waiting = waiting.size();
 }
 
+Result<void> Scheduler::State::check_rows_in_flight() const {
+  std::unordered_map<const Sequence*, std::uint32_t> rows_of;
+  for (const Step& step : in_flight) {
+    for (const PlannedRows& rows : step.rows)
+      rows_of[rows.sequence] += rows.num_rows;
+  }
+  rows_of.erase(nullptr);
+  for (const Sequence* sequence : running) {
+    const SequenceKv& blocks = sequence->kv;
+    if (blocks.launched != blocks.computed + rows_of[sequence]) {
+      return make_error(Errc::kInternal,
+                        "scheduler: " + std::to_string(rows_of[sequence]) +
+                            " rows of a sequence are in flight, between position " +
+                            std::to_string(blocks.computed) + " and " +
+                            std::to_string(blocks.launched));
+    }
+  }
+  if (rows_of.size() <= running.size()) return {};
+  return make_error(Errc::kInternal,
+                    "scheduler: rows are in flight of a sequence that does not run");
+}
+
 Scheduler::Scheduler(const SchedulerOptions& options, model::Model& model, kv::RadixIndex& index,
                      kv::BlockPool& pool, const Clock& clock, EventSink sink)
     : state_(std::make_unique<State>(options, model, index, pool, clock, std::move(sink))) {}
@@ -79,7 +102,7 @@ void Scheduler::cancel(RequestId request) {
 }
 
 bool Scheduler::has_work() const {
-  return !state_->requests.empty();
+  return !state_->requests.empty() || !state_->in_flight.empty();
 }
 
 Result<void> Scheduler::step() {
@@ -95,6 +118,7 @@ const EngineStats& Scheduler::stats() const {
 Result<void> Scheduler::check_integrity() const {
   const State& state = *state_;
   if (auto checked = state.index.check_integrity(); !checked) return checked;
+  if (auto checked = state.check_rows_in_flight(); !checked) return checked;
   if (has_work()) {
     const std::size_t obtainable = state.pool.num_free() + state.index.num_evictable();
     if (state.kv.num_reserved() <= obtainable) return {};

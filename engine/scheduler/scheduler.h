@@ -35,6 +35,12 @@ struct SchedulerOptions {
 /// common prefix; when the request of that prefill ends early, its first waiter goes on from what
 /// is computed. A step is all decoding rows plus at most prefill_chunk_tokens of prefill, dealt out
 /// by priority, then by deficit round robin over tenants and round robin over a tenant's prefills.
+///
+/// Where the model draws tokens itself (Model::can_draw), the next step is launched before the one
+/// that runs is collected. A sequence that turns out to have stopped has wasted a row then
+/// (EngineStats::tokens_discarded); limits of length are known beforehand and waste none. Tokens
+/// that are sampled on the host (penalties, top_k, top_p, logprobs, on_logits, the first one of
+/// several choices) are awaited before the next step is planned.
 class Scheduler {
  public:
   using EventSink = std::function<void(GenerateEvent)>;
@@ -57,13 +63,15 @@ class Scheduler {
 
   bool has_work() const;
 
-  /// One launch and collect; none where no row can run now. An error is the device's: the worker
-  /// must exit.
+  /// Launches a step, where rows can run and the model takes one more, then waits for the oldest
+  /// one unless yet another could be launched. With max_in_flight() 1 that is one launch and its
+  /// collect. Blocks no longer than a step takes. An error is the device's: the worker must exit.
   Result<void> step();
 
   const EngineStats& stats() const;
   /// While nobody else holds blocks: what is reserved can be had; with no work left, every block is
-  /// free or in the index, nothing locked. Also the index's own check.
+  /// free or in the index, nothing locked. Rows in flight are those of running sequences. Also the
+  /// index's own check.
   Result<void> check_integrity() const;
 
  private:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <list>
 #include <map>
 #include <memory>
 #include <set>
@@ -16,19 +17,29 @@
 
 namespace thaw::scheduler {
 
-/// Who does what: queue.cc lets requests in and sequences into the running set, batch.cc plans and
-/// runs a step, output.cc turns logits into events and ends things, scheduler.cc is the surface.
+/// Who does what: queue.cc lets requests in and sequences into the running set, batch.cc plans,
+/// launches and collects steps, output.cc turns what they give into events and ends things,
+/// scheduler.cc is the surface.
+///
+/// A step is planned from what is known when it is launched. What is collected (tokens,
+/// kv.computed, states, what the index holds, usage) runs behind what is launched (kv.launched,
+/// next_token) by the steps in flight, and only batch.cc looks at the latter.
 struct Scheduler::State {
   State(const SchedulerOptions& scheduler_options, model::Model& scheduler_model,
         kv::RadixIndex& index, kv::BlockPool& pool, const Clock& scheduler_clock,
         EventSink event_sink);
 
-  /// Rows of one sequence in the step at hand.
+  /// Rows of one sequence in a step.
   struct PlannedRows {
-    Sequence* sequence = nullptr;
+    Sequence* sequence = nullptr;  ///< null once it has ended, or lost its blocks, before collect()
     std::uint32_t num_rows = 0;
     int last_row = 0;  ///< what logit_rows points at
     bool samples = false;
+    bool is_drawn = false;  ///< on the device; else a row that samples gives its logits
+  };
+  struct Step {
+    model::StepHandle handle = 0;
+    std::vector<PlannedRows> rows;
   };
 
   // queue.cc
@@ -45,15 +56,23 @@ struct Scheduler::State {
 
   // batch.cc
   Result<void> run_step();
+  bool may_launch() const;
+  Result<bool> launch_step();  ///< false: no row can run now
+  Result<void> collect_step();
   void plan();
-  void plan_decode_rows();
+  bool plan_decode_rows();
   void plan_prefill_rows();
   void add_rows(Sequence& sequence, std::uint32_t num_rows);
-  bool grow_or_preempt(Sequence& sequence);
+  void add_to_batch(const PlannedRows& rows);
+  bool may_decode(const Sequence& sequence) const;
+  bool make_room_for(Sequence& sequence);
   void account(Sequence& sequence, std::uint32_t num_rows);
+  /// Nobody waits any more for what steps in flight compute for this sequence.
+  void abandon_rows(const Sequence& sequence);
 
   // output.cc
-  void take_rows(const PlannedRows& rows, std::span<const float> logits);
+  void take_rows(const PlannedRows& rows, std::span<const float> logits, TokenId drawn);
+  void take_drawn(Sequence& sequence, TokenId token);
   void sample(Sequence& sequence, std::span<const float> logits);
   void fork_from(Sequence& leader, std::span<const float> logits);
   void accept_token(Sequence& sequence, sampling::SampledToken sampled);
@@ -69,6 +88,8 @@ struct Scheduler::State {
   // scheduler.cc
   /// Ends each call from outside.
   void settle();
+  /// Each sequence's launched positions are those computed and those in flight.
+  Result<void> check_rows_in_flight() const;
 
   SchedulerOptions options;
   model::Model& model;
@@ -91,7 +112,10 @@ struct Scheduler::State {
   std::uint64_t next_arrival = 0;
   std::uint64_t next_ticket = 0;
 
+  std::list<Step> in_flight;  ///< oldest first
+  std::list<Step> idle;  ///< keep their memory
   std::vector<PlannedRows> planned;
+  std::vector<Sequence*> decoding;  ///< scratch of plan_decode_rows()
   model::Batch batch;
 };
 

@@ -9,6 +9,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/generate.h"
+#include "engine/model/model.h"
 #include "engine/scheduler/kv_store.h"
 
 namespace thaw::scheduler {
@@ -34,9 +35,10 @@ struct Sequence {
   Request* request = nullptr;
   std::uint32_t choice_index = 0;
   SequenceState state = SequenceState::kForking;
-  std::vector<TokenId> tokens;  ///< prompt and output
+  std::vector<TokenId> tokens;  ///< prompt and output, as far as it is known
   std::uint32_t generation_start = 0;
   SequenceKv kv;
+  model::DrawnToken next_token;  ///< the last one of num_drawn()
 
   std::uint64_t ticket = 0;  ///< grows with each entry into the queue
   Sequence* wait_on = nullptr;  ///< the prefill that computes tokens of ours
@@ -52,7 +54,18 @@ struct Sequence {
 
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(tokens.size()); }
   std::uint32_t num_generated() const { return num_tokens() - generation_start; }
-  std::uint32_t num_pending() const { return num_tokens() - kv.computed; }
+  /// Tokens behind `tokens` that steps in flight draw: one from the row of the last token known,
+  /// one from each row after it.
+  std::uint32_t num_drawn() const {
+    return kv.launched < num_tokens() ? 0 : kv.launched - num_tokens() + 1;
+  }
+  /// Rows that no step has computed or is computing.
+  std::uint32_t num_pending() const { return num_tokens() + num_drawn() - kv.launched; }
+  /// Whether all of the prompt is computed or in flight: from here on it goes token by token.
+  bool is_past_prefill() const {
+    return state == SequenceState::kDecoding ||
+           (state == SequenceState::kPrefilling && num_drawn() > 0);
+  }
   bool is_running() const {
     return state == SequenceState::kPrefilling || state == SequenceState::kDecoding;
   }
@@ -68,6 +81,7 @@ struct Request {
   Hash128 root;
   std::uint64_t arrival = 0;
   std::optional<Clock::TimePoint> deadline;
+  std::optional<model::DeviceDraw> draw;  ///< how the device draws, if it can
   std::vector<std::unique_ptr<Sequence>> choices;
   std::size_t num_unfinished = 0;  ///< choices
   bool started = false;  ///< some choice has left the queue

@@ -132,6 +132,7 @@ class RandomFrames {
     stats.tokens_reprefilled = u64();
     stats.tokens_cached = u64();
     stats.tokens_decoded = u64();
+    stats.tokens_discarded = u64();
     stats.preemptions = u64();
     stats.evicted_blocks = u64();
     stats.copied_blocks = u64();

@@ -11,6 +11,7 @@
 #include "engine/scheduler/kv_store.h"
 #include "engine/scheduler/scheduler.h"
 #include "tests/model/model_harness.h"
+#include "tests/scheduler/ahead_model.h"
 
 namespace thaw::scheduler {
 
@@ -18,7 +19,6 @@ namespace thaw::scheduler {
 struct Generated {
   std::vector<TokenId> tokens;
   std::vector<Hash128> logits;
-  bool operator==(const Generated&) const = default;
 };
 
 /// (index of the request in its run, choice) -> what it generated.
@@ -28,6 +28,7 @@ struct BedOptions {
   std::size_t num_blocks = 0;  ///< 0: all that the model's memory has room for
   std::uint32_t chunk = 128;
   std::uint32_t max_num_seqs = 64;
+  bool look_ahead = false;  ///< two steps in flight, tokens drawn by the model, no logits to see
 };
 
 /// A scheduler with an empty cache over a model whose KV memory still holds what ran before.
@@ -43,6 +44,7 @@ class ExactBed {
 
  private:
   SteadyClock clock_;
+  AheadModel ahead_;
   kv::BlockPool pool_;
   kv::RadixIndex index_;
   std::unique_ptr<Scheduler> scheduler_;
@@ -65,6 +67,7 @@ class ExactnessSuite {
     int num_blocks = 512;
     ops::KvDType kv_dtype = ops::KvDType::kBF16;
     std::vector<std::uint32_t> chunks{1, 7, 33, 500};
+    bool look_ahead = false;  ///< for all that is compared with the reference
   };
 
   /// Greedy where `seeded` is false, else temperature 1 and a seed for each prompt.
@@ -85,8 +88,10 @@ class ExactnessSuite {
   GenerateRequest request(std::size_t prompt) const;
   std::vector<GenerateRequest> all_requests() const;
   std::unique_ptr<model::Harness> make_model(int threads) const;
-  ExactBed bed(const BedOptions& options = {}) const;
+  ExactBed bed(BedOptions options = {}) const;
   Generated alone(const GenerateRequest& request) const;
+  /// Same tokens, and the same logits where they were seen.
+  bool matches(const Generated& generated, const Generated& reference) const;
   /// `run`[i] equals the reference of prompt i from its token `skip` on.
   void expect_reference(const Run& run, std::size_t skip = 0) const;
 

@@ -37,7 +37,15 @@ struct Case {
   bool seeded;
   bool is_family = false;  ///< a directory, with a context of 512 tokens
   unsigned num_prompts = 40;
+  bool look_ahead = false;
 };
+
+std::string name_of(const Case& parameter) {
+  std::string name = std::string(parameter.model) + (parameter.seeded ? "_seeded" : "_greedy") +
+                     (parameter.look_ahead ? "_ahead" : "");
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
 
 class Exactness : public ::testing::TestWithParam<Case> {
  protected:
@@ -45,13 +53,14 @@ class Exactness : public ::testing::TestWithParam<Case> {
     // One reference for all paths of a case.
     static std::map<std::string, std::unique_ptr<ExactnessSuite>> suites;
     const Case& parameter = GetParam();
-    auto& suite = suites[std::string(parameter.model) + (parameter.seeded ? "s" : "g")];
+    auto& suite = suites[name_of(parameter)];
     if (!suite) {
       auto options =
           parameter.is_family
               ? tiny_options(model::family_path(parameter.model), 18, 200)
               : tiny_options(model::tiny_model_path(parameter.model), parameter.num_prompts, 290);
       options.kv_dtype = parameter.kv_dtype;
+      options.look_ahead = parameter.look_ahead;
       suite = std::make_unique<ExactnessSuite>(options, parameter.seeded);
     }
     return *suite;
@@ -90,9 +99,7 @@ TEST_P(Exactness, OneAndTwoThreads) {
 }
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = std::string(info.param.model) + (info.param.seeded ? "_seeded" : "_greedy");
-  std::ranges::replace(name, '-', '_');
-  return name;
+  return name_of(info.param);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, Exactness,
@@ -118,6 +125,14 @@ INSTANTIATE_TEST_SUITE_P(Families, Exactness,
                                            Case{"mistral", ops::KvDType::kBF16, true, true},
                                            Case{"qwen2-window", ops::KvDType::kF16, true, true},
                                            Case{"smollm3", ops::KvDType::kBF16, true, true}),
+                         case_name);
+
+// Two steps in flight and tokens that the model draws, against the same references.
+INSTANTIATE_TEST_SUITE_P(LookAhead, Exactness,
+                         ::testing::Values(Case{"q4_1", ops::KvDType::kBF16, false, false, 18,
+                                                true},
+                                           Case{"q4_1", ops::KvDType::kBF16, true, false, 18, true},
+                                           Case{"qwen3", ops::KvDType::kF16, true, true, 18, true}),
                          case_name);
 
 }  // namespace

@@ -1,17 +1,23 @@
 #include "tests/scheduler/test_bed.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 namespace thaw::scheduler {
 
+bool looks_ahead() {
+  return std::getenv("THAW_TEST_LOOK_AHEAD") != nullptr;
+}
+
 TestBed::TestBed(const Options& options)
     : model_(std::make_unique<FakeModel>(options.num_blocks, options.max_positions)),
+      ahead_(options.look_ahead ? std::make_unique<AheadModel>(*model_) : nullptr),
       pool_(std::make_unique<kv::BlockPool>(options.num_blocks)),
       index_(std::make_unique<kv::RadixIndex>(*pool_)),
-      scheduler_(
-          std::make_unique<Scheduler>(options.scheduler, *model_, *index_, *pool_, clock_,
-                                      [this](const GenerateEvent& event) { record(event); })) {
+      scheduler_(std::make_unique<Scheduler>(
+          options.scheduler, ahead_ ? static_cast<model::Model&>(*ahead_) : *model_, *index_,
+          *pool_, clock_, [this](const GenerateEvent& event) { record(event); })) {
   const auto context = options.scheduler.max_model_len != 0
                            ? options.scheduler.max_model_len
                            : static_cast<std::size_t>(options.max_positions);
@@ -38,8 +44,12 @@ RequestId TestBed::add(GenerateRequest request) {
 
 void TestBed::step(int count) {
   for (int i = 0; i < count; ++i) {
-    const auto stepped = scheduler_->step();
-    ASSERT_TRUE(stepped) << stepped.error().message;
+    // A step that only fills the pipeline has nothing to show yet.
+    const std::uint64_t before = stats().steps;
+    for (int calls = 0; calls < 2 && stats().steps == before; ++calls) {
+      const auto stepped = scheduler_->step();
+      ASSERT_TRUE(stepped) << stepped.error().message;
+    }
     const auto checked = scheduler_->check_integrity();
     ASSERT_TRUE(checked) << checked.error().message;
   }

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/scheduler/scheduler.h"
+#include "tests/scheduler/ahead_model.h"
 #include "tests/scheduler/fake_model.h"
 
 namespace thaw::scheduler {
@@ -40,6 +41,9 @@ struct Outcome {
   }
 };
 
+/// Whether THAW_TEST_LOOK_AHEAD is set: the same tests run with one step in flight and with two.
+bool looks_ahead();
+
 /// A scheduler over the fake model. Every step is followed by the index's integrity check.
 class TestBed {
  public:
@@ -47,6 +51,7 @@ class TestBed {
     std::size_t num_blocks = 1024;
     int max_positions = 8192;
     SchedulerOptions scheduler;
+    bool look_ahead = looks_ahead();
   };
 
   TestBed() : TestBed(Options{}) {}
@@ -56,6 +61,8 @@ class TestBed {
   /// The id of the request; it must be accepted.
   RequestId add(GenerateRequest request);
   Result<void> try_add(GenerateRequest request);
+  /// Until `count` more steps are done, or nothing can run. Looking ahead, one more is in flight
+  /// then.
   void step(int count = 1);
   /// Until no work is left; fails after `max_steps`.
   void run(int max_steps = 20000);
@@ -64,6 +71,8 @@ class TestBed {
 
   Scheduler& scheduler() { return *scheduler_; }
   FakeModel& model() { return *model_; }
+  /// REQUIRES: the bed looks ahead.
+  const AheadModel& ahead() const { return *ahead_; }
   kv::RadixIndex& index() { return *index_; }
   kv::BlockPool& pool() { return *pool_; }
   ManualClock& clock() { return clock_; }
@@ -80,6 +89,7 @@ class TestBed {
 
   ManualClock clock_;
   std::unique_ptr<FakeModel> model_;
+  std::unique_ptr<AheadModel> ahead_;  ///< over model_, or null
   std::unique_ptr<kv::BlockPool> pool_;
   std::unique_ptr<kv::RadixIndex> index_;
   std::unique_ptr<Scheduler> scheduler_;
