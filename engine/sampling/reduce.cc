@@ -25,6 +25,33 @@ Error bad_row(std::span<const float> logits) {
                         std::to_string(logits.size()));
 }
 
+// One source for all instruction sets: the compiler makes vectors of it, and plain multiplications,
+// additions and divisions give the same bits in any of them.
+[[gnu::always_inline]] inline void weigh(std::span<const float> logits, float largest,
+                                         float temperature, float min_p, double* weights) {
+  const float* values = logits.data();
+  const std::size_t size = logits.size();
+  for (std::size_t i = 0; i < size; ++i)
+    weights[i] = draw_weight(values[i], largest, temperature, min_p);
+}
+
+void weigh_plain(std::span<const float> logits, float largest, float temperature, float min_p,
+                 double* weights) {
+  weigh(logits, largest, temperature, min_p, weights);
+}
+
+#ifdef __x86_64__
+[[gnu::target("avx2")]] void weigh_avx2(std::span<const float> logits, float largest,
+                                        float temperature, float min_p, double* weights) {
+  weigh(logits, largest, temperature, min_p, weights);
+}
+
+[[gnu::target("avx512f,avx512dq,prefer-vector-width=512")]] void weigh_avx512(
+    std::span<const float> logits, float largest, float temperature, float min_p, double* weights) {
+  weigh(logits, largest, temperature, min_p, weights);
+}
+#endif
+
 // Missing tokens of a last block weigh +0, which changes no sum.
 double block_sum(std::span<const double> weights) {
   std::array<double, kDrawLanes> sums{};
@@ -90,13 +117,18 @@ std::size_t index_of(std::span<const float> logits, float value) {
 
 void compute_weights(std::span<const float> logits, float largest, float temperature, float min_p,
                      double* weights) {
-  std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane)
-      weights[i + lane] = draw_weight(logits[i + lane], largest, temperature, min_p);
-  }
-  for (; i < logits.size(); ++i)
-    weights[i] = draw_weight(logits[i], largest, temperature, min_p);
+  static ComputeWeights* const best = compute_weights_variants().back();
+  best(logits, largest, temperature, min_p, weights);
+}
+
+std::vector<ComputeWeights*> compute_weights_variants() {
+  std::vector<ComputeWeights*> variants{weigh_plain};
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx2") != 0) variants.push_back(weigh_avx2);
+  if (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0)
+    variants.push_back(weigh_avx512);
+#endif
+  return variants;
 }
 
 double sum_blocks(std::span<const double> weights, std::vector<double>& sums) {

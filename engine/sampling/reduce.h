@@ -15,9 +15,14 @@ Result<float> checked_max(std::span<const float> logits);
 /// First index of `value`. REQUIRES: it occurs.
 std::size_t index_of(std::span<const float> logits, float value);
 
-/// weights[i] = draw_weight(logits[i], ...).
+/// weights[i] = draw_weight(logits[i], ...), in vectors as wide as the processor has.
 void compute_weights(std::span<const float> logits, float largest, float temperature, float min_p,
                      double* weights);
+
+/// The variants of compute_weights() that this processor can run; they give the same bits.
+using ComputeWeights = void(std::span<const float> logits, float largest, float temperature,
+                            float min_p, double* weights);
+std::vector<ComputeWeights*> compute_weights_variants();
 
 /// One sum for each kDrawBlockTokens of `weights`, in the order of base/draw.h. `sums` is
 /// overwritten. Returns their sum, in order.

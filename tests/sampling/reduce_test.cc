@@ -32,11 +32,15 @@ TEST(ComputeWeights, AreTheScalarBitsInAnyLane) {
   for (float& logit : logits)
     logit = normal(random);
   const float largest = *std::max_element(logits.begin(), logits.end());
-  std::vector<double> weights(logits.size());
-  compute_weights(logits, largest, 0.7F, 0.0F, weights.data());
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    const double x = (logits[i] - static_cast<double>(largest)) / static_cast<double>(0.7F);
-    ASSERT_EQ(weights[i], exp_of_negative(x));
+  logits[5] = -kInf;
+  logits[600] = -3e38F;
+  for (ComputeWeights* variant : compute_weights_variants()) {
+    std::vector<double> weights(logits.size());
+    variant(logits, largest, 0.7F, 0.0F, weights.data());
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const double x = (logits[i] - static_cast<double>(largest)) / static_cast<double>(0.7F);
+      ASSERT_EQ(weights[i], exp_of_negative(x)) << i;
+    }
   }
 }
 
