@@ -11,6 +11,13 @@ bool has_forks(const Request& request) {
                      [](const auto& choice) { return choice->state == SequenceState::kForking; });
 }
 
+model::DeviceDraw draw_of(const Sequence& sequence, std::uint32_t position) {
+  model::DeviceDraw draw = sequence.request->draw.value_or(model::DeviceDraw());
+  draw.choice_index = sequence.choice_index;
+  draw.position = position;
+  return draw;
+}
+
 }  // namespace
 
 // Launches the next step before it waits for the one that runs, so that the device never idles
@@ -82,10 +89,7 @@ void Scheduler::State::add_to_batch(const PlannedRows& rows) {
   added.first_position = static_cast<int>(first);
   added.block_table = std::span(sequence.kv.blocks).first(blocks_for(end));
   if (rows.samples) added.logit_rows = {&rows.last_row, 1};
-  if (!rows.is_drawn) return;
-  added.draw = sequence.request->draw;
-  added.draw->choice_index = sequence.choice_index;
-  added.draw->position = end;
+  if (rows.is_drawn) added.draw = draw_of(sequence, end);
 }
 
 Result<void> Scheduler::State::collect_step() {
