@@ -46,8 +46,9 @@ void weigh_plain(std::span<const float> logits, float largest, float temperature
   weigh(logits, largest, temperature, min_p, weights);
 }
 
-[[gnu::target("avx512f,avx512dq,prefer-vector-width=512")]] void weigh_avx512(
-    std::span<const float> logits, float largest, float temperature, float min_p, double* weights) {
+[[gnu::target("avx512f,avx512dq")]] void weigh_avx512(std::span<const float> logits, float largest,
+                                                      float temperature, float min_p,
+                                                      double* weights) {
   weigh(logits, largest, temperature, min_p, weights);
 }
 #endif
