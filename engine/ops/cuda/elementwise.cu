@@ -2,8 +2,9 @@
 #include <string>
 
 #include "engine/base/error.h"
-#include "engine/cuda/check.h"
 #include "engine/ops/cuda/elementwise.h"
+#include "engine/ops/cuda/kernels.h"
+#include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/ptx.cuh"
 
 namespace thaw::ops::cuda {
@@ -15,21 +16,6 @@ void require(bool holds, const char* what, std::int64_t value, const char* right
   if (!holds)
     throw Exception(make_error(Errc::kInvalidArgument,
                                std::string(what) + " is " + std::to_string(value) + "; " + right));
-}
-
-template <typename P>
-void launch(void (*kernel)(P), const P& params, int blocks, int threads, const char* what,
-            thaw::cuda::StreamView stream) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream.get();
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, kernel, params), what);
 }
 
 // The sum of a value over a warp: xor 16, 8, 4, 2, 1.
@@ -52,11 +38,18 @@ __device__ __forceinline__ void add_squares(float& sum, const float4& v) {
 __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) {
   __shared__ float parts[kRowThreads / 32];
   ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
   const int row = blockIdx.x;
   const float* x = p.x + (p.rows == nullptr ? row : p.rows[row]) * p.x_stride;
-  // The row stays in registers up to 8,192 columns; all its loads are in flight at once.
-  constexpr int kHeld = 8;
+  // The row stays in registers up to 4,096 columns; all its loads are in flight at once. The
+  // weights depend on no kernel.
+  constexpr int kHeld = 4;
+  float4 weight[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int col = (i * kRowThreads + threadIdx.x) * 4;
+    weight[i] = col < p.out.cols ? *reinterpret_cast<const float4*>(p.weight + col) : float4{};
+  }
+  ptx::wait_for_previous_kernel();
   float4 held[kHeld];
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
@@ -78,8 +71,7 @@ __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) 
     total = __fadd_rn(total, parts[i]);
   const float mean = __fdiv_rn(total, static_cast<float>(p.out.cols));
   const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.eps)));
-  const auto write = [&](int col, const float4& v) {
-    const float4 w = *reinterpret_cast<const float4*>(p.weight + col);
+  const auto write = [&](int col, const float4& v, const float4& w) {
     const uint2 out = {ptx::pack_bf16(__fmul_rn(__fmul_rn(v.x, scale), w.x),
                                       __fmul_rn(__fmul_rn(v.y, scale), w.y)),
                        ptx::pack_bf16(__fmul_rn(__fmul_rn(v.z, scale), w.z),
@@ -89,10 +81,11 @@ __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) 
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int col = (i * kRowThreads + threadIdx.x) * 4;
-    if (col < p.out.cols) write(col, held[i]);
+    if (col < p.out.cols) write(col, held[i], weight[i]);
   }
   for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < p.out.cols; col += kRowThreads * 4)
-    write(col, *reinterpret_cast<const float4*>(x + col));
+    write(col, *reinterpret_cast<const float4*>(x + col),
+          *reinterpret_cast<const float4*>(p.weight + col));
 }
 
 __global__ void __launch_bounds__(kRowThreads) embedding_kernel(EmbeddingParams p) {
@@ -115,7 +108,6 @@ template <int D>
 __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams p) {
   constexpr int kPairs = D / 64;
   ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
   const int lane = threadIdx.x % 32;
   const int heads = p.shape.num_heads + p.shape.num_kv_heads;  // a k head brings its v along
   const std::int64_t work = static_cast<std::int64_t>(p.num_rows) * heads;
@@ -124,14 +116,25 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
   const int row = static_cast<int>(index / heads);
   const int head = static_cast<int>(index % heads);
   Bf16* x = p.qkv + row * p.stride + head * D;
+  // What the batch's inputs and the model say is there before the kernels ahead are done.
   const int position = p.positions[row];
+  const BlockId block = p.blocks[row];
   int dims[kPairs][2];
-  float values[kPairs][2];
+  float cos[kPairs];
+  float sin[kPairs];
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     const int pair = lane * kPairs + i;
     dims[i][0] = p.half_split ? pair : pair * 2;
     dims[i][1] = p.half_split ? pair + D / 2 : pair * 2 + 1;
+    const std::size_t at = static_cast<std::size_t>(position) * (D / 2) + pair;
+    cos[i] = p.cos[at];
+    sin[i] = p.sin[at];
+  }
+  ptx::wait_for_previous_kernel();
+  float values[kPairs][2];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
     values[i][0] = __bfloat162float(x[dims[i][0]]);
     values[i][1] = __bfloat162float(x[dims[i][1]]);
   }
@@ -151,13 +154,10 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
   }
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
-    const std::size_t at = static_cast<std::size_t>(position) * (D / 2) + lane * kPairs + i;
-    const float cos = p.cos[at];
-    const float sin = p.sin[at];
     const float a = values[i][0];
     const float b = values[i][1];
-    values[i][0] = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
-    values[i][1] = __fmaf_rn(a, sin, __fmul_rn(b, cos));
+    values[i][0] = __fmaf_rn(a, cos[i], -__fmul_rn(b, sin[i]));
+    values[i][1] = __fmaf_rn(a, sin[i], __fmul_rn(b, cos[i]));
   }
   if (head < p.shape.num_heads) {
 #pragma unroll
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
   }
   const int kv_head = head - p.shape.num_heads;
   const Bf16* v = x + p.shape.num_kv_heads * D;
-  Bf16* k_slab = p.kv.slab(p.blocks[row], p.layer, false, kv_head);
-  Bf16* v_slab = p.kv.slab(p.blocks[row], p.layer, true, kv_head);
+  Bf16* k_slab = p.kv.slab(block, p.layer, false, kv_head);
+  Bf16* v_slab = p.kv.slab(block, p.layer, true, kv_head);
   const int token = position % kBlockSize;
   Bf16 own[2 * kPairs];
   bool finite = true;
@@ -233,6 +233,14 @@ __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxParams p) 
 
 }  // namespace
 
+void prepare_elementwise_kernels() {
+  prepare_kernel(&rms_norm_kernel, 0, "rms_norm");
+  prepare_kernel(&embedding_kernel, 0, "embedding");
+  prepare_kernel(&rope_and_store_kernel<64>, 0, "rope_and_store");
+  prepare_kernel(&rope_and_store_kernel<128>, 0, "rope_and_store");
+  prepare_kernel(&argmax_kernel, 0, "argmax");
+}
+
 void rms_norm(const CudaDevice& /*device*/, const RmsNormParams& params,
               thaw::cuda::StreamView stream) {
   require(params.num_rows > 0, "rms_norm: num_rows", params.num_rows, "it must be at least 1");
@@ -240,7 +248,7 @@ void rms_norm(const CudaDevice& /*device*/, const RmsNormParams& params,
           "it must be a multiple of 64");
   require(params.x_stride % 4 == 0 && params.x_stride >= params.out.cols, "rms_norm: x_stride",
           params.x_stride, "it must be a multiple of 4 and at least cols");
-  launch(rms_norm_kernel, params, params.num_rows, kRowThreads, "rms_norm", stream);
+  launch_early(&rms_norm_kernel, {params.num_rows, kRowThreads}, stream.get(), "rms_norm", params);
 }
 
 void embedding(const CudaDevice& /*device*/, const EmbeddingParams& params,
@@ -248,7 +256,8 @@ void embedding(const CudaDevice& /*device*/, const EmbeddingParams& params,
   require(params.num_rows > 0, "embedding: num_rows", params.num_rows, "it must be at least 1");
   require(params.table.cols > 0 && params.table.cols % kChunk == 0, "embedding: cols",
           params.table.cols, "it must be a multiple of 64");
-  launch(embedding_kernel, params, params.num_rows, kRowThreads, "embedding", stream);
+  launch_early(&embedding_kernel, {params.num_rows, kRowThreads}, stream.get(), "embedding",
+               params);
 }
 
 void rope_and_store(const CudaDevice& /*device*/, const RopeAndStoreParams& params,
@@ -264,8 +273,9 @@ void rope_and_store(const CudaDevice& /*device*/, const RopeAndStoreParams& para
   const std::int64_t warps =
       static_cast<std::int64_t>(params.num_rows) * (shape.num_heads + shape.num_kv_heads);
   const int blocks = static_cast<int>((warps + 3) / 4);
-  launch(shape.head_dim == 64 ? rope_and_store_kernel<64> : rope_and_store_kernel<128>, params,
-         blocks, 128, "rope_and_store", stream);
+  with_head_dim(shape.head_dim, [&]<int D>() {
+    launch_early(&rope_and_store_kernel<D>, {blocks, 128}, stream.get(), "rope_and_store", params);
+  });
 }
 
 void argmax(const CudaDevice& /*device*/, const ArgmaxParams& params,
@@ -273,7 +283,7 @@ void argmax(const CudaDevice& /*device*/, const ArgmaxParams& params,
   require(params.num_rows > 0, "argmax: num_rows", params.num_rows, "it must be at least 1");
   require(params.vocabulary > 0 && params.stride >= params.vocabulary, "argmax: vocabulary",
           params.vocabulary, "it must be at least 1 and at most the stride");
-  launch(argmax_kernel, params, params.num_rows, kArgmaxThreads, "argmax", stream);
+  launch_early(&argmax_kernel, {params.num_rows, kArgmaxThreads}, stream.get(), "argmax", params);
 }
 
 }  // namespace thaw::ops::cuda

@@ -12,7 +12,8 @@ namespace thaw::ops::cuda {
 struct RmsNormParams {
   const float* x = nullptr;  ///< [num_rows][x_stride] float32: the residual stream
   std::int64_t x_stride = 0;
-  const float* weight = nullptr;  ///< [out.cols]
+  const float* weight =
+      nullptr;  ///< [out.cols]; as `rows`, in place before the step's first kernel
   float eps = 0.0F;
   int num_rows = 0;
   const std::int32_t* rows = nullptr;  ///< row of x for each row of out, or null for 0, 1, ...
@@ -39,8 +40,10 @@ struct RopeAndStoreParams {
   std::int64_t stride = 0;
   int num_rows = 0;
   AttentionShape shape;
-  const std::int32_t* positions = nullptr;  ///< [num_rows]
-  const BlockId* blocks = nullptr;  ///< [num_rows]: the block that holds the row's position
+  /// [num_rows] each: a row's position and the block that holds it. As cos, sin and the norms they
+  /// are read before the kernels just ahead are done: in place before the step's first kernel.
+  const std::int32_t* positions = nullptr;
+  const BlockId* blocks = nullptr;
   const float* cos = nullptr;  ///< [max_position][head_dim / 2], as on the CPU (RopeTable)
   const float* sin = nullptr;
   bool half_split = true;  ///< pairs (i, i + head_dim / 2), else (2i, 2i + 1)

@@ -8,10 +8,11 @@
 
 namespace thaw::ops::cuda {
 
-/// Allow the kernels their shared memory, once a process and device.
+/// Make the kernels ready, once a process and device.
 void prepare_stream_kernels();
 void prepare_tile_kernels();
 void prepare_attention_kernels();
+void prepare_elementwise_kernels();
 
 /// Most rows of the streaming kernel.
 inline constexpr int kMaxStreamRows = 64;

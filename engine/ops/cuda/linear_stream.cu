@@ -1,26 +1,30 @@
 #include <algorithm>
 
-#include "engine/cuda/check.h"
 #include "engine/ops/cuda/kernels.h"
+#include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/linear_epilogue.cuh"
 
 // Linear for few rows: the weights cross the memory bus once, and that is all the time there is.
 //
 // A block owns a range of row groups (16 outputs each) and works on R of them at a time, one warp
 // each, over the whole of K: no split of K, so the order of every sum is that of its one chain.
-// Four more warps are producers: a lane of each keeps its part of a ring of some 200 KiB full with
-// bulk copies, which is what hides the latency of the memory (132 blocks x 200 KiB in flight, many
-// times what the latency asks for). Weights are read before the kernel waits for its predecessor:
-// they depend on nothing. The weights are the M operand of mma.sync, the rows of x its N = 8
-// columns.
+// Three more warps are producers of weights: a lane of each keeps its part of a ring of some 200
+// KiB filling with bulk copies, some of it on its way at a time. Weights are read before the kernel
+// waits for its predecessor: they depend on nothing, and fill the ring while small kernels run. A
+// fourth warp copies x. The weights are the M operand of mma.sync, the rows of x its N = 8 columns.
 
 namespace thaw::ops::cuda {
 namespace {
 
 constexpr int kMaxWarps = 8;  // consumers a block
-constexpr int kProducers = 4;  // warps of copies, each with its share
+constexpr int kProducers = 3;  // warps of copies of weights, each with its share; one more copies x
 constexpr int kMaxStages = 16;
 constexpr int kRingBytes = 208 * 1024;
+constexpr int kLongStage = 28 * 1024;
+// Bytes on their way to a block at a time: what the latency of the memory asks for twice over. Were
+// it the whole ring, the queue would be 9 us long, and every small read of the kernels between two
+// linears would wait in it.
+constexpr int kWindowBytes = 64 * 1024;
 constexpr int kWeightBytes = kWeightGroup * kChunk * 2;  // 2 KiB: one group's chunk
 constexpr int kGroupBytes = 8 * kChunk * 2;  // 1 KiB: one chunk of 8 rows of x
 constexpr int kTileChunkBytes = kTokenTile * kChunk * 2;  // 8 KiB: a chunk of a tile of x
@@ -35,6 +39,7 @@ struct StreamParams {
   int warps;  // consumers
   int stage_chunks;
   int stages;
+  int window;  // stages of weights that may be on their way
 };
 
 // What an output of kAddF32 holds before, read ahead of the product: at its end it would cost the
@@ -108,74 +113,16 @@ __device__ __forceinline__ void store(const StreamParams& p, int group, const fl
   }
 }
 
+// A consumer: one group of outputs after the other, over all of K.
 template <int NT, Epilogue E>
-__global__ void __launch_bounds__(32 * (kMaxWarps + kProducers), 1)
-    stream_kernel(const __grid_constant__ StreamParams p) {
-  extern __shared__ __align__(128) unsigned char ring[];
-  __shared__ __align__(8) std::uint64_t full[kMaxStages];
-  __shared__ __align__(8) std::uint64_t empty[kMaxStages];
+__device__ __forceinline__ void consume(const StreamParams& p, unsigned char* ring,
+                                        std::uint64_t* full, std::uint64_t* x_full,
+                                        std::uint64_t* empty, int first, int last) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
   const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
-  const int steps = ceil_div(p.chunks, p.stage_chunks);  // stages of one pass over K
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
-      ptx::barrier_init(ptx::shared_address(&empty[i]), p.warps);
-    }
-    ptx::barrier_init_fence();
-  }
-  __syncthreads();
-  ptx::let_next_kernel_start();
-  const int first = static_cast<int>(static_cast<std::int64_t>(blockIdx.x) * p.groups / gridDim.x);
-  const int last =
-      static_cast<int>(static_cast<std::int64_t>(blockIdx.x + 1) * p.groups / gridDim.x);
-  const int total = ceil_div(last - first, p.warps) * steps;
-
-  if (warp >= p.warps) {  // the producers: one lane of each has its share of the copies
-    if (lane != 0) return;
-    const int producer = warp - p.warps;
-    const auto copy_weights = [&](int t) {
-      const int group = first + t / steps * p.warps;
-      const int chunk = t % steps * p.stage_chunks;
-      const int chunks = min(p.stage_chunks, p.chunks - chunk);
-      const int groups = min(p.warps, last - group);
-      const std::uint32_t barrier = ptx::shared_address(&full[t % p.stages]);
-      const std::uint32_t to = ptx::shared_address(ring) + t % p.stages * stage_bytes;
-      if (producer == 0)
-        ptx::barrier_expect(barrier, chunks * (groups * kWeightBytes + NT * kGroupBytes));
-      for (int g = producer; g < groups; g += kProducers)
-        ptx::bulk_copy(
-            to + g * p.stage_chunks * kWeightBytes,
-            p.weight + (static_cast<std::size_t>(group + g) * p.chunks + chunk) * kWeightBytes,
-            chunks * kWeightBytes, barrier);
-    };
-    const auto copy_x = [&](int t) {
-      const int chunk = t % steps * p.stage_chunks;
-      const int chunks = min(p.stage_chunks, p.chunks - chunk);
-      const std::uint32_t barrier = ptx::shared_address(&full[t % p.stages]);
-      const std::uint32_t to =
-          ptx::shared_address(ring) + t % p.stages * stage_bytes + stage_weights;
-      for (int c = kProducers - 1 - producer; c < chunks; c += kProducers)
-        ptx::bulk_copy(to + c * NT * kGroupBytes,
-                       p.x + static_cast<std::size_t>(chunk + c) * kTileChunkBytes,
-                       NT * kGroupBytes, barrier);
-    };
-    const int ahead = min(total, p.stages);
-    for (int t = 0; t < ahead; ++t)
-      copy_weights(t);
-    ptx::wait_for_previous_kernel();
-    for (int t = 0; t < ahead; ++t)
-      copy_x(t);
-    for (int t = ahead; t < total; ++t) {
-      ptx::barrier_wait(ptx::shared_address(&empty[t % p.stages]), (t / p.stages & 1) ^ 1);
-      copy_weights(t);
-      copy_x(t);
-    }
-    return;
-  }
-
+  const int steps = ceil_div(p.chunks, p.stage_chunks);
   ptx::wait_for_previous_kernel();  // the output may be what an earlier kernel still reads
   // ldmatrix addresses of this lane: A takes matrices (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15),
   // (8-15, 8-15) of a step; B takes four neighbours along K, two steps.
@@ -192,6 +139,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers), 1)
       const int stage = t % p.stages;
       const int chunks = min(p.stage_chunks, p.chunks - step * p.stage_chunks);
       ptx::barrier_wait(ptx::shared_address(&full[stage]), t / p.stages & 1);
+      ptx::barrier_wait(ptx::shared_address(&x_full[stage]), t / p.stages & 1);
       if (mine) {
         const std::uint32_t at = ptx::shared_address(ring) + stage * stage_bytes;
         for (int c = 0; c < chunks; ++c) {
@@ -219,28 +167,85 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers), 1)
   }
 }
 
-template <int NT>
-void (*kernel_for(Epilogue epilogue))(StreamParams) {
-  switch (epilogue) {
-    case Epilogue::kBf16:
-      return stream_kernel<NT, Epilogue::kBf16>;
-    case Epilogue::kF32:
-      return stream_kernel<NT, Epilogue::kF32>;
-    case Epilogue::kAddF32:
-      return stream_kernel<NT, Epilogue::kAddF32>;
-    case Epilogue::kSwigluTiles:
-      return stream_kernel<NT, Epilogue::kSwigluTiles>;
+template <int NT, Epilogue E>
+__global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
+    stream_kernel(const __grid_constant__ StreamParams p) {
+  extern __shared__ __align__(128) unsigned char ring[];
+  __shared__ __align__(8) std::uint64_t full[kMaxStages];
+  __shared__ __align__(8) std::uint64_t x_full[kMaxStages];
+  __shared__ __align__(8) std::uint64_t empty[kMaxStages];
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
+  const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
+  const int steps = ceil_div(p.chunks, p.stage_chunks);  // stages of one pass over K
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&x_full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&empty[i]), p.warps);
+    }
+    ptx::barrier_init_fence();
   }
-  return nullptr;
+  __syncthreads();
+  ptx::let_next_kernel_start();
+  const int first = static_cast<int>(static_cast<std::int64_t>(blockIdx.x) * p.groups / gridDim.x);
+  const int last =
+      static_cast<int>(static_cast<std::int64_t>(blockIdx.x + 1) * p.groups / gridDim.x);
+  const int total = ceil_div(last - first, p.warps) * steps;
+
+  if (warp < p.warps) {
+    consume<NT, E>(p, ring, full, x_full, empty, first, last);
+  } else if (lane == 0 && warp < p.warps + kProducers) {  // the weights
+    const int producer = warp - p.warps;
+    // One without a share would wait for barriers that may run ahead of it.
+    for (int t = 0; t < total && producer < p.warps; ++t) {
+      const int stage = t % p.stages;
+      const int group = first + t / steps * p.warps;
+      const int chunk = t % steps * p.stage_chunks;
+      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      const int groups = min(p.warps, last - group);
+      if (t >= p.stages)
+        ptx::barrier_wait(ptx::shared_address(&empty[stage]), (t / p.stages & 1) ^ 1);
+      if (const int landed = t - p.window; landed >= 0)
+        ptx::barrier_wait(ptx::shared_address(&full[landed % p.stages]), landed / p.stages & 1);
+      const std::uint32_t barrier = ptx::shared_address(&full[stage]);
+      const std::uint32_t to = ptx::shared_address(ring) + stage * stage_bytes;
+      if (producer == 0) ptx::barrier_expect(barrier, chunks * groups * kWeightBytes);
+      for (int g = producer; g < groups; g += kProducers)
+        ptx::bulk_copy_once(
+            to + g * p.stage_chunks * kWeightBytes,
+            p.weight + (static_cast<std::size_t>(group + g) * p.chunks + chunk) * kWeightBytes,
+            chunks * kWeightBytes, barrier);
+    }
+  } else if (lane == 0) {  // x, once the kernels ahead have written it
+    ptx::wait_for_previous_kernel();
+    for (int t = 0; t < total; ++t) {
+      const int stage = t % p.stages;
+      const int chunk = t % steps * p.stage_chunks;
+      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      if (t >= p.stages)
+        ptx::barrier_wait(ptx::shared_address(&empty[stage]), (t / p.stages & 1) ^ 1);
+      const std::uint32_t barrier = ptx::shared_address(&x_full[stage]);
+      const std::uint32_t to = ptx::shared_address(ring) + stage * stage_bytes + stage_weights;
+      ptx::barrier_expect(barrier, chunks * NT * kGroupBytes);
+      for (int c = 0; c < chunks; ++c)
+        ptx::bulk_copy(to + c * NT * kGroupBytes,
+                       p.x + static_cast<std::size_t>(chunk + c) * kTileChunkBytes,
+                       NT * kGroupBytes, barrier);
+    }
+  }
+}
+
+template <int NT>
+auto kernel_for(Epilogue epilogue) {
+  return with_epilogue(epilogue, [&]<Epilogue E>() { return &stream_kernel<NT, E>; });
 }
 
 template <int NT>
 void prepare() {
-  for (const Epilogue epilogue :
-       {Epilogue::kBf16, Epilogue::kF32, Epilogue::kAddF32, Epilogue::kSwigluTiles})
-    thaw::cuda::check(cudaFuncSetAttribute(kernel_for<NT>(epilogue),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes),
-                      "shared memory of the streaming kernel");
+  for (const Epilogue epilogue : kAllEpilogues)
+    prepare_kernel(kernel_for<NT>(epilogue), kRingBytes, "shared memory of the streaming kernel");
 }
 
 template <int NT>
@@ -248,22 +253,22 @@ void launch(StreamParams p, Epilogue epilogue, int blocks, cudaStream_t stream) 
   const auto stage_bytes = [&] {
     return p.stage_chunks * (p.warps * kWeightBytes + NT * kGroupBytes);
   };
-  // Stages of at least 16 KiB keep the copies long; at least four stages keep the ring turning.
+  // Long stages keep the copies long; at least three of them keep the ring turning.
   p.stage_chunks = 1;
-  while (p.stage_chunks < 4 && stage_bytes() < 16 * 1024)
+  while (p.stage_chunks < 4 && stage_bytes() < kLongStage)
     p.stage_chunks *= 2;
   p.stages = std::min(kMaxStages, kRingBytes / stage_bytes());
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(32 * (p.warps + kProducers)));
-  config.dynamicSmemBytes = static_cast<std::size_t>(p.stages) * stage_bytes();
-  config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, kernel_for<NT>(epilogue), p), "linear (stream)");
+  p.window = std::min(p.stages, std::max(2, kWindowBytes / stage_bytes()));
+  launch_early(
+      kernel_for<NT>(epilogue),
+      {blocks, 32 * (p.warps + kProducers + 1), static_cast<std::size_t>(p.stages) * stage_bytes()},
+      stream, "linear (stream)", p);
+}
+
+// As many warps as make the rounds of the busiest block even.
+int warps_of(int groups, int blocks) {
+  const int busiest = ceil_div(groups, blocks);
+  return ceil_div(busiest, ceil_div(busiest, kMaxWarps));
 }
 
 }  // namespace
@@ -288,9 +293,7 @@ void linear_stream(const CudaDevice& device, const LinearParams& params, int fir
   p.groups = ceil_div(params.weight.rows, kWeightGroup);
   p.chunks = params.weight.cols / kChunk;
   const int blocks = std::min(p.groups, device.multiprocessors());
-  // As many warps as make the rounds of the busiest block even.
-  const int busiest = ceil_div(p.groups, blocks);
-  p.warps = ceil_div(busiest, ceil_div(busiest, kMaxWarps));
+  p.warps = warps_of(p.groups, blocks);
   if (num_rows <= 8)
     launch<1>(p, params.epilogue, blocks, stream.get());
   else if (num_rows <= 16)

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "engine/cuda/check.h"
 #include "engine/ops/cuda/kernels.h"
+#include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/linear_epilogue.cuh"
 #include "engine/ops/cuda/wgmma.cuh"
 
@@ -9,9 +9,9 @@
 //
 // A block computes tiles of 128 rows of x by N outputs: two warpgroups of 64 rows each, and one
 // more whose four warps are the producers of a ring of K chunks. x is the M operand, the weight the
-// N operand of wgmma, both as they lie in memory. There are no clusters: bulk copies of the weights
-// multicast to two blocks were measured at half the speed. K is stepped by 16 in order in one
-// accumulator, so each output is the chain of the streaming kernel.
+// N operand of wgmma, both as they lie in memory. There are no clusters: copies of the weights
+// to two blocks at once, bulk or through tensor maps, were measured at half the speed. K is stepped
+// by 16 in order in one accumulator, so each output is the chain of the streaming kernel.
 
 // Below sm_90 the kernel is empty, and what it uses is unused.
 #pragma nv_diag_suppress 177
@@ -92,7 +92,7 @@ __device__ __forceinline__ void store(const LinearOut& out, int first_token, int
       if constexpr (E == Epilogue::kAddF32) {
         // Reads of a batch before its writes: the compiler may not reorder them, and one by one
         // each would wait for the memory.
-        constexpr int kBatch = 8;
+        constexpr int kBatch = N / 8 < 16 ? N / 8 : 16;
         float* at = static_cast<float*>(out.data) + token * out.stride + row;
         const bool pairs = out.stride % 2 == 0;
 #pragma unroll
@@ -224,28 +224,15 @@ __global__ void __launch_bounds__(kThreads, 1) tile_kernel(const __grid_constant
 }
 
 template <int N>
-void (*kernel_for(Epilogue epilogue))(TileParams) {
-  switch (epilogue) {
-    case Epilogue::kBf16:
-      return tile_kernel<N, Epilogue::kBf16>;
-    case Epilogue::kF32:
-      return tile_kernel<N, Epilogue::kF32>;
-    case Epilogue::kAddF32:
-      return tile_kernel<N, Epilogue::kAddF32>;
-    case Epilogue::kSwigluTiles:
-      return tile_kernel<N, Epilogue::kSwigluTiles>;
-  }
-  return nullptr;
+auto kernel_for(Epilogue epilogue) {
+  return with_epilogue(epilogue, [&]<Epilogue E>() { return &tile_kernel<N, E>; });
 }
 
 template <int N>
 void prepare() {
-  for (const Epilogue epilogue :
-       {Epilogue::kBf16, Epilogue::kF32, Epilogue::kAddF32, Epilogue::kSwigluTiles})
-    thaw::cuda::check(
-        cudaFuncSetAttribute(kernel_for<N>(epilogue), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             Shape<N>::kStages * Shape<N>::kStageBytes),
-        "shared memory of the tile kernel");
+  for (const Epilogue epilogue : kAllEpilogues)
+    prepare_kernel(kernel_for<N>(epilogue), Shape<N>::kStages * Shape<N>::kStageBytes,
+                   "shared memory of the tile kernel");
 }
 
 template <int N>
@@ -253,17 +240,10 @@ void launch(TileParams p, Epilogue epilogue, int multiprocessors, cudaStream_t s
   using S = Shape<N>;
   p.block_rows = ceil_div(p.out.num_rows, kBlockRows);
   p.tiles = p.block_rows * ceil_div(p.out.rows, N);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(p.tiles, multiprocessors)));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(S::kStages) * S::kStageBytes;
-  config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, kernel_for<N>(epilogue), p), "linear (tile)");
+  launch_early(kernel_for<N>(epilogue),
+               {std::min(p.tiles, multiprocessors), kThreads,
+                static_cast<std::size_t>(S::kStages) * S::kStageBytes},
+               stream, "linear (tile)", p);
 }
 
 }  // namespace

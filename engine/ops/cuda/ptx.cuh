@@ -71,6 +71,21 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, st
 #endif
 }
 
+/// The same for bytes that are read once: they are the first to leave the second-level cache.
+__device__ __forceinline__ void bulk_copy_once(std::uint32_t to, const void* from,
+                                               std::uint32_t bytes, std::uint32_t barrier) {
+#if THAW_HOPPER
+  asm volatile(
+      "{\n.reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], policy;\n}" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+#endif
+}
+
 /// Orders this thread's ordinary stores to shared memory before reads by tensor cores (wgmma) and
 /// the copy engine.
 __device__ __forceinline__ void fence_shared_proxy() {
