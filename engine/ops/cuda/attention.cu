@@ -39,10 +39,12 @@ void attention(const CudaDevice& device, const AttentionParams& params,
   p.layer = params.layer;
   p.num_heads = shape.num_heads;
   p.group = shape.num_heads / shape.num_kv_heads;
+  p.window = shape.window;
   p.factor = params.scale * kLog2E;
   p.q = params.q;
   p.q_stride = params.q_stride;
   p.plan = params.plan;
+  p.counters = const_cast<std::int32_t*>(params.plan);  // of splits done; zero before and after
   p.partial_out = params.workspace;
   p.partial_stats = params.workspace + params.max_partials * shape.num_heads * shape.head_dim;
   p.out = params.out.data;

@@ -44,19 +44,20 @@ struct DeviceKv {
 /// memory, so that a captured graph serves every batch that fits.
 struct AttentionPlanHeader {
   std::int32_t num_tiles = 0;  ///< of prefill
-  std::int32_t num_items = 0;  ///< (split, up to 64 query rows) of decode
-  std::int32_t num_split_rows = 0;  ///< rows whose splits are merged afterwards
+  std::int32_t num_items = 0;  ///< (split, up to 32 query rows) of decode
+  std::int32_t num_split_rows = 0;  ///< rows that the items serve
   std::int32_t tiles_at = 0;  ///< word offsets of the arrays
   std::int32_t items_at = 0;
-  std::int32_t split_rows_at = 0;
   std::int32_t num_partials = 0;  ///< (row, split) results in the workspace
 };
 
-/// What both kernels and the planner agree on for one model.
+/// What both kernels and the planner agree on for one model; layers with another window have
+/// another shape, and another plan.
 struct AttentionShape {
   int num_heads = 0;  ///< a multiple of num_kv_heads, at most 16 times it
   int num_kv_heads = 0;
   int head_dim = 0;  ///< 64 or 128
+  int window = 0;  ///< keys that a row sees, its own included; 0: all of them
 };
 
 /// Writes the plan of `sequences` into `words`; returns the words used. Rows of one split that lie
@@ -82,20 +83,26 @@ struct AttentionParams {
   float scale = 0.0F;  ///< usually 1/sqrt(head_dim)
   const Bf16* q = nullptr;  ///< [rows][q_stride], the heads one after another
   std::int64_t q_stride = 0;
-  const std::int32_t* plan = nullptr;  ///< device memory: what plan_attention wrote
+  /// Device memory: what plan_attention wrote, in place before the first kernel of the step (copied
+  /// ahead of it on the stream, say): it is read before the kernels just ahead are done. It holds
+  /// counters, which the kernels use and leave at zero; so one plan serves one stream at a time.
+  const std::int32_t* plan = nullptr;
   /// float32, device memory: partial outputs [max_partials][num_heads][head_dim], then their max
   /// and sum [max_partials][num_heads][2].
   float* workspace = nullptr;
   std::size_t max_partials = 0;
   Tiles out;  ///< [rows, num_heads * head_dim]
   bool has_tiles = true;  ///< false skips the prefill kernel: the plan has no tiles
-  bool has_items = true;  ///< false skips the decode kernels
+  bool has_items = true;  ///< false skips the decode kernel
 };
 
-/// Causal attention of every row of the plan over its own sequence's keys 0 .. its position, all
-/// read from `kv` (rope_and_store first). Splits of 256 keys at absolute positions, max over the
-/// whole split first, splits merged in order; the same bits from both kernels (docs/exactness.md).
-/// Sources: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2205.14135.
+/// Causal attention of every row of the plan over its own sequence's keys 0 .. its position (the
+/// last `window` of them), all read from `kv` (rope_and_store first). Splits of 256 keys at
+/// absolute positions, max over the whole split first, splits merged in order; the same bits from
+/// both kernels (docs/exactness.md). Blocks that no row of the plan writes to are read before the
+/// kernels just ahead are done, so they must have been written before the step's first kernel.
+/// Sources: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2205.14135; windows Beltagy et
+/// al., arXiv:2004.05150.
 void attention(const CudaDevice& device, const AttentionParams& params,
                thaw::cuda::StreamView stream);
 

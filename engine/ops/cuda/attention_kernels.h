@@ -12,7 +12,7 @@ struct AttentionKernelParams;
 void prepare_split_kernels();
 void prepare_prefill_kernels();
 
-/// The items of the plan, then the merge of their rows.
+/// The items of the plan, each row's splits merged by who finishes the last.
 void attention_splits(const CudaDevice& device, const AttentionKernelParams& params,
                       thaw::cuda::StreamView stream);
 

@@ -26,16 +26,18 @@ __device__ __forceinline__ float merge(float older, float a, float newer, float 
   return __fmaf_rn(newer, b, __fmul_rn(older, a));
 }
 
-/// Kernel parameters of all three attention kernels.
+/// Kernel parameters of both attention kernels.
 struct AttentionKernelParams {
   DeviceKv kv;
   int layer;
   int num_heads;
   int group;  // query heads a KV head
+  int window;  // keys that a row sees; 0: all
   float factor;  // scale * log2(e)
   const Bf16* q;
   std::int64_t q_stride;
   const std::int32_t* plan;
+  std::int32_t* counters;  // the plan again
   float* partial_out;  // [partials][num_heads][head_dim]
   float* partial_stats;  // [partials][num_heads][2]: max, sum
   Bf16* out;

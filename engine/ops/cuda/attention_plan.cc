@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 namespace thaw::ops::cuda {
@@ -24,9 +25,14 @@ class Writer {
     static_assert(sizeof(T) % kWordBytes == 0);
     const std::size_t words = count * sizeof(T) / kWordBytes;
     used_ += words;
-    if (used_ <= words_.size() && count != 0)
+    if (used_ <= words_.size() && words != 0)
       std::memcpy(words_.data() + at, values, words * kWordBytes);
     return static_cast<std::int32_t>(at);
+  }
+  /// Begins the next array at a multiple of four words: it is read 16 bytes at a time.
+  void align() {
+    constexpr std::int32_t kZeros[3] = {};
+    append(kZeros, (4 - used_ % 4) % 4);
   }
   bool fits() const { return used_ <= words_.size(); }
   std::size_t used() const { return used_; }
@@ -47,6 +53,9 @@ Result<void> check_shape(const AttentionShape& shape,
       shape.num_heads / shape.num_kv_heads < 1 || shape.num_heads / shape.num_kv_heads > 16)
     return wrong(std::to_string(shape.num_heads) + " query heads over " +
                  std::to_string(shape.num_kv_heads) + " KV heads; they must be 1 to 16 for each");
+  if (shape.window < 0)
+    return wrong("window is " + std::to_string(shape.window) +
+                 "; it must be positive, or 0 for none");
   for (const AttentionSequence& sequence : sequences) {
     const int end = sequence.first_position + sequence.num_rows;
     if (sequence.num_rows < 1 || sequence.first_position < 0 || sequence.first_row < 0 ||
@@ -70,9 +79,17 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   writer.append(&header, 1);
 
   std::vector<AttentionTile> tiles;
-  std::vector<AttentionSplitRow> split_rows;
+  // Blocks that the batch writes to: keys in all others are read before the kernels that write.
+  std::unordered_set<BlockId> written;
+  for (const AttentionSequence& sequence : sequences) {
+    const int end = sequence.first_position + sequence.num_rows;
+    for (int block = sequence.first_position / kBlockSize; block * kBlockSize < end; ++block)
+      written.insert(sequence.block_table[block]);
+  }
   // Entries of decode by split and by the blocks that hold it: equal keys share their reads.
   std::map<std::pair<int, std::vector<BlockId>>, std::vector<AttentionEntry>> groups;
+  const int window = shape.window;
+  std::int32_t counters = 0;  // for rows of several splits
   for (const AttentionSequence& sequence : sequences) {
     if (sequence.num_rows >= kTileSequenceRows) {
       const std::int32_t table =
@@ -83,49 +100,70 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
                          sequence.first_position + token, table});
       continue;
     }
+    std::vector<AttentionEntry> rows;
     for (int i = 0; i < sequence.num_rows; ++i) {
       const int position = sequence.first_position + i;
-      const int splits = position / kSplitKeys + 1;
-      split_rows.push_back({sequence.first_row + i, splits, header.num_partials});
-      header.num_partials += splits;
+      rows.push_back({sequence.first_row + i, position, header.num_partials, counters});
+      if (const int splits = num_splits(position, window); splits > 1) {
+        header.num_partials += splits;
+        counters += shape.num_kv_heads;
+      }
     }
+    header.num_split_rows += sequence.num_rows;
     const int end = sequence.first_position + sequence.num_rows;
-    for (int split = 0; split * kSplitKeys < end; ++split) {
+    for (int split = first_split(sequence.first_position, window); split * kSplitKeys < end;
+         ++split) {
       const int first_block = split * kSplitBlocks;
       const int blocks = std::min(kSplitBlocks, ceil_div(end, kBlockSize) - first_block);
       const auto begin = sequence.block_table.begin() + first_block;
       auto& entries = groups[{split, std::vector<BlockId>(begin, begin + blocks)}];
-      for (int i = std::max(0, split * kSplitKeys - sequence.first_position); i < sequence.num_rows;
-           ++i) {
-        const AttentionSplitRow& row = split_rows[split_rows.size() - sequence.num_rows + i];
-        entries.push_back({row.row, sequence.first_position + i, row.partial + split});
+      for (AttentionEntry row : rows) {
+        const int first = first_split(row.position, window);
+        if (split < first || split > row.position / kSplitKeys) continue;
+        row.partial += split - first;
+        entries.push_back(row);
       }
     }
   }
   // Tiles with the most keys first: the last ones to finish are then short.
-  std::stable_sort(tiles.begin(), tiles.end(), [](const AttentionTile& a, const AttentionTile& b) {
-    return a.first_position > b.first_position;
+  std::sort(tiles.begin(), tiles.end(), [](const AttentionTile& a, const AttentionTile& b) {
+    return a.first_position != b.first_position ? a.first_position > b.first_position
+                                                : a.first_row < b.first_row;
   });
+  writer.align();
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(counters));
+  const std::int32_t counters_at = writer.append(zeros.data(), zeros.size());
   std::vector<AttentionItem> items;
   const auto most = static_cast<std::size_t>(kItemRows / group);
-  for (const auto& [key, entries] : groups) {
-    const std::int32_t table = writer.append(key.second.data(), key.second.size());
+  for (auto& [key, entries] : groups) {
+    const std::vector<BlockId>& blocks = key.second;
+    const std::int32_t table = writer.append(blocks.data(), blocks.size());
+    const auto settled = std::find_if(blocks.begin(), blocks.end(),
+                                      [&](BlockId block) { return written.contains(block); });
+    for (AttentionEntry& entry : entries)
+      entry.counters_at += counters_at;
     for (std::size_t at = 0; at < entries.size(); at += most) {
       const std::size_t count = std::min(most, entries.size() - at);
       int last = 0;
       for (std::size_t i = at; i < at + count; ++i)
         last = std::max(last, entries[i].position);
+      writer.align();
       const std::int32_t entries_at = writer.append(entries.data() + at, count);
-      items.push_back({key.first, std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
-                       static_cast<std::int32_t>(count), entries_at, table});
+      items.push_back({key.first,
+                       std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
+                       static_cast<std::int32_t>(count),
+                       entries_at,
+                       table,
+                       static_cast<std::int32_t>(settled - blocks.begin()),
+                       {}});
     }
   }
   header.num_tiles = static_cast<std::int32_t>(tiles.size());
   header.num_items = static_cast<std::int32_t>(items.size());
-  header.num_split_rows = static_cast<std::int32_t>(split_rows.size());
+  writer.align();
   header.tiles_at = writer.append(tiles.data(), tiles.size());
+  writer.align();
   header.items_at = writer.append(items.data(), items.size());
-  header.split_rows_at = writer.append(split_rows.data(), split_rows.size());
   if (!writer.fits() || static_cast<std::size_t>(header.num_partials) > max_partials)
     return make_error(Errc::kResourceExhausted,
                       "an attention plan of " + std::to_string(writer.used()) + " words and " +

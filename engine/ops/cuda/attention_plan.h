@@ -11,7 +11,7 @@ namespace thaw::ops::cuda {
 inline constexpr int kSplitKeys = 256;
 inline constexpr int kSplitBlocks = kSplitKeys / kBlockSize;
 inline constexpr int kTileRows = 128;  ///< (token, head) rows of a prefill tile
-inline constexpr int kItemRows = 64;  ///< of a decode item
+inline constexpr int kItemRows = 32;  ///< of a decode item
 
 /// Consecutive tokens of one sequence.
 struct AttentionTile {
@@ -22,24 +22,35 @@ struct AttentionTile {
 };
 
 /// One split of one or more sequences whose blocks of that split are the same.
-struct AttentionItem {
+struct alignas(16) AttentionItem {
   std::int32_t split;
   std::int32_t num_keys;  ///< keys of the split that any row sees: 1 .. 256
   std::int32_t num_entries;
   std::int32_t entries_at;  ///< word offset of AttentionEntry[num_entries]
   std::int32_t table_at;  ///< word offset of the blocks of this split
+  std::int32_t settled_blocks;  ///< the first of them that no row of the batch writes to
+  std::int32_t unused[2];
 };
 
-struct AttentionEntry {
+struct alignas(16) AttentionEntry {
   std::int32_t row;
   std::int32_t position;
-  std::int32_t partial;  ///< index of this row and split in the workspace
+  std::int32_t partial;  ///< index of this row and split in the workspace; those of a row follow
+                         ///< one another. Not used where the row has one split alone
+  std::int32_t counters_at;  ///< word offset of the row's counters, one for each KV head
 };
 
-struct AttentionSplitRow {
-  std::int32_t row;
-  std::int32_t num_splits;
-  std::int32_t partial;  ///< index of split 0; the others follow
-};
+/// First key that a row sees; `window` 0: all of them.
+THAW_HOST_DEVICE constexpr int first_key(int position, int window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/// Splits that hold a key of the row.
+THAW_HOST_DEVICE constexpr int first_split(int position, int window) {
+  return first_key(position, window) / kSplitKeys;
+}
+THAW_HOST_DEVICE constexpr int num_splits(int position, int window) {
+  return position / kSplitKeys - first_split(position, window) + 1;
+}
 
 }  // namespace thaw::ops::cuda

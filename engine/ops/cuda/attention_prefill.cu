@@ -1,6 +1,6 @@
-#include "engine/cuda/check.h"
 #include "engine/ops/cuda/attention_kernels.h"
 #include "engine/ops/cuda/attention_math.cuh"
+#include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/wgmma.cuh"
 
 // Attention for chunks of prefill, on wgmma.
@@ -37,6 +37,7 @@ struct Rows {
   int token[2];  // of the batch; -1 where there is none
   int head[2];
   int position[2];
+  int first_key[2];
 };
 
 __device__ Rows rows_of(const AttentionKernelParams& p, const AttentionTile& tile, int kv_head,
@@ -51,6 +52,7 @@ __device__ Rows rows_of(const AttentionKernelParams& p, const AttentionTile& til
     rows.head[half] = kv_head * p.group + row % p.group;
     // A row that is not there sees every key; nobody sees its result.
     rows.position[half] = there ? tile.first_position + token : 1 << 30;
+    rows.first_key[half] = first_key(tile.first_position + (there ? token : 0), p.window);
   }
   return rows;
 }
@@ -125,7 +127,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         const AttentionTile tile = tiles[w / p.kv.num_kv_heads];
         const std::int32_t* table = p.plan + tile.table_at;
         const int all_keys = tile.first_position + tile.num_tokens;
-        for (int first = 0; first < all_keys; first += kSplitKeys) {
+        for (int first = first_split(tile.first_position, p.window) * kSplitKeys; first < all_keys;
+             first += kSplitKeys) {
           const int blocks = ceil_div(min(kSplitKeys, all_keys - first), kBlockSize);
           for (int value = 0; value < 2; ++value) {
             for (int at = 0; at < blocks; at += kChunkBlocks, next_stage()) {
@@ -169,7 +172,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     float max[2];
     float sum[2];
 
-    for (int first = 0; first < all_keys; first += kSplitKeys) {
+    for (int first = first_split(tile.first_position, p.window) * kSplitKeys; first < all_keys;
+         first += kSplitKeys) {
       const int num_keys = min(kSplitKeys, all_keys - first);
       // Scores of both chunks. Where the second does not exist, all its keys are masked.
       const int chunks = ceil_div(num_keys, kChunkKeys);
@@ -198,13 +202,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       release(first_stage);
       if (chunks == 2) release(first_stage + 1 == L::kStages ? 0 : first_stage + 1);
       const int own_position = min(rows.position[0], rows.position[1]);
-      if (first + kSplitKeys - 1 > own_position || num_keys < kSplitKeys) {
+      if (first + kSplitKeys - 1 > own_position || num_keys < kSplitKeys ||
+          first < ::max(rows.first_key[0], rows.first_key[1])) {
 #pragma unroll
         for (int c = 0; c < 2; ++c)
 #pragma unroll
           for (int i = 0; i < kChunkKeys / 2; ++i) {
             const int key = c * kChunkKeys + i / 4 * 8 + lane % 4 * 2 + i % 2;
-            if (first + key > rows.position[i % 4 / 2] || key >= num_keys) s[c][i] = -INFINITY;
+            if (first + key > rows.position[i % 4 / 2] || key >= num_keys ||
+                first + key < rows.first_key[i % 4 / 2])
+              s[c][i] = -INFINITY;
           }
       }
       float new_max[2] = {-INFINITY, -INFINITY};
@@ -296,13 +303,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (first == 0) {
+        const int begin = rows.first_key[half] / kSplitKeys * kSplitKeys;
+        if (first == begin) {
           max[half] = new_max[half];
           sum[half] = new_sum[half];
 #pragma unroll
           for (int i = 0; i < D / 2; ++i)
             if (i % 4 / 2 == half) out[i] = values[i];
-        } else if (first <= rows.position[half]) {
+        } else if (first > begin && first <= rows.position[half]) {
           const float larger = fmaxf(max[half], new_max[half]);
           const float a = merge_weight(max[half], larger, p.factor);
           const float b = merge_weight(new_max[half], larger, p.factor);
@@ -331,42 +339,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <int D>
-void launch(const CudaDevice& device, const AttentionKernelParams& p, cudaStream_t stream) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(device.multiprocessors()));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = Layout<D>::kBytes;
-  config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, prefill_kernel<D>, p), "attention (prefill)");
-}
-
-template <int D>
-void prepare() {
-  thaw::cuda::check(
-      cudaFuncSetAttribute(prefill_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           Layout<D>::kBytes),
-      "shared memory of the prefill kernel");
-}
-
 }  // namespace
 
 void prepare_prefill_kernels() {
-  prepare<64>();
-  prepare<128>();
+  for (const int head_dim : {64, 128})
+    with_head_dim(head_dim, [&]<int D>() {
+      prepare_kernel(&prefill_kernel<D>, Layout<D>::kBytes, "shared memory of the prefill kernel");
+    });
 }
 
 void attention_tiles(const CudaDevice& device, const AttentionKernelParams& params,
                      thaw::cuda::StreamView stream) {
-  if (params.kv.head_dim == 64)
-    launch<64>(device, params, stream.get());
-  else
-    launch<128>(device, params, stream.get());
+  with_head_dim(params.kv.head_dim, [&]<int D>() {
+    launch_early(&prefill_kernel<D>, {device.multiprocessors(), kThreads, Layout<D>::kBytes},
+                 stream.get(), "attention (prefill)", params);
+  });
 }
 
 }  // namespace thaw::ops::cuda

@@ -1,51 +1,130 @@
 #include <algorithm>
 
-#include "engine/cuda/check.h"
 #include "engine/ops/cuda/attention_kernels.h"
 #include "engine/ops/cuda/attention_math.cuh"
+#include "engine/ops/cuda/launch.cuh"
 
 // Attention for few rows a sequence: every split of every sequence is an item of its own, so that a
-// long context fills the device; a second kernel merges the splits of each row in order.
+// long context fills the device; the block that finishes the last split of a row merges them, in
+// order. A counter decides who merges, never in which order.
 //
-// An item is up to 64 (token, head) rows of one KV head against 256 keys. Sixteen warps: warp (m,
+// An item is up to 32 (token, head) rows of one KV head against 256 keys. Eight warps: warp (m,
 // q) has the 16 rows of tile m. First it computes the scores of quarter q of the keys (64), then
 // the four warps of a tile exchange maxima and weights through shared memory, and each computes a
 // quarter of the head's dims over all keys. Every sum over dims or keys is one chain of mma.sync in
-// ascending order, as in the prefill kernel. Four more warps keep a ring of 64-key chunks full,
-// across items: while one item is computed the next one's keys are on their way.
+// ascending order, as in the prefill kernel. Two more warps keep a ring of 64-key chunks full,
+// across items: while one item is computed the next one's keys are on their way. Keys that no row
+// of the batch writes are read before the kernels ahead are done, and so is the plan. Two blocks
+// share a multiprocessor: what one waits for (barriers, the counters), the other fills.
 
 namespace thaw::ops::cuda {
 namespace {
 
 constexpr int kChunkKeys = 64;
 constexpr int kChunkBlocks = kChunkKeys / kBlockSize;
-constexpr int kComputeWarps = 16;
-constexpr int kProducers = kChunkBlocks;  // warps, one for each block of a chunk
-constexpr int kThreads = 32 * (kComputeWarps + kProducers);
-constexpr int kWeightBytes = 16 * kSplitKeys * 2;  // weights of one tile of 16 rows
 constexpr int kTiles = kItemRows / 16;
+constexpr int kComputeWarps = 4 * kTiles;
+constexpr int kProducers = 2;  // warps, each with its share of a chunk's blocks
+constexpr int kThreads = 32 * (kComputeWarps + kProducers);
+constexpr int kBlocksEach = 2;  // of a multiprocessor
+constexpr int kWeightBytes = 16 * kSplitKeys * 2;  // weights of one tile of 16 rows
 
 template <int D>
 struct Ring {
   static constexpr int kChunkBytes = kChunkKeys * D * 2;
-  static constexpr int kStages = 11 * 16384 / kChunkBytes > 16 ? 16 : 11 * 16384 / kChunkBytes;
+  static constexpr int kStages = 5 * 16384 / kChunkBytes;
+  // Chunks on their way at a time: more only make a queue, in which what the small reads of this
+  // kernel and of those ahead ask for waits too.
+  static constexpr int kWindow = 32768 / kChunkBytes;
   static constexpr int kBytes = kStages * kChunkBytes;
 };
 
+// A row to be merged by this block: its results in the workspace.
+struct Merge {
+  std::int32_t row;
+  std::int32_t partial;
+  std::int32_t splits;  // 0: nothing to do
+};
+
+// One warp a (row, head): its splits in ascending order. The other blocks' results are read past
+// the first-level cache, which does not follow their writes.
 template <int D>
-__global__ void __launch_bounds__(kThreads, 1)
+__device__ __forceinline__ void merge_splits(const AttentionKernelParams& p, const Merge& row,
+                                             int head) {
+  constexpr int kDims = D / 32;  // a lane
+  constexpr int kBatch = 8;  // loads in flight
+  const int lane = threadIdx.x % 32;
+  float max = 0.0F;
+  float sum = 0.0F;
+  float out[kDims] = {};
+  for (int first = 0; first < row.splits; first += kBatch) {
+    float2 stats[kBatch];
+    float2 values[kBatch][kDims / 2];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const std::size_t at =
+          static_cast<std::size_t>(row.partial + min(first + i, row.splits - 1)) * p.num_heads +
+          head;
+      stats[i] = __ldcg(reinterpret_cast<const float2*>(p.partial_stats + at * 2));
+#pragma unroll
+      for (int k = 0; k < kDims / 2; ++k)
+        values[i][k] =
+            __ldcg(reinterpret_cast<const float2*>(p.partial_out + at * D + lane * kDims) + k);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= row.splits) break;
+      const float own[4] = {values[i][0].x, values[i][0].y, values[i][kDims / 2 - 1].x,
+                            values[i][kDims / 2 - 1].y};
+      if (first + i == 0) {
+        max = stats[i].x;
+        sum = stats[i].y;
+#pragma unroll
+        for (int k = 0; k < kDims; ++k)
+          out[k] = own[k];
+        continue;
+      }
+      const float larger = fmaxf(max, stats[i].x);
+      const float a = merge_weight(max, larger, p.factor);
+      const float b = merge_weight(stats[i].x, larger, p.factor);
+#pragma unroll
+      for (int k = 0; k < kDims; ++k)
+        out[k] = merge(out[k], a, own[k], b);
+      sum = merge(sum, a, stats[i].y, b);
+      max = larger;
+    }
+  }
+  const float scale = __frcp_rn(sum);
+  Bf16* to = p.out + tiles_index(row.row, head * D + lane * kDims, p.out_cols);
+#pragma unroll
+  for (int k = 0; k < kDims; k += 2)
+    *reinterpret_cast<std::uint32_t*>(to + k) =
+        ptx::pack_bf16(__fmul_rn(out[k], scale), __fmul_rn(out[k + 1], scale));
+}
+
+template <int D>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
     split_kernel(const __grid_constant__ AttentionKernelParams p) {
   using R = Ring<D>;
   constexpr int kSteps = D / 16;  // of k16 over dims
   constexpr int kDimGroups = D / 8 / 4;  // n8 groups of dims a warp
   constexpr int kTokenBytes = D * 16;  // 8 tokens of a slab
+  constexpr int kAllCompute = 1 + kTiles;  // the barrier of all compute warps
+  constexpr int kBlockBytes = kBlockSize * D * 2;
   extern __shared__ __align__(1024) unsigned char shared[];
   unsigned char* const ring = shared;
-  unsigned char* const weights = shared + R::kBytes;  // [tile][key / 8][row / 8][8][8] bf16
   __shared__ __align__(8) std::uint64_t full[R::kStages];
   __shared__ __align__(8) std::uint64_t empty[R::kStages];
-  __shared__ float maxima[kTiles][4][16];  // [tile][quarter][row]
-  __shared__ float sums[kTiles][4][16][4];  // [tile][quarter][row][lane of the row's four]
+  __shared__ float all_maxima[kTiles][4][16];  // [tile][quarter][row]
+  __shared__ __align__(16) float all_sums[kTiles][4][16][4];  // ... [lane of the row's four]
+  __shared__ Merge merges[kItemRows];  // by entry
+  ptx::let_next_kernel_start();
+  const AttentionPlanHeader header = header_of(p);
+  const auto* items = reinterpret_cast<const AttentionItem*>(p.plan + header.items_at);
+  const int work = header.num_items * p.kv.num_kv_heads;
+  // Blocks without work make room for the next kernel's. The first one stays to wait, so that this
+  // kernel ends after those ahead of it.
+  if (static_cast<int>(blockIdx.x) >= max(work, 1)) return;
   if (threadIdx.x == 0) {
     for (int i = 0; i < R::kStages; ++i) {
       ptx::barrier_init(ptx::shared_address(&full[i]), 1);
@@ -54,11 +133,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::barrier_init_fence();
   }
   __syncthreads();
-  ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
-  const AttentionPlanHeader header = header_of(p);
-  const auto* items = reinterpret_cast<const AttentionItem*>(p.plan + header.items_at);
-  const int work = header.num_items * p.kv.num_kv_heads;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   int stage = 0;
@@ -73,6 +147,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kComputeWarps) {  // the producers
     if (lane != 0) return;
     const int own = warp - kComputeWarps;
+    bool waited = false;
+    int landed = 0;  // the chunk that must be there before the next one is asked for
+    int landed_phase = 0;
+    int asked = 0;
     for (int w = blockIdx.x; w < work; w += gridDim.x) {
       const AttentionItem item = items[w / p.kv.num_kv_heads];
       const std::int32_t* table = p.plan + item.table_at;
@@ -80,14 +158,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int value = 0; value < 2; ++value) {
         for (int first = 0; first < blocks; first += kChunkBlocks, next_stage()) {
           const int count = min(kChunkBlocks, blocks - first);
-          const std::uint32_t bytes = kBlockSize * D * 2;
           ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
-          if (own == 0) ptx::barrier_expect(ptx::shared_address(&full[stage]), count * bytes);
-          if (own < count)
-            ptx::bulk_copy(
-                ptx::shared_address(ring) + stage * R::kChunkBytes + own * bytes,
-                p.kv.slab(table[first + own], p.layer, value != 0, w % p.kv.num_kv_heads), bytes,
-                ptx::shared_address(&full[stage]));
+          if (++asked > R::kWindow) {
+            ptx::barrier_wait(ptx::shared_address(&full[landed]), landed_phase);
+            if (++landed == R::kStages) {
+              landed = 0;
+              landed_phase ^= 1;
+            }
+          }
+          if (own == 0) ptx::barrier_expect(ptx::shared_address(&full[stage]), count * kBlockBytes);
+          if (!waited && first + count > item.settled_blocks) {
+            ptx::wait_for_previous_kernel();
+            waited = true;
+          }
+          for (int b = own; b < count; b += kProducers)
+            ptx::bulk_copy(ptx::shared_address(ring) + stage * R::kChunkBytes + b * kBlockBytes,
+                           p.kv.slab(table[first + b], p.layer, value != 0, w % p.kv.num_kv_heads),
+                           kBlockBytes, ptx::shared_address(&full[stage]));
         }
       }
     }
@@ -96,6 +183,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int tile = warp / 4;
   const int quarter = warp % 4;
+  unsigned char* const weights =
+      shared + R::kBytes + tile * kWeightBytes;  // [key / 8][row / 8][8][8] bf16
+  auto& maxima = all_maxima[tile];
+  auto& sums = all_sums[tile];
+  const auto release = [&] {
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+  };
+  bool waited = false;
   for (int w = blockIdx.x; w < work; w += gridDim.x) {
     const AttentionItem item = items[w / p.kv.num_kv_heads];
     const auto* entries = reinterpret_cast<const AttentionEntry*>(p.plan + item.entries_at);
@@ -103,18 +199,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int rows = item.num_entries * p.group;
     const int chunks = ceil_div(item.num_keys, kChunkKeys);
     const bool active = tile * 16 < rows;
-    // This lane's two rows: entry, head, and the last key that the row sees in this split.
+    // This lane's two rows: their entry, head, and the keys of the split that they see.
     AttentionEntry entry[2];
     int head[2];
-    int last_key[2];
-    std::uint32_t q[kSteps][4];
+    int begin[2];
+    int last[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = tile * 16 + lane / 4 + half * 8;
       const bool there = row < rows;
-      entry[half] = there ? entries[row / p.group] : AttentionEntry{-1, 0, 0};
+      entry[half] = there ? entries[row / p.group] : AttentionEntry{-1, 0, 0, 0};
       head[half] = kv_head * p.group + row % p.group;
-      last_key[half] = there ? entry[half].position - item.split * kSplitKeys : kSplitKeys;
+      const int base = item.split * kSplitKeys;
+      begin[half] = there ? first_key(entry[half].position, p.window) - base : 0;
+      last[half] = there ? min(entry[half].position - base, item.num_keys - 1) : item.num_keys - 1;
+    }
+    if (!waited) ptx::wait_for_previous_kernel();
+    waited = true;
+    std::uint32_t q[kSteps][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool there = entry[half].row >= 0;
       const Bf16* from =
           p.q + (there ? entry[half].row * p.q_stride + head[half] * D : 0) + lane % 4 * 2;
 #pragma unroll
@@ -131,45 +236,56 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (active && c == quarter) {
         const std::uint32_t keys = ptx::shared_address(ring) + stage * R::kChunkBytes + lane * 16;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
+        for (int j = 0; j < 8; ++j)
           s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0F;
+          // Four groups of keys at a time: their chains hide each other's latency.
 #pragma unroll
-          for (int k = 0; k < kSteps; k += 2) {
-            std::uint32_t b[4];
-            ptx::load_matrices(b, keys + j * kTokenBytes + k * 256);
-            ptx::mma(s[j], q[k], b[0], b[1]);
-            ptx::mma(s[j], q[k + 1], b[2], b[3]);
+        for (int k = 0; k < kSteps; k += 2) {
+#pragma unroll
+          for (int j = 0; j < 8; j += 4) {
+            std::uint32_t b[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              ptx::load_matrices(b[i], keys + (j + i) * kTokenBytes + k * 256);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              ptx::mma(s[j + i], q[k], b[i][0], b[i][1]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              ptx::mma(s[j + i], q[k + 1], b[i][2], b[i][3]);
           }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int key = quarter * kChunkKeys + j * 8 + lane % 4 * 2 + i % 2;
-            if (key > last_key[i / 2] || key >= item.num_keys) s[j][i] = -INFINITY;
+            if (key > last[i / 2] || key < begin[i / 2]) s[j][i] = -INFINITY;
             max[i / 2] = fmaxf(max[i / 2], s[j][i]);
           }
         }
       }
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+      release();
     }
     if (active) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         max[half] = fmaxf(max[half], __shfl_xor_sync(0xffffffff, max[half], 1));
         max[half] = fmaxf(max[half], __shfl_xor_sync(0xffffffff, max[half], 2));
-        if (lane % 4 == 0) maxima[tile][quarter][lane / 4 + half * 8] = max[half];
+        if (lane % 4 == 0) maxima[quarter][lane / 4 + half * 8] = max[half];
       }
       ptx::named_barrier(1 + tile, 128);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = lane / 4 + half * 8;
-        max[half] = fmaxf(fmaxf(maxima[tile][0][row], maxima[tile][1][row]),
-                          fmaxf(maxima[tile][2][row], maxima[tile][3][row]));
+        max[half] =
+            fmaxf(fmaxf(maxima[0][row], maxima[1][row]), fmaxf(maxima[2][row], maxima[3][row]));
       }
       float sum[2] = {0.0F, 0.0F};
       if (quarter < chunks) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          unsigned char* at = weights + tile * kWeightBytes + (quarter * 8 + j) * 256 + lane * 4;
+          unsigned char* at = weights + (quarter * 8 + j) * 256 + lane * 4;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const float first = attention_weight(s[j][half * 2], max[half], p.factor);
@@ -179,8 +295,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
-      sums[tile][quarter][lane / 4][lane % 4] = sum[0];
-      sums[tile][quarter][lane / 4 + 8][lane % 4] = sum[1];
+      sums[quarter][lane / 4][lane % 4] = sum[0];
+      sums[quarter][lane / 4 + 8][lane % 4] = sum[1];
       ptx::named_barrier(1 + tile, 128);
     }
 
@@ -193,151 +309,126 @@ __global__ void __launch_bounds__(kThreads, 1)
         const std::uint32_t values = ptx::shared_address(ring) + stage * R::kChunkBytes +
                                      (lane / 8 % 2) * kTokenBytes +
                                      (quarter * kDimGroups + lane / 16) * 128 + lane % 8 * 16;
-        const std::uint32_t own =
-            ptx::shared_address(weights) + tile * kWeightBytes + c * 8 * 256 + lane * 16;
-        const int steps = min(4, ceil_div(item.num_keys - c * kChunkKeys, 16));
-        for (int k = 0; k < steps; ++k) {
-          std::uint32_t a[4];
-          ptx::load_matrices(a, own + k * 512);
-          // Keys behind the last one anybody sees may be garbage, and 0 * NaN is NaN.
-          const int left = item.num_keys - c * kChunkKeys - k * 16 - lane % 4 * 2;
-          const auto keep = [&](int gone) {
-            return left - gone >= 2 ? 0xffffffffU : left - gone == 1 ? 0xffffU : 0U;
-          };
-          const std::uint32_t low = keep(0);
-          const std::uint32_t high = keep(8);
+        const std::uint32_t mine = ptx::shared_address(weights) + c * 8 * 256 + lane * 16;
+        const int left = item.num_keys - c * kChunkKeys;
+        if (left >= kChunkKeys) {
+          std::uint32_t a[4][4];
 #pragma unroll
-          for (int g = 0; g < kDimGroups; g += 2) {
-            std::uint32_t b[4];
-            ptx::load_matrices_transposed(b, values + k * 2 * kTokenBytes + g * 128);
-            ptx::mma(o[g], a, b[0] & low, b[1] & high);
-            ptx::mma(o[g + 1], a, b[2] & low, b[3] & high);
+          for (int k = 0; k < 4; ++k)
+            ptx::load_matrices(a[k], mine + k * 512);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+#pragma unroll
+            for (int g = 0; g < kDimGroups; g += 2) {
+              std::uint32_t b[4];
+              ptx::load_matrices_transposed(b, values + k * 2 * kTokenBytes + g * 128);
+              ptx::mma(o[g], a[k], b[0], b[1]);
+              ptx::mma(o[g + 1], a[k], b[2], b[3]);
+            }
+          }
+        } else {
+          for (int k = 0; k < ceil_div(left, 16); ++k) {
+            std::uint32_t a[4];
+            ptx::load_matrices(a, mine + k * 512);
+            // Keys behind the last one anybody sees may be garbage, and 0 * NaN is NaN.
+            const int keys = left - k * 16 - lane % 4 * 2;
+            const auto keep = [&](int gone) {
+              return keys - gone >= 2 ? 0xffffffffU : keys - gone == 1 ? 0xffffU : 0U;
+            };
+            const std::uint32_t low = keep(0);
+            const std::uint32_t high = keep(8);
+#pragma unroll
+            for (int g = 0; g < kDimGroups; g += 2) {
+              std::uint32_t b[4];
+              ptx::load_matrices_transposed(b, values + k * 2 * kTokenBytes + g * 128);
+              ptx::mma(o[g], a, b[0] & low, b[1] & high);
+              ptx::mma(o[g + 1], a, b[2] & low, b[3] & high);
+            }
           }
         }
       }
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+      release();
     }
-    if (!active) continue;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (entry[half].row < 0) continue;
-      const std::size_t at =
-          static_cast<std::size_t>(entry[half].partial) * p.num_heads + head[half];
-      float* out = p.partial_out + at * D + quarter * kDimGroups * 8 + lane % 4 * 2;
+      const int row = lane / 4 + half * 8;
+      float total[4] = {};
 #pragma unroll
-      for (int g = 0; g < kDimGroups; ++g)
-        *reinterpret_cast<float2*>(out + g * 8) = {o[g][half * 2], o[g][half * 2 + 1]};
-      if (quarter == 0 && lane % 4 == 0) {
-        const int row = lane / 4 + half * 8;
-        float total[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          total[i] = __fadd_rn(__fadd_rn(__fadd_rn(sums[tile][0][row][i], sums[tile][1][row][i]),
-                                         sums[tile][2][row][i]),
-                               sums[tile][3][row][i]);
-        *reinterpret_cast<float2*>(p.partial_stats + at * 2) = {
-            max[half], __fadd_rn(__fadd_rn(total[0], total[1]), __fadd_rn(total[2], total[3]))};
+      for (int part = 0; part < 4; ++part) {
+        const float4 one = *reinterpret_cast<const float4*>(sums[part][row]);
+        total[0] = part == 0 ? one.x : __fadd_rn(total[0], one.x);
+        total[1] = part == 0 ? one.y : __fadd_rn(total[1], one.y);
+        total[2] = part == 0 ? one.z : __fadd_rn(total[2], one.z);
+        total[3] = part == 0 ? one.w : __fadd_rn(total[3], one.w);
       }
-    }
-  }
-}
-
-// One warp a (row, head): its splits in ascending order.
-template <int D>
-__global__ void __launch_bounds__(128)
-    merge_kernel(const __grid_constant__ AttentionKernelParams p) {
-  constexpr int kDims = D / 32;  // a lane
-  ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
-  const AttentionPlanHeader header = header_of(p);
-  const auto* rows = reinterpret_cast<const AttentionSplitRow*>(p.plan + header.split_rows_at);
-  const int lane = threadIdx.x % 32;
-  const int work = header.num_split_rows * p.num_heads;
-  for (int w = blockIdx.x * 4 + threadIdx.x / 32; w < work; w += gridDim.x * 4) {
-    const AttentionSplitRow row = rows[w / p.num_heads];
-    const int head = w % p.num_heads;
-    float max = 0.0F;
-    float sum = 0.0F;
-    float out[kDims] = {};
-#pragma unroll 4
-    for (int split = 0; split < row.num_splits; ++split) {
-      const std::size_t at = static_cast<std::size_t>(row.partial + split) * p.num_heads + head;
-      const float2 stats = *reinterpret_cast<const float2*>(p.partial_stats + at * 2);
-      float values[kDims];
+      const float all = __fadd_rn(__fadd_rn(total[0], total[1]), __fadd_rn(total[2], total[3]));
+      const int dim = quarter * kDimGroups * 8 + lane % 4 * 2;
+      if (num_splits(entry[half].position, p.window) == 1) {
+        const float scale = __frcp_rn(all);
 #pragma unroll
-      for (int i = 0; i < kDims; i += 2)
-        *reinterpret_cast<float2*>(values + i) =
-            *reinterpret_cast<const float2*>(p.partial_out + at * D + lane * kDims + i);
-      if (split == 0) {
-        max = stats.x;
-        sum = stats.y;
-#pragma unroll
-        for (int i = 0; i < kDims; ++i)
-          out[i] = values[i];
+        for (int g = 0; g < kDimGroups; ++g)
+          *reinterpret_cast<std::uint32_t*>(
+              p.out + tiles_index(entry[half].row, head[half] * D + dim + g * 8, p.out_cols)) =
+              ptx::pack_bf16(__fmul_rn(o[g][half * 2], scale),
+                             __fmul_rn(o[g][half * 2 + 1], scale));
         continue;
       }
-      const float larger = fmaxf(max, stats.x);
-      const float a = merge_weight(max, larger, p.factor);
-      const float b = merge_weight(stats.x, larger, p.factor);
+      const std::size_t at =
+          static_cast<std::size_t>(entry[half].partial) * p.num_heads + head[half];
 #pragma unroll
-      for (int i = 0; i < kDims; ++i)
-        out[i] = merge(out[i], a, values[i], b);
-      sum = merge(sum, a, stats.y, b);
-      max = larger;
+      for (int g = 0; g < kDimGroups; ++g)
+        *reinterpret_cast<float2*>(p.partial_out + at * D + dim + g * 8) = {o[g][half * 2],
+                                                                            o[g][half * 2 + 1]};
+      if (quarter == 0 && lane % 4 == 0)
+        *reinterpret_cast<float2*>(p.partial_stats + at * 2) = {max[half], all};
     }
-    const float scale = __frcp_rn(sum);
-    Bf16* to = p.out + tiles_index(row.row, head * D + lane * kDims, p.out_cols);
-#pragma unroll
-    for (int i = 0; i < kDims; i += 2)
-      *reinterpret_cast<std::uint32_t*>(to + i) =
-          ptx::pack_bf16(__fmul_rn(out[i], scale), __fmul_rn(out[i + 1], scale));
+    // This item's results are there for everybody before the counters say so.
+    __threadfence();
+    ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
+    if (const int i = static_cast<int>(threadIdx.x); i < item.num_entries) {
+      const AttentionEntry one = entries[i];
+      Merge merge{one.row, 0, 0};
+      const int splits = num_splits(one.position, p.window);
+      if (splits > 1) {
+        std::int32_t* counter = p.counters + one.counters_at + kv_head;
+        if (atomicAdd(counter, 1) == splits - 1) {
+          *counter = 0;  // for the next layer
+          merge.partial = one.partial - (item.split - first_split(one.position, p.window));
+          merge.splits = splits;
+          __threadfence();
+        }
+      }
+      merges[i] = merge;
+    }
+    ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
+    for (int i = warp; i < rows; i += kComputeWarps) {
+      const Merge merge = merges[i / p.group];
+      if (merge.splits > 0) merge_splits<D>(p, merge, kv_head * p.group + i % p.group);
+    }
   }
+  if (!waited) ptx::wait_for_previous_kernel();
 }
 
 template <int D>
 constexpr int kSharedBytes = Ring<D>::kBytes + kTiles* kWeightBytes;
 
-template <int D>
-void launch(const CudaDevice& device, const AttentionKernelParams& p, cudaStream_t stream) {
-  cudaLaunchConfig_t config{};
-  config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  config.gridDim = dim3(static_cast<unsigned>(device.multiprocessors()));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes<D>;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, split_kernel<D>, p), "attention (splits)");
-  config.gridDim = dim3(static_cast<unsigned>(device.multiprocessors() * 4));
-  config.blockDim = dim3(128);
-  config.dynamicSmemBytes = 0;
-  thaw::cuda::check(cudaLaunchKernelEx(&config, merge_kernel<D>, p), "attention (merge)");
-}
-
-template <int D>
-void prepare() {
-  thaw::cuda::check(
-      cudaFuncSetAttribute(split_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           kSharedBytes<D>),
-      "shared memory of the split kernel");
-}
-
 }  // namespace
 
 void prepare_split_kernels() {
-  prepare<64>();
-  prepare<128>();
+  for (const int head_dim : {64, 128})
+    with_head_dim(head_dim, [&]<int D>() {
+      prepare_kernel(&split_kernel<D>, kSharedBytes<D>, "shared memory of the split kernel");
+    });
 }
 
 void attention_splits(const CudaDevice& device, const AttentionKernelParams& params,
                       thaw::cuda::StreamView stream) {
-  if (params.kv.head_dim == 64)
-    launch<64>(device, params, stream.get());
-  else
-    launch<128>(device, params, stream.get());
+  with_head_dim(params.kv.head_dim, [&]<int D>() {
+    launch_early(&split_kernel<D>,
+                 {kBlocksEach * device.multiprocessors(), kThreads, kSharedBytes<D>}, stream.get(),
+                 "attention (splits)", params);
+  });
 }
 
 }  // namespace thaw::ops::cuda
