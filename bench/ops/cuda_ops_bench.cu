@@ -5,10 +5,12 @@
 #include <benchmark/benchmark.h>
 
 #include "bench/ops/cuda_ceilings.h"
+#include "bench/ops/cuda_llama.h"
 #include "engine/cuda/buffer.h"
 #include "engine/cuda/check.h"
 #include "engine/cuda/graph.h"
 #include "engine/ops/cuda/attention.h"
+#include "engine/ops/cuda/draw.h"
 #include "engine/ops/cuda/elementwise.h"
 #include "engine/ops/cuda/linear.h"
 
@@ -25,80 +27,6 @@ using thaw::cuda::DeviceBuffer;
 using thaw::cuda::Graph;
 using thaw::cuda::Stream;
 using thaw::cuda::StreamView;
-
-constexpr int kLayers = 32;
-constexpr int kHidden = 4096;
-constexpr int kFfn = 14336;
-constexpr int kVocabulary = 128256;
-constexpr int kMostRows = 4096;
-constexpr int kRepeats = 21;
-constexpr AttentionShape kShape{32, 8, 128};
-
-struct Machine {
-  Stream stream;
-  std::unique_ptr<ops::CudaDevice> device = ops::CudaDevice::create(0).value();
-  CudaCeilings ceilings = measure_cuda_ceilings(stream);
-};
-
-Machine& machine() {
-  static Machine one;
-  return one;
-}
-
-enum Kind { kQkv, kO, kGateUp, kDown, kHead };
-constexpr int kRows[] = {6144, kHidden, 2 * kFfn, kHidden, kVocabulary};
-constexpr int kCols[] = {kHidden, kHidden, kHidden, kFfn, kHidden};
-constexpr Epilogue kEpilogues[] = {Epilogue::kBf16, Epilogue::kAddF32, Epilogue::kSwigluTiles,
-                                   Epilogue::kAddF32, Epilogue::kF32};
-
-// All weights of the model, each layer its own: 15 GB, so that no cache holds any.
-struct Weights {
-  std::vector<DeviceBuffer<Bf16>> all;
-  std::vector<Kind> kinds;
-  DeviceBuffer<Bf16> x;
-  DeviceBuffer<float> out;
-
-  Weights()
-      : x(tiles_elements(kMostRows, kFfn), machine().stream),
-        out(static_cast<std::size_t>(kMostRows) * kFfn, machine().stream) {
-    const auto add = [&](Kind kind) {
-      all.emplace_back(weight_elements(kRows[kind], kCols[kind]), machine().stream);
-      fill_normal(all.back().data(), all.back().size(), 0.02F, static_cast<unsigned>(all.size()),
-                  machine().stream);
-      kinds.push_back(kind);
-    };
-    for (int layer = 0; layer < kLayers; ++layer)
-      for (const Kind kind : {kQkv, kO, kGateUp, kDown})
-        add(kind);
-    add(kHead);
-    fill_normal(x.data(), x.size(), 1.0F, 1000, machine().stream);
-    thaw::cuda::check(
-        cudaMemsetAsync(out.data(), 0, out.size() * 4, machine().stream.view().get()));
-  }
-
-  void ours(int index, int rows, StreamView stream) const {
-    const Kind kind = kinds[index];
-    LinearParams p;
-    p.weight = {all[index].data(), kRows[kind], kCols[kind]};
-    p.x = {x.data(), kCols[kind]};
-    p.num_rows = rows;
-    p.epilogue = kEpilogues[kind];
-    p.out = out.data();
-    p.out_stride = kRows[kind];
-    linear(*machine().device, p, stream);
-  }
-
-  void cublas(int index, int rows, StreamView stream) const {
-    const Kind kind = kinds[index];
-    cublas_linear(all[index].data(), x.data(), out.data(), kRows[kind], kCols[kind], rows,
-                  kind == kHead, stream);
-  }
-};
-
-const Weights& weights() {
-  static const Weights one;
-  return one;
-}
 
 void report(benchmark::State& state, double ms, double bytes, double flops) {
   for (auto _ : state)
@@ -124,7 +52,11 @@ void linears(benchmark::State& state, int rows, bool with_head, int only_kind, b
     for (std::size_t i = 0; i < w.all.size(); ++i) {
       const Kind kind = w.kinds[i];
       if ((kind == kHead && !with_head) || (only_kind >= 0 && kind != only_kind)) continue;
-      cublas ? w.cublas(static_cast<int>(i), rows, s) : w.ours(static_cast<int>(i), rows, s);
+      if (cublas)
+        cublas_linear(w.all[i].data(), w.x.data(), w.out.data(), kRows[kind], kCols[kind], rows,
+                      kind == kHead, s);
+      else
+        linear(*machine().device, w.params(static_cast<int>(i), rows), s);
       bytes += 2.0 * kRows[kind] * kCols[kind];
       flops += 2.0 * kRows[kind] * kCols[kind] * rows;
     }
@@ -140,44 +72,10 @@ void linears(benchmark::State& state, int rows, bool with_head, int only_kind, b
 // A batch of sequences at 4,000 tokens and one row each (or a whole prompt), on random KV.
 void attention_bench(benchmark::State& state, int sequences, bool shared, int first, int rows) {
   const Stream& stream = machine().stream;
-  const int blocks = ceil_div(first + rows, kBlockSize);
-  const int trunk = shared ? first / kBlockSize : 0;
-  const DeviceKv sizes{nullptr, 1, kShape.num_kv_heads, kShape.head_dim};
-  const int total = trunk + sequences * (blocks - trunk);
-  const DeviceBuffer<Bf16> pool(sizes.block_elements() * total, stream);
-  fill_normal(pool.data(), pool.size(), 1.0F, 1, stream);
-  const int width = kShape.num_heads * kShape.head_dim;
-  const DeviceBuffer<Bf16> q(static_cast<std::size_t>(sequences) * rows * width, stream);
-  fill_normal(q.data(), q.size(), 1.0F, 2, stream);
-  std::vector<std::vector<BlockId>> tables(sequences);
-  std::vector<ops::AttentionSequence> batch;
-  for (int i = 0; i < sequences; ++i) {
-    for (int b = 0; b < blocks; ++b)
-      tables[i].push_back(b < trunk ? b : trunk + i * (blocks - trunk) + b - trunk);
-    batch.push_back({tables[i], i * rows, rows, first});
-  }
-  const std::size_t partials = 20000;
-  std::vector<std::int32_t> words(1 << 20);
-  words.resize(plan_attention(kShape, batch, partials, words).value());
-  const DeviceBuffer<std::int32_t> plan(words.size(), stream);
-  thaw::cuda::copy_to_device<std::int32_t>(words, plan, stream);
-  const DeviceBuffer<float> workspace(attention_workspace_elements(kShape, partials), stream);
-  const DeviceBuffer<Bf16> out(tiles_elements(sequences * rows, width), stream);
-  AttentionParams params;
-  params.kv = {pool.data(), 1, kShape.num_kv_heads, kShape.head_dim};
-  params.shape = kShape;
-  params.scale = 1.0F / std::sqrt(128.0F);
-  params.q = q.data();
-  params.q_stride = width;
-  params.plan = plan.data();
-  params.workspace = workspace.data();
-  params.max_partials = partials;
-  params.out = {out.data(), width};
-  params.has_tiles = rows >= 256;
-  params.has_items = rows < 256;
+  const AttentionBatch batch(1, sequences, shared, first, rows);
   const Graph graph = Graph::capture(stream, [&](StreamView s) {
     for (int layer = 0; layer < kLayers; ++layer)
-      attention(*machine().device, params, s);
+      attention(*machine().device, batch.params, s);
   });
   const double ms = median_milliseconds(
       kRepeats, [&] { graph.launch(stream); }, stream);
@@ -185,7 +83,110 @@ void attention_bench(benchmark::State& state, int sequences, bool shared, int fi
   if (rows >= 256)
     report(state, ms, 0, pairs * sequences * kShape.num_heads * kShape.head_dim * 4 * kLayers);
   else
-    report(state, ms, static_cast<double>(pool.size()) * 2 * kLayers, 0);
+    report(state, ms, static_cast<double>(batch.pool.size()) * 2 * kLayers, 0);
+}
+
+// The kernels of a whole decode step in their order, as one graph: what it takes beyond its linears
+// is what the small kernels and the gaps between all of them cost. `without`: see Part.
+enum Part { kNorms = 1, kRope = 2, kAttention = 4 };
+void step_bench(benchmark::State& state, int sequences, bool shared, int context, int without) {
+  const Stream& stream = machine().stream;
+  const ops::CudaDevice& device = *machine().device;
+  const Weights& w = weights();
+  const AttentionBatch batch(kLayers, sequences, shared, context, 1);
+  const DeviceBuffer<float> residual(static_cast<std::size_t>(sequences) * kHidden, stream);
+  const DeviceBuffer<float> norm(kHidden, stream);
+  const DeviceBuffer<float> rotation(static_cast<std::size_t>(context + 1) * 64, stream);
+  const DeviceBuffer<Bf16> normed(tiles_elements(sequences, kHidden), stream);
+  const DeviceBuffer<Bf16> ffn(tiles_elements(sequences, kFfn), stream);
+  const DeviceBuffer<float> logits(static_cast<std::size_t>(sequences) * kVocabulary, stream);
+  const DeviceBuffer<std::int32_t> ids(sequences, stream);
+  const std::vector<DrawRow> greedy(sequences);
+  const DeviceBuffer<DrawRow> how(sequences, stream);
+  thaw::cuda::copy_to_device<DrawRow>(greedy, how, stream);
+  const DeviceBuffer<double> draw_space(draw_workspace_bytes(sequences, kVocabulary) / 8, stream);
+  for (const auto* buffer : {&residual, &norm, &rotation})
+    thaw::cuda::check(
+        cudaMemsetAsync(buffer->data(), 0x3c, buffer->size() * 4, stream.view().get()));
+  thaw::cuda::check(cudaMemsetAsync(ids.data(), 0, ids.size() * 4, stream.view().get()));
+  double bytes = 0;
+  const auto capture = [&](StreamView s) {
+    const auto rms = [&] {
+      if ((without & kNorms) == 0)
+        rms_norm(device,
+                 {residual.data(),
+                  kHidden,
+                  norm.data(),
+                  1e-5F,
+                  sequences,
+                  nullptr,
+                  {normed.data(), kHidden}},
+                 s);
+    };
+    const auto product = [&](int index, const Bf16* x, void* out) {
+      LinearParams p = w.params(index, sequences);
+      p.x.data = const_cast<Bf16*>(x);
+      p.out = out;
+      linear(device, p, s);
+      bytes += 2.0 * p.weight.rows * p.weight.cols;
+    };
+    embedding(device, {w.weight(4 * kLayers), ids.data(), sequences, residual.data()}, s);
+    for (int layer = 0; layer < kLayers; ++layer) {
+      rms();
+      product(layer * 4, normed.data(), batch.qkv.data());
+      RopeAndStoreParams rope;
+      rope.qkv = batch.qkv.data();
+      rope.stride = kRows[kQkv];
+      rope.num_rows = sequences;
+      rope.shape = kShape;
+      rope.positions = batch.positions.data();
+      rope.blocks = batch.blocks.data();
+      rope.cos = rotation.data();
+      rope.sin = rotation.data();
+      rope.kv = batch.params.kv;
+      rope.layer = layer;
+      if ((without & kRope) == 0) rope_and_store(device, rope, s);
+      AttentionParams attend = batch.params;
+      attend.layer = layer;
+      if ((without & kAttention) == 0) attention(device, attend, s);
+      product(layer * 4 + 1, batch.out.data(), residual.data());
+      rms();
+      product(layer * 4 + 2, normed.data(), ffn.data());
+      product(layer * 4 + 3, ffn.data(), residual.data());
+    }
+    rms();
+    product(kLayers * 4, normed.data(), logits.data());
+    draw(device,
+         {logits.data(), kVocabulary, sequences, kVocabulary, how.data(), draw_space.data(),
+          ids.data()},
+         s);
+  };
+  const Graph graph = Graph::capture(stream, capture);
+  const double ms = median_milliseconds(
+      kRepeats, [&] { graph.launch(stream); }, stream);
+  report(state, ms, bytes, 0);
+}
+
+void draw_bench(benchmark::State& state, int rows) {
+  const Stream& stream = machine().stream;
+  const DeviceBuffer<float> logits(static_cast<std::size_t>(rows) * kVocabulary, stream);
+  const std::vector<DrawRow> how(rows, {0.7, 0.8F, 0.0F});
+  const DeviceBuffer<DrawRow> device_how(rows, stream);
+  thaw::cuda::copy_to_device<DrawRow>(how, device_how, stream);
+  const DeviceBuffer<double> workspace(draw_workspace_bytes(rows, kVocabulary) / 8, stream);
+  const DeviceBuffer<std::int32_t> ids(rows, stream);
+  // Two bf16 of normal numbers are a float32 of about the same value.
+  fill_normal(reinterpret_cast<Bf16*>(logits.data()), logits.size() * 2, 1.0F, 5, stream);
+  const Graph graph = Graph::capture(stream, [&](StreamView s) {
+    draw(*machine().device,
+         {logits.data(), kVocabulary, rows, kVocabulary, device_how.data(), workspace.data(),
+          ids.data()},
+         s);
+  });
+  report(state,
+         median_milliseconds(
+             kRepeats, [&] { graph.launch(stream); }, stream),
+         4.0 * rows * kVocabulary, 0);
 }
 
 void norm_bench(benchmark::State& state, int rows) {
@@ -231,6 +232,15 @@ int main(int argc, char** argv) {
                               std::to_string(machine().ceilings.read_bytes_per_second / 1e12));
   benchmark::AddCustomContext("cublas_TFLOP_per_s",
                               std::to_string(machine().ceilings.flops / 1e12));
+  for (const int sequences : {1, 4, 16}) {
+    const std::string n = std::to_string(sequences);
+    add("decode_step/short/" + n, step_bench, sequences, false, 100, 0);
+    add("decode_step/shared_4000/" + n, step_bench, sequences, true, 4000, 0);
+  }
+  add("decode_step/without_norms/1", step_bench, 1, false, 100, int{kNorms});
+  add("decode_step/without_rope_and_attention/1", step_bench, 1, false, 100,
+      int{kRope + kAttention});
+  add("decode_step/without_all/1", step_bench, 1, false, 100, int{kNorms + kRope + kAttention});
   for (const int rows : {1, 4, 8, 16, 24, 32, 48, 64})
     for (const bool cublas : {false, true})
       add("step_linears/" + std::to_string(rows) + (cublas ? "/cublas" : "/ours"), linears, rows,
@@ -256,6 +266,8 @@ int main(int argc, char** argv) {
     add("attention_decode/own_4000/" + n, attention_bench, sequences, false, 4000, 1);
   }
   add("attention_decode/own_100/1", attention_bench, 1, false, 100, 1);
+  for (const int rows : {1, 16})
+    add("draw/" + std::to_string(rows), draw_bench, rows);
   add("rms_norm/1", norm_bench, 1);
   add("rms_norm/4001", norm_bench, 4001);
   benchmark::RunSpecifiedBenchmarks();
