@@ -62,8 +62,9 @@ struct AttentionShape {
 
 /// Writes the plan of `sequences` into `words`; returns the words used. Rows of one split that lie
 /// in the same blocks (a trunk that sequences share) become rows of one tile and read K and V once.
-/// Chunks of prefill go to the tensor-core tile kernel. None of these choices changes a bit.
-/// Errors: `kResourceExhausted` where the plan or its partial results do not fit,
+/// Chunks of prefill go to the tensor-core tile kernel, and so do sequences whose partial results
+/// would be more than `max_partials`. None of these choices changes a bit.
+/// Errors: `kResourceExhausted` where the plan does not fit,
 /// `kInvalidArgument` for a shape that the kernels lack or a table that does not cover its rows.
 Result<std::size_t> plan_attention(const AttentionShape& shape,
                                    std::span<const AttentionSequence> sequences,

@@ -10,8 +10,8 @@
 namespace thaw::ops::cuda {
 namespace {
 
-// From this many rows on, the tile kernel fills the device; below, splits do it better.
-constexpr int kTileSequenceRows = 256;
+// From this many rows on the tile kernel is the faster one; below, splits fill the device better.
+constexpr int kTileSequenceRows = 96;
 constexpr std::size_t kWordBytes = 4;
 
 /// Appends to the plan; remembers an overflow instead of writing past the end.
@@ -67,6 +67,37 @@ Result<void> check_shape(const AttentionShape& shape,
   return {};
 }
 
+// Results that the sequence's rows leave to be merged.
+std::size_t partials_of(const AttentionSequence& sequence, int window) {
+  std::size_t partials = 0;
+  for (int i = 0; i < sequence.num_rows; ++i)
+    if (const int splits = num_splits(sequence.first_position + i, window); splits > 1)
+      partials += static_cast<std::size_t>(splits);
+  return partials;
+}
+
+// Which sequences go to the tile kernel: those of many rows, and so many of those with the most
+// results to merge that the rest has room for its own.
+std::vector<bool> choose_tiles(std::span<const AttentionSequence> sequences, int window,
+                               std::size_t max_partials) {
+  std::vector<bool> tiles(sequences.size());
+  std::vector<std::pair<std::size_t, std::size_t>> merged;  // results, sequence
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    tiles[i] = sequences[i].num_rows >= kTileSequenceRows;
+    if (tiles[i]) continue;
+    merged.emplace_back(partials_of(sequences[i], window), i);
+    total += merged.back().first;
+  }
+  if (total <= max_partials) return tiles;
+  std::sort(merged.begin(), merged.end());
+  for (; total > max_partials; merged.pop_back()) {
+    tiles[merged.back().second] = true;
+    total -= merged.back().first;
+  }
+  return tiles;
+}
+
 }  // namespace
 
 Result<std::size_t> plan_attention(const AttentionShape& shape,
@@ -90,8 +121,10 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   std::map<std::pair<int, std::vector<BlockId>>, std::vector<AttentionEntry>> groups;
   const int window = shape.window;
   std::int32_t counters = 0;  // for rows of several splits
-  for (const AttentionSequence& sequence : sequences) {
-    if (sequence.num_rows >= kTileSequenceRows) {
+  const std::vector<bool> by_tiles = choose_tiles(sequences, window, max_partials);
+  for (std::size_t index = 0; index < sequences.size(); ++index) {
+    const AttentionSequence& sequence = sequences[index];
+    if (by_tiles[index]) {
       const std::int32_t table =
           writer.append(sequence.block_table.data(), sequence.block_table.size());
       const int step = kTileRows / group;
@@ -164,12 +197,10 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   header.tiles_at = writer.append(tiles.data(), tiles.size());
   writer.align();
   header.items_at = writer.append(items.data(), items.size());
-  if (!writer.fits() || static_cast<std::size_t>(header.num_partials) > max_partials)
+  if (!writer.fits())
     return make_error(Errc::kResourceExhausted,
-                      "an attention plan of " + std::to_string(writer.used()) + " words and " +
-                          std::to_string(header.num_partials) +
-                          " partial results; there is room for " + std::to_string(words.size()) +
-                          " and " + std::to_string(max_partials));
+                      "an attention plan of " + std::to_string(writer.used()) +
+                          " words; there is room for " + std::to_string(words.size()));
   std::memcpy(words.data(), &header, sizeof header);
   return writer.used();
 }

@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
     dims[i][0] = p.half_split ? pair : pair * 2;
     dims[i][1] = p.half_split ? pair + D / 2 : pair * 2 + 1;
     const std::size_t at = static_cast<std::size_t>(position) * (D / 2) + pair;
-    cos[i] = p.cos[at];
-    sin[i] = p.sin[at];
+    cos[i] = p.cos != nullptr ? p.cos[at] : 1.0F;
+    sin[i] = p.cos != nullptr ? p.sin[at] : 0.0F;
   }
   ptx::wait_for_previous_kernel();
   float values[kPairs][2];
@@ -154,6 +154,7 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
   }
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
+    if (p.cos == nullptr) break;
     const float a = values[i][0];
     const float b = values[i][1];
     values[i][0] = __fmaf_rn(a, cos[i], -__fmul_rn(b, sin[i]));
@@ -167,6 +168,7 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
     }
     return;
   }
+  if (block < 0) return;
   const int kv_head = head - p.shape.num_heads;
   const Bf16* v = x + p.shape.num_kv_heads * D;
   Bf16* k_slab = p.kv.slab(block, p.layer, false, kv_head);

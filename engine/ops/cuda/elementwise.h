@@ -40,11 +40,13 @@ struct RopeAndStoreParams {
   std::int64_t stride = 0;
   int num_rows = 0;
   AttentionShape shape;
-  /// [num_rows] each: a row's position and the block that holds it. As cos, sin and the norms they
-  /// are read before the kernels just ahead are done: in place before the step's first kernel.
+  /// [num_rows] each: a row's position and the block that holds it; a negative block: the row
+  /// stores nothing. As cos, sin and the norms they are read before the kernels just ahead are
+  /// done: in place before the step's first kernel.
   const std::int32_t* positions = nullptr;
   const BlockId* blocks = nullptr;
-  const float* cos = nullptr;  ///< [max_position][head_dim / 2], as on the CPU (RopeTable)
+  /// [max_position][head_dim / 2], as on the CPU (RopeTable). Null: a layer without RoPE.
+  const float* cos = nullptr;
   const float* sin = nullptr;
   bool half_split = true;  ///< pairs (i, i + head_dim / 2), else (2i, 2i + 1)
   const float* q_norm = nullptr;  ///< [head_dim] RMSNorm of each head of q before RoPE, or null

@@ -182,7 +182,11 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
   says({30, 8, 128}, good, 10, 1000, Errc::kInvalidArgument, "30 query heads");
   EXPECT_TRUE(plan_attention({32, 8, 128}, good, 0, words));  // one split needs no merging
   says({32, 8, 128, -1}, good, 10, 1000, Errc::kInvalidArgument, "window is -1");
-  says({32, 8, 128}, two_splits, 1, 1000, Errc::kResourceExhausted, "2 partial results");
+  // What has no room for its partial results goes to the kernel that needs none.
+  ASSERT_TRUE(plan_attention({32, 8, 128}, two_splits, 2, words));
+  EXPECT_EQ(words[0], 0);
+  ASSERT_TRUE(plan_attention({32, 8, 128}, two_splits, 1, words));
+  EXPECT_EQ(words[0], 1);  // num_tiles
   says({32, 8, 128}, good, 10, 12, Errc::kResourceExhausted, "room for 12");
   const AttentionSequence beyond[] = {{table, 0, 1, 64}};
   says({32, 8, 128}, beyond, 10, 1000, Errc::kInvalidArgument, "4 blocks");
