@@ -299,11 +299,16 @@ def type_of(name: str, dtype: str) -> str:
 
 
 def make_tensors(
-    rng: random.Random, tokens: list[str], family: str, dtype: str, untied: bool, rope_freqs: bool
+    rng: random.Random,
+    tokens: list[str],
+    family: str,
+    dtype: str,
+    head_dim: int,
+    untied: bool,
+    rope_freqs: bool,
 ):
     """[(name, shape with the inputs first, type id, bytes)]"""
     tensors = []
-    head_dim = FAMILY_HEAD_DIM.get(family, HEAD_DIM)
 
     def matrix(name: str, rows: int, cols: int, scale: float, row_scale=lambda row: 1.0) -> None:
         kind = type_of(name, dtype)
@@ -340,7 +345,7 @@ def make_tensors(
     if untied:
         matrix("output", VOCAB, HIDDEN, 1.0, liking)
     if rope_freqs:
-        vector("rope_freqs.weight", [1.0 + i for i in range(HEAD_DIM // 2)])
+        vector("rope_freqs.weight", [1.0 + i for i in range(head_dim // 2)])
     return tensors
 
 
@@ -366,7 +371,8 @@ def value(item) -> bytes:
     return struct.pack("<IIQ", 9, 5, len(item)) + struct.pack(f"<{len(item)}i", *item)
 
 
-def make_file(family: str, dtype: str, seed: int, untied: bool, rope_freqs: bool) -> bytes:
+def make_file(family: str, dtype: str, seed: int, untied: bool, rope_freqs: bool, head_dim: int = 0) -> bytes:
+    head_dim = head_dim or FAMILY_HEAD_DIM.get(family, HEAD_DIM)
     alphabet = byte_alphabet()
     learned, merges = learn_merges(alphabet, VOCAB - len(SPECIAL) - 256)
     tokens = SPECIAL + alphabet + learned
@@ -380,7 +386,7 @@ def make_file(family: str, dtype: str, seed: int, untied: bool, rope_freqs: bool
         f"{family}.attention.head_count": HEADS,
         f"{family}.attention.head_count_kv": KV_HEADS,
         f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{family}.rope.dimension_count": FAMILY_HEAD_DIM.get(family, HEAD_DIM),
+        f"{family}.rope.dimension_count": head_dim,
         f"{family}.rope.freq_base": 100000.0,
         f"{family}.vocab_size": VOCAB,
         "tokenizer.ggml.model": "gpt2",
@@ -394,10 +400,11 @@ def make_file(family: str, dtype: str, seed: int, untied: bool, rope_freqs: bool
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
-    if family in FAMILY_HEAD_DIM:
-        metadata[f"{family}.attention.key_length"] = FAMILY_HEAD_DIM[family]
-        metadata[f"{family}.attention.value_length"] = FAMILY_HEAD_DIM[family]
-    tensors = make_tensors(random.Random(seed), tokens, family, dtype, untied, rope_freqs)
+    if head_dim != HEAD_DIM:
+        metadata[f"{family}.attention.key_length"] = head_dim
+        metadata[f"{family}.attention.value_length"] = head_dim
+    rng = random.Random(seed)
+    tensors = make_tensors(rng, tokens, family, dtype, head_dim, untied, rope_freqs)
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     header += b"".join(string(key) + value(item) for key, item in metadata.items())
     data = b""
@@ -417,8 +424,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--untied", action="store_true", help="a head of its own")
     parser.add_argument("--rope-freqs", action="store_true", help="with RoPE frequency factors")
+    parser.add_argument("--head-dim", type=int, default=0,
+                        help="dimensions of a head; the CUDA kernels have 64 and 128")  # fmt: skip
     args = parser.parse_args()
-    content = make_file(args.family, args.dtype, args.seed, args.untied, args.rope_freqs)
+    content = make_file(args.family, args.dtype, args.seed, args.untied, args.rope_freqs, args.head_dim)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(f"{args.output.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)

@@ -7,8 +7,10 @@
 #include "engine/base/crc32c.h"
 #include "engine/base/file.h"
 #include "engine/checkpoint/dequantize.h"
+#include "engine/model/cuda_image.h"
 #include "engine/model/tensor_list.h"
 #include "engine/ops/packed_weight.h"
+#include "engine/ops/tile_packing.h"
 
 namespace thaw::model {
 namespace {
@@ -40,7 +42,8 @@ Result<const checkpoint::StoredTensor*> find(const ModelSource& source, const Te
 Result<void> check_all_used(const ModelSource& source, const std::vector<PlannedTensor>& plans) {
   std::set<const checkpoint::StoredTensor*> used;
   for (const PlannedTensor& plan : plans)
-    used.insert(plan.stored);
+    for (const PlannedPart& part : plan.parts)
+      used.insert(part.stored);
   for (const checkpoint::StoredTensor& tensor : source.tensors->tensors()) {
     if (used.contains(&tensor)) continue;
     if (source.naming == TensorNaming::kHuggingFace &&
@@ -55,30 +58,61 @@ Result<void> check_all_used(const ModelSource& source, const std::vector<Planned
   return {};
 }
 
+/// Adds a stored tensor to its entry: a new one, or the last where both are read together.
+void add_part(std::vector<PlannedTensor>& plans, const TensorRule& rule, const CudaPlace& place,
+              const checkpoint::StoredTensor* stored, ops::Packing packing) {
+  if (plans.empty() || plans.back().name != place.entry) {
+    plans.emplace_back();
+    plans.back().name = place.entry;
+    plans.back().packing = packing;
+    plans.back().rows = rule.is_matrix ? 0 : 1;
+    plans.back().cols = rule.is_matrix ? rule.cols : 0;
+  }
+  PlannedTensor& plan = plans.back();
+  const bool is_appended = rule.is_matrix && place.placement == ops::cuda::WeightRows::kPlain;
+  plan.parts.push_back({stored, place.placement, is_appended ? plan.rows : 0});
+  (rule.is_matrix ? plan.rows : plan.cols) += rule.is_matrix ? rule.rows : rule.cols;
+  plan.size_bytes = ops::packed_bytes(packing, plan.rows, plan.cols);
+}
+
 Result<std::vector<PlannedTensor>> plan_tensors(const ModelSource& source,
                                                 const ops::PackingOptions& options) {
   std::vector<PlannedTensor> plans;
   for (const TensorRule& rule : tensor_list(source.config)) {
     const auto stored = find(source, rule);
     if (!stored) return stored.error();
-    if (rule.is_matrix) {
-      const ops::Packing packing = ops::choose_packing((*stored)->dtype, rule.cols, options);
-      plans.push_back(
-          {*stored, rule.name, packing, ops::packed_bytes(packing, rule.rows, rule.cols)});
-    } else {
-      plans.push_back({*stored, rule.name, ops::Packing::kVectorF32,
-                       static_cast<std::size_t>(rule.cols) * sizeof(float)});
-    }
+    const ops::Packing packing = rule.is_matrix
+                                     ? ops::choose_packing((*stored)->dtype, rule.cols, options)
+                                     : ops::Packing::kVectorF32;
+    const CudaPlace place =
+        options.device == ops::DeviceKind::kCuda ? cuda_place(rule.name) : CudaPlace{rule.name};
+    add_part(plans, rule, place, *stored, packing);
   }
   if (const auto checked = check_all_used(source, plans); !checked) return checked.error();
   return plans;
 }
 
-/// Packs one tensor and writes it at `offset`. Returns the checksum of what it wrote.
+/// Rows [first, first + count) of an entry, packed into `out`.
+Result<void> pack_rows(const PlannedTensor& plan, std::int64_t first, std::int64_t count,
+                       std::span<std::byte> out, ThreadPool& threads) {
+  if (plan.packing == ops::Packing::kTiledBF16) {
+    std::vector<ops::TilePart> parts;
+    for (const PlannedPart& part : plan.parts) {
+      parts.push_back({part.stored->dtype, part.stored->data, part.stored->rows(), part.placement,
+                       part.first_row});
+    }
+    return ops::pack_tiles(parts, plan.cols, first, count, out, threads);
+  }
+  const checkpoint::StoredTensor& tensor = *plan.parts.front().stored;
+  const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(plan.rows);
+  const auto stored = tensor.data.subspan(static_cast<std::size_t>(first) * row_bytes,
+                                          static_cast<std::size_t>(count) * row_bytes);
+  return ops::pack_matrix(tensor.dtype, stored, count, plan.cols, plan.packing, out, threads);
+}
+
+/// Packs one entry and writes it at `offset`. Returns the checksum of what it wrote.
 Result<std::uint32_t> write_tensor(const PlannedTensor& plan, int fd, std::uint64_t offset,
                                    std::vector<std::byte>& slab, ThreadPool& threads) {
-  const checkpoint::StoredTensor& tensor = *plan.stored;
-  const std::int64_t rows = tensor.rows();
   std::uint32_t checksum = 0;
   const auto write = [&](std::size_t size) -> Result<void> {
     const auto packed = std::span<const std::byte>(slab).first(size);
@@ -89,40 +123,53 @@ Result<std::uint32_t> write_tensor(const PlannedTensor& plan, int fd, std::uint6
   };
   if (plan.packing == ops::Packing::kVectorF32) {
     slab.resize(std::max(slab.size(), plan.size_bytes));
-    checkpoint::dequantize(
-        tensor.dtype, tensor.data,
-        {reinterpret_cast<float*>(slab.data()), plan.size_bytes / sizeof(float)});
+    auto* to = reinterpret_cast<float*>(slab.data());
+    for (const PlannedPart& part : plan.parts) {
+      const auto size = static_cast<std::size_t>(part.stored->cols());
+      checkpoint::dequantize(part.stored->dtype, part.stored->data, {to, size});
+      to += size;
+    }
     if (auto written = write(plan.size_bytes); !written) return written.error();
     return checksum;
   }
-  const std::size_t row_bytes = tensor.data.size() / static_cast<std::size_t>(rows);
-  const std::size_t panel_bytes = ops::packed_bytes(plan.packing, kPanelRows, tensor.cols());
+  const std::size_t panel_bytes = ops::packed_bytes(plan.packing, kPanelRows, plan.cols);
   const std::int64_t slab_rows =
       kPanelRows * static_cast<std::int64_t>(std::max<std::size_t>(1, kSlabBytes / panel_bytes));
-  for (std::int64_t first = 0; first < rows; first += slab_rows) {
-    const std::int64_t count = std::min(slab_rows, rows - first);
-    const std::size_t size = ops::packed_bytes(plan.packing, count, tensor.cols());
+  for (std::int64_t first = 0; first < plan.rows; first += slab_rows) {
+    const std::int64_t count = std::min(slab_rows, plan.rows - first);
+    const std::size_t size = ops::packed_bytes(plan.packing, count, plan.cols);
     slab.resize(std::max(slab.size(), size));
-    const auto stored = tensor.data.subspan(static_cast<std::size_t>(first) * row_bytes,
-                                            static_cast<std::size_t>(count) * row_bytes);
-    auto packed = ops::pack_matrix(tensor.dtype, stored, count, tensor.cols(), plan.packing,
-                                   std::span(slab).first(size), threads);
+    auto packed = pack_rows(plan, first, count, std::span(slab).first(size), threads);
     if (!packed) return packed.error();
     if (auto written = write(size); !written) return written.error();
   }
   return checksum;
 }
 
+std::string stored_names(const PlannedTensor& plan) {
+  std::string names;
+  for (const PlannedPart& part : plan.parts)
+    names += (names.empty() ? "" : ", ") + std::string(part.stored->name);
+  return names;
+}
+
 }  // namespace
 
 Result<ImagePlan> plan_image(const ModelSource& source, const ops::PackingOptions& packing,
                              const Hash128& source_digest) {
+  if (packing.device == ops::DeviceKind::kCuda) {
+    if (auto supported = check_cuda_model(source.config, packing); !supported) {
+      Error error = supported.error();
+      error.message = source.tensors->path() + ": " + error.message;
+      return error;
+    }
+  }
   Result<std::vector<PlannedTensor>> tensors = plan_tensors(source, packing);
   if (!tensors) return std::move(tensors).error();
   ImagePlan plan{&source, *std::move(tensors), {}};
   for (const PlannedTensor& tensor : plan.tensors) {
-    plan.layout.add(tensor.name, static_cast<std::uint32_t>(tensor.packing), tensor.stored->rows(),
-                    tensor.stored->cols(), tensor.size_bytes);
+    plan.layout.add(tensor.name, static_cast<std::uint32_t>(tensor.packing), tensor.rows,
+                    tensor.cols, tensor.size_bytes);
   }
   plan.layout.finish(source.config.to_json(), source_digest);
   return plan;
@@ -132,16 +179,17 @@ Result<void> write_image(ImagePlan& plan, int fd, ThreadPool& threads) {
   const checkpoint::TensorSource& source = *plan.source->tensors;
   std::vector<std::byte> slab;
   for (std::size_t i = 0; i < plan.tensors.size(); ++i) {
-    const checkpoint::StoredTensor& stored = *plan.tensors[i].stored;
     const auto checksum =
         write_tensor(plan.tensors[i], fd, plan.layout.entries()[i].offset, slab, threads);
     if (!checksum) {
       Error error = checksum.error();
-      error.message = source.path() + ": tensor " + std::string(stored.name) + ": " + error.message;
+      error.message =
+          source.path() + ": tensor " + stored_names(plan.tensors[i]) + ": " + error.message;
       return error;
     }
     plan.layout.set_checksum(i, *checksum);
-    source.release(stored);
+    for (const PlannedPart& part : plan.tensors[i].parts)
+      source.release(*part.stored);
   }
   const std::string header = plan.layout.header();
   return write_at(fd, std::as_bytes(std::span(header.data(), header.size())), 0);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "engine/model/config.h"
 #include "engine/model/source.h"
 #include "engine/ops/packed_weight.h"
+#include "engine/ops/weight_tiles.h"
 
 namespace thaw::model {
 
@@ -27,12 +29,21 @@ struct LoadedImage {
   ImageOrigin origin = ImageOrigin::kMemory;
 };
 
-/// A stored tensor and the name and packing it has in the image.
-struct PlannedTensor {
+/// A stored tensor and where its rows go in the entry that it is a part of.
+struct PlannedPart {
   const checkpoint::StoredTensor* stored;
+  ops::cuda::WeightRows placement = ops::cuda::WeightRows::kPlain;
+  std::int64_t first_row = 0;
+};
+
+/// An entry of the image: one stored tensor, or for CUDA all that one launch reads.
+struct PlannedTensor {
   std::string name;
-  ops::Packing packing;
-  std::size_t size_bytes;
+  ops::Packing packing = ops::Packing::kVectorF32;
+  std::int64_t rows = 0;  ///< outputs of all parts; 1 for vectors
+  std::int64_t cols = 0;  ///< inputs; of a vector the values of all parts
+  std::size_t size_bytes = 0;
+  std::vector<PlannedPart> parts;
 };
 
 /// What an image will hold, before any of its bytes exist. The source must outlive it.
@@ -43,7 +54,8 @@ struct ImagePlan {
 };
 
 /// `source_digest`: that of source.tensors, which takes a pass over the files to compute. Errors
-/// name the file and a tensor: missing, misshapen, or one that nothing asked for.
+/// name the file and a tensor: missing, misshapen, or one that nothing asked for; kUnsupported
+/// where `packing` is for CUDA and its kernels cannot compute the model (check_cuda_model).
 Result<ImagePlan> plan_image(const ModelSource& source, const ops::PackingOptions& packing,
                              const Hash128& source_digest);
 

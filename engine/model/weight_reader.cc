@@ -8,7 +8,7 @@ ops::WeightView WeightReader::matrix(const std::string& name, std::int64_t rows,
   if (entry == nullptr) return {};
   const auto packing = static_cast<ops::Packing>(entry->packing);
   if (entry->packing < static_cast<std::uint32_t>(ops::Packing::kPanelF32) ||
-      entry->packing > static_cast<std::uint32_t>(ops::kLastPacking) ||
+      entry->packing > static_cast<std::uint32_t>(ops::Packing::kPanelIq4) ||
       entry->size_bytes != ops::packed_bytes(packing, rows, cols)) {
     error_ = make_error(Errc::kDataLoss, "weight image: " + name + " has packing " +
                                              std::to_string(entry->packing) + " and " +

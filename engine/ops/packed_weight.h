@@ -27,8 +27,10 @@ enum class Packing : std::uint32_t {
   kPanelQ2Super = 10,  ///< 2-bit q, 4-bit scale and minimum for 16 columns: Q2_K
   kPanelQ3Super = 11,  ///< 3-bit q, 8-bit scale for 16 columns: Q3_K
   kPanelIq4 = 12,  ///< 4-bit index of a table of int8, blocks of 32 columns, f16 scale: IQ4_NL
+  /// For CUDA: 16 x 64 tiles of bf16 (engine/ops/weight_tiles.h), made by pack_tiles().
+  kTiledBF16 = 13,
 };
-inline constexpr Packing kLastPacking = Packing::kPanelIq4;
+inline constexpr Packing kLastPacking = Packing::kTiledBF16;
 
 /// Images of another version are packed again. Raise it when the bytes of a packing change.
 inline constexpr int kPackingVersion = 1;
@@ -53,6 +55,9 @@ struct PackingOptions {
   /// do matrices whose columns are no multiple of 32. kExact32 computes with the stored values and
   /// ignores it.
   Quantize quantize = Quantize::kNone;
+  /// Whose kernels read the image. For CUDA every matrix becomes kTiledBF16, whatever it was stored
+  /// as; kExact32 and a `quantize` other than kNone and kBF16 are refused when an image is planned.
+  DeviceKind device = DeviceKind::kCpu;
 };
 
 /// True for the panels of integers, whose products round x to int8 blocks.

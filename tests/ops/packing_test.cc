@@ -21,7 +21,7 @@ TEST(Packing, ValuesAreStoredInImagesAndFixed) {
   EXPECT_EQ(static_cast<int>(Packing::kPanelQ2Super), 10);
   EXPECT_EQ(static_cast<int>(Packing::kPanelQ3Super), 11);
   EXPECT_EQ(static_cast<int>(Packing::kPanelIq4), 12);
-  EXPECT_EQ(kLastPacking, Packing::kPanelIq4);
+  EXPECT_EQ(kLastPacking, Packing::kTiledBF16);
 }
 
 TEST(Packing, BytesAWeight) {

@@ -50,6 +50,7 @@ std::size_t panel_bytes(Packing packing, std::int64_t cols) {
       return width * kLanes * 4;
     case Packing::kPanelF16:
     case Packing::kPanelBF16:
+    case Packing::kTiledBF16:
       return width * kLanes * 2;
     case Packing::kPanelQ4Scale16:
       return width / kBlockCols * 320;
@@ -356,6 +357,8 @@ void pack_row(DType source, Packing packing, std::span<const std::byte> row, std
     case Packing::kVectorF32:
     case Packing::kPanelF32:
       return pack_f32(source, row, cols, lane, panel);
+    case Packing::kTiledBF16:  // pack_tiles(): can_pack() refuses it here
+      return;
   }
 }
 
@@ -368,7 +371,7 @@ Error size_error(const char* what, std::size_t given, std::size_t needed) {
 }  // namespace
 
 bool is_quantized(Packing packing) {
-  return packing >= Packing::kPanelQ4Scale16;
+  return packing >= Packing::kPanelQ4Scale16 && packing <= Packing::kPanelIq4;
 }
 
 Packing choose_packing(DType source, ComputeMode mode) {
@@ -405,6 +408,7 @@ Packing choose_packing(DType source, ComputeMode mode) {
 }
 
 Packing choose_packing(DType source, std::int64_t cols, const PackingOptions& options) {
+  if (options.device == DeviceKind::kCuda) return Packing::kTiledBF16;
   const Packing stored = choose_packing(source, options.mode);
   if (options.mode != ComputeMode::kNative || !is_float(source)) return stored;
   switch (options.quantize) {

@@ -43,13 +43,6 @@ struct LinearParams {
 /// the device at hand). Throws `kInvalidArgument` for shapes that cannot be.
 void linear(const CudaDevice& device, const LinearParams& params, thaw::cuda::StreamView stream);
 
-/// Where a stored matrix's rows go in a tiled weight.
-enum class WeightRows {
-  kPlain,  ///< row n -> first_row + n
-  kGate,  ///< interleaved with kUp in groups of 8: gate 0-7, up 0-7, gate 8-15, ...
-  kUp,
-};
-
 struct TileWeightParams {
   const Bf16* source = nullptr;  ///< row-major [rows, cols], device memory
   int rows = 0;

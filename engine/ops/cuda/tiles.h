@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/ops/weight_tiles.h"
+
 // The memory layouts that tensor cores read without rearranging, and the views of them.
 //
 // All are built of *core matrices*: 8 rows x 8 columns of bf16, row by row, 128 contiguous bytes. A
@@ -12,37 +14,11 @@
 // swizzle; both read it free of bank conflicts, so that one copy of the bytes serves the streaming
 // kernel, the tile kernel and plain bulk copies, and nothing needs a tensor map.
 
-#ifdef __CUDACC__
-#define THAW_HOST_DEVICE __host__ __device__
-#else
-#define THAW_HOST_DEVICE
-#endif
-
 namespace thaw::ops::cuda {
 
 using Bf16 = __nv_bfloat16;
 
-inline constexpr int kChunk = 64;  ///< columns (K) of one chunk: 4 steps of k16
-inline constexpr int kWeightGroup = 16;  ///< rows of one group of a weight: one mma.sync M tile
 inline constexpr int kTokenTile = 64;  ///< rows of one tile of activations: one wgmma M tile
-
-THAW_HOST_DEVICE constexpr int ceil_div(int a, int b) {
-  return (a + b - 1) / b;
-}
-
-/// Index of element (row, col) of a weight of `cols` inputs:
-/// [row / 16][col / 64][row % 16 / 8][col % 64 / 8][row % 8][col % 8].
-THAW_HOST_DEVICE constexpr std::size_t weight_index(int row, int col, int cols) {
-  const std::size_t chunk =
-      static_cast<std::size_t>(row / kWeightGroup) * (cols / kChunk) + col / kChunk;
-  return chunk * (kWeightGroup * kChunk) + (row % 16 / 8) * 512 + (col % 64 / 8) * 64 +
-         (row % 8) * 8 + col % 8;
-}
-
-/// Elements of a weight in this layout; rows are padded to 16.
-constexpr std::size_t weight_elements(int rows, int cols) {
-  return static_cast<std::size_t>(ceil_div(rows, kWeightGroup)) * kWeightGroup * cols;
-}
 
 /// Index of element (row, col) of activations of `cols` columns:
 /// [row / 64][col / 64][row % 64 / 8][col % 64 / 8][row % 8][col % 8].
