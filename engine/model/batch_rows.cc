@@ -20,7 +20,7 @@ Result<void> check(std::size_t index, const SequenceRows& sequence, const BatchL
                                    "; 0 to " + std::to_string(limits.max_positions - 1) +
                                    " is right");
   }
-  for (const TokenId token : sequence.tokens) {
+  for (const TokenId token : sequence.tokens.subspan(sequence.first_token ? 1 : 0)) {
     if (token < 0 || token >= limits.vocab_size) {
       return bad_sequence(index, "token " + std::to_string(token) + "; 0 to " +
                                      std::to_string(limits.vocab_size - 1) + " is right");

@@ -1,6 +1,9 @@
 #include "engine/model/cuda_image.h"
 
 #include <string_view>
+#include <utility>
+
+#include "engine/model/tensor_list.h"
 
 namespace thaw::model {
 namespace {
@@ -53,6 +56,19 @@ CudaPlace cuda_place(const std::string& tensor) {
   if (name == "gate") return {layer + "gate_up", WeightRows::kGate};
   if (name == "up") return {layer + "gate_up", WeightRows::kUp};
   return {tensor};
+}
+
+std::vector<CudaEntry> cuda_entries(const ModelConfig& config) {
+  std::vector<CudaEntry> entries;
+  for (const TensorRule& rule : tensor_list(config)) {
+    std::string name = cuda_place(rule.name).entry;
+    if (entries.empty() || entries.back().name != name)
+      entries.push_back({std::move(name), rule.is_matrix, rule.is_matrix ? 0 : 1,
+                         rule.is_matrix ? rule.cols : 0});
+    (rule.is_matrix ? entries.back().rows : entries.back().cols) +=
+        rule.is_matrix ? rule.rows : rule.cols;
+  }
+  return entries;
 }
 
 }  // namespace thaw::model

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/base/result.h"
 #include "engine/model/config.h"
@@ -24,5 +26,15 @@ struct CudaPlace {
   ops::cuda::WeightRows placement = ops::cuda::WeightRows::kPlain;
 };
 CudaPlace cuda_place(const std::string& tensor);
+
+/// An entry of an image for CUDA and its shape; vectors have one row.
+struct CudaEntry {
+  std::string name;
+  bool is_matrix = false;
+  std::int64_t rows = 1;
+  std::int64_t cols = 0;
+};
+/// Every entry of the image of a model, in order.
+std::vector<CudaEntry> cuda_entries(const ModelConfig& config);
 
 }  // namespace thaw::model

@@ -6,6 +6,19 @@
 
 namespace thaw::model {
 
+void fill_rope_rows(std::span<const double> frequencies, double magnitude, int first,
+                    std::span<float> cos, std::span<float> sin) {
+  const std::size_t pairs = frequencies.size();
+  for (std::size_t row = 0; row < cos.size() / pairs; ++row) {
+    const int position = first + static_cast<int>(row);
+    for (std::size_t i = 0; i < pairs; ++i) {
+      const double angle = position * frequencies[i];
+      cos[row * pairs + i] = static_cast<float>(magnitude * std::cos(angle));
+      sin[row * pairs + i] = static_cast<float>(magnitude * std::sin(angle));
+    }
+  }
+}
+
 RopeTables::RopeTables(std::vector<double> frequencies, double magnitude, bool half_split)
     : frequencies_(std::move(frequencies)), magnitude_(magnitude), half_split_(half_split) {}
 
@@ -16,13 +29,9 @@ void RopeTables::reserve(int count, int limit) {
   const int wanted = std::min(std::max({count, 2 * have, 1024}), std::max(limit, count));
   cos_.resize(static_cast<std::size_t>(wanted) * pairs);
   sin_.resize(cos_.size());
-  for (int position = have; position < wanted; ++position) {
-    for (std::size_t i = 0; i < pairs; ++i) {
-      const double angle = position * frequencies_[i];
-      cos_[position * pairs + i] = static_cast<float>(magnitude_ * std::cos(angle));
-      sin_[position * pairs + i] = static_cast<float>(magnitude_ * std::sin(angle));
-    }
-  }
+  const std::size_t filled = static_cast<std::size_t>(have) * pairs;
+  fill_rope_rows(frequencies_, magnitude_, have, std::span(cos_).subspan(filled),
+                 std::span(sin_).subspan(filled));
 }
 
 ops::RopeTable RopeTables::view() const {

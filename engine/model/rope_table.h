@@ -1,10 +1,16 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "engine/ops/elementwise.h"
 
 namespace thaw::model {
+
+/// Cosines and sines of as many positions from `first` on as `cos` and `sin` have room for,
+/// [positions][frequencies.size()], times `magnitude`: computed in double, rounded once.
+void fill_rope_rows(std::span<const double> frequencies, double magnitude, int first,
+                    std::span<float> cos, std::span<float> sin);
 
 /// Cosines and sines for absolute positions, [positions, rotary_dim/2] float32, computed in double
 /// and rounded once; grows by doubling, so that a context of 128K costs nothing until it is used. A

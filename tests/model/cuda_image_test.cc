@@ -133,6 +133,13 @@ TEST_P(CudaImage, EveryEntryIsTheReferencePacking) {
   vector("output_norm", stored("output_norm.weight"));
   if (!config.tied_embeddings) matrix("head", rows_of(stored("output.weight"), hidden));
   EXPECT_EQ(image_.entries().size(), expected_entries);
+  const std::vector<CudaEntry> entries = cuda_entries(config);
+  ASSERT_EQ(entries.size(), expected_entries);
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    EXPECT_EQ(entries[i].name, image_.entries()[i].name);
+    EXPECT_EQ(entries[i].rows, image_.entries()[i].rows) << entries[i].name;
+    EXPECT_EQ(entries[i].cols, image_.entries()[i].cols) << entries[i].name;
+  }
   EXPECT_TRUE(image_.verify(threads_));
 }
 

@@ -57,7 +57,7 @@ struct ChunkDigests {
 Result<ChunkDigests> device_digests(cuda::DeviceSpan<const std::byte> bytes,
                                     cuda::StreamView stream);
 
-/// The same of host memory, one thread, some GB/s: for tests and small images.
+/// The same of host memory, one thread, some GB/s: for tests and small images. REQUIRES: as above.
 ChunkDigests host_digests(std::span<const std::byte> bytes);
 
 /// Compares device memory with a summary that was taken before. Errors: kDataLoss where it is not

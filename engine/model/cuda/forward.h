@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "engine/cuda/buffer.h"
+#include "engine/model/config.h"
+#include "engine/model/cuda/cuda_weights.h"
+#include "engine/ops/cuda/attention.h"
+#include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/linear.h"
+
+namespace thaw::model {
+
+/// The largest step that the buffers serve.
+struct ForwardLimits {
+  int max_rows = 0;
+  int max_tail_rows = 0;  ///< rows that go through head and draw together; a multiple of 64
+  int max_positions = 0;
+  std::size_t max_partials = 0;  ///< of the attention plan
+};
+
+/// Where a step's time goes, for probes.
+enum class StepPart {
+  kIds,
+  kEmbedding,
+  kNorm,
+  kQkv,
+  kRope,
+  kAttention,
+  kOut,
+  kGateUp,
+  kDown,
+  kGather,
+  kHead,
+  kDraw,
+};
+
+/// One step's inputs, all in device memory.
+struct ForwardInputs {
+  int num_rows = 0;
+  int num_logit_rows = 0;
+  const std::int32_t* ids = nullptr;  ///< [num_rows] (ops/cuda/rows.h)
+  const std::int32_t* positions = nullptr;  ///< [num_rows]
+  const BlockId* blocks = nullptr;  ///< [num_rows]
+  /// [num_logit_rows], ascending; not read where every row is one.
+  const std::int32_t* logit_rows = nullptr;
+  const std::int32_t* plan = nullptr;
+  bool has_tiles = false;  ///< whether the plan holds work for the prefill kernel
+  bool has_items = true;  ///< for the decode kernels
+  bool draws = true;  ///< whether any row is drawn
+};
+
+/// The decoder on a GPU: buffers for one step, and the operations of that step in order. It
+/// allocates when it is made and never again, never synchronises, and may be captured in a graph.
+/// Not thread-safe: one stream runs its steps one after the other.
+class Forward {
+ public:
+  /// `weights` must outlive it. Throws where the device is full.
+  Forward(const ops::CudaDevice& device, const ModelConfig& config, const CudaWeights& weights,
+          const ops::cuda::DeviceKv& kv, const ForwardLimits& limits,
+          ops::cuda::LinearKernel kernel, cuda::StreamView stream);
+
+  /// Device memory that it takes.
+  static std::size_t device_bytes(const ModelConfig& config, const ForwardLimits& limits);
+
+  /// Enqueues the whole model. Rows whose logits are wanted go through the last layer in groups of
+  /// max_tail_rows; after each, `on_logits(first, count)` may enqueue copies out of logits().
+  /// Throws where a launch fails.
+  void enqueue(const ForwardInputs& inputs,
+               const std::function<void(int first, int count)>& on_logits, cuda::StreamView stream);
+
+  /// [max_tail_rows][vocab] float32: of the last group.
+  const float* logits() const { return logits_.data(); }
+  /// [max_rows]: by logit row, what the step drew.
+  const std::int32_t* drawn() const { return drawn_.data(); }
+  int max_drawn() const { return limits_.max_rows; }
+
+  /// Called after each operation has been enqueued, to time them one by one. Not while capturing.
+  void set_probe(std::function<void(StepPart)> probe) { probe_ = std::move(probe); }
+
+ private:
+  void project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
+  void attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
+  void finish_layer(int layer, int num_rows, float* x, ops::cuda::Tiles attended,
+                    cuda::StreamView stream);
+  void tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream);
+  void norm(const float* weight, int num_rows, const float* x, cuda::StreamView stream);
+  void linear(StepPart part, const ops::cuda::TiledWeight& weight, ops::cuda::Tiles x, int num_rows,
+              ops::cuda::Epilogue epilogue, void* out, std::int64_t out_stride, const float* bias,
+              cuda::StreamView stream);
+  void done(StepPart part) {
+    if (probe_) probe_(part);
+  }
+  int q_size() const { return config_.num_heads * config_.head_dim; }
+  int qkv_size() const { return q_size() + 2 * config_.num_kv_heads * config_.head_dim; }
+
+  const ops::CudaDevice& device_;
+  const ModelConfig config_;
+  const CudaWeights& weights_;
+  const ops::cuda::DeviceKv kv_;
+  const ForwardLimits limits_;
+  const ops::cuda::LinearKernel kernel_;
+  const ops::cuda::AttentionShape shape_;
+
+  cuda::DeviceBuffer<std::int32_t> ids_;  // [rows]
+  cuda::DeviceBuffer<float> x_;  // [rows, hidden] the residual stream
+  cuda::DeviceBuffer<ops::cuda::Bf16> normed_;  // tiles [rows, hidden]
+  cuda::DeviceBuffer<ops::cuda::Bf16> qkv_;  // [rows, qkv]
+  cuda::DeviceBuffer<ops::cuda::Bf16> attended_;  // tiles [rows, q]
+  cuda::DeviceBuffer<ops::cuda::Bf16> gated_;  // tiles [rows, intermediate]
+  cuda::DeviceBuffer<float> partials_;
+  cuda::DeviceBuffer<float> tail_x_;  // [tail rows, hidden]
+  cuda::DeviceBuffer<ops::cuda::Bf16> tail_attended_;  // tiles [tail rows, q]
+  cuda::DeviceBuffer<float> logits_;  // [tail rows, vocab]
+  cuda::DeviceBuffer<std::int32_t> drawn_;  // [2, rows]
+  cuda::DeviceBuffer<float> cos_;  // [positions, rope.dim / 2]
+  cuda::DeviceBuffer<float> sin_;
+  std::function<void(StepPart)> probe_;
+};
+
+}  // namespace thaw::model

@@ -1,0 +1,100 @@
+#include "engine/model/cuda/step_inputs.h"
+
+#include <algorithm>
+
+#include "engine/ops/cuda/attention_plan.h"
+#include "engine/ops/cuda/rows.h"
+
+namespace thaw::model {
+namespace {
+
+/// Words up to the next 16 bytes: kernels read several at once.
+constexpr std::size_t padded(int words) {
+  return static_cast<std::size_t>(words + 3) / 4 * 4;
+}
+
+/// Words that hold every plan within the limits: for each partial result an item with its table and
+/// an entry, for each row of decode its own, and tiles with whole block tables.
+std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
+  constexpr std::size_t kWordsPerPartial = 5 + 4 + ops::cuda::kSplitBlocks + 8;
+  constexpr std::size_t kWordsPerRow = 16;
+  const std::size_t table = static_cast<std::size_t>(limits.max_positions) / kBlockSize + 1;
+  return 64 + kWordsPerPartial * limits.max_partials +
+         kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
+         table * static_cast<std::size_t>(max_sequences);
+}
+
+std::size_t all_words(const ForwardLimits& limits, int max_sequences) {
+  return StepLayout(limits.max_rows, limits.max_rows).plan + plan_words(limits, max_sequences);
+}
+
+}  // namespace
+
+StepLayout::StepLayout(int num_rows, int num_logit_rows)
+    : positions(ids + padded(num_rows)),
+      blocks(positions + padded(num_rows)),
+      logit_rows(blocks + padded(num_rows)),
+      plan(logit_rows + padded(num_logit_rows)) {}
+
+StepInputs::StepInputs(const ops::cuda::AttentionShape& shape, const ForwardLimits& limits,
+                       int max_sequences, cuda::StreamView stream)
+    : shape_(shape), max_partials_(limits.max_partials) {
+  const std::size_t words = all_words(limits, max_sequences);
+  for (auto& slot : staging_)
+    slot = cuda::PinnedBuffer<std::int32_t>(words);
+  words_ = {words, stream};
+}
+
+std::size_t StepInputs::device_bytes(const ForwardLimits& limits, int max_sequences) {
+  return all_words(limits, max_sequences) * sizeof(std::int32_t);
+}
+
+ForwardInputs StepInputs::at(int num_rows, int num_logit_rows) const {
+  const StepLayout layout(num_rows, num_logit_rows);
+  ForwardInputs inputs;
+  inputs.num_rows = num_rows;
+  inputs.num_logit_rows = num_logit_rows;
+  inputs.ids = words_.data() + layout.ids;
+  inputs.positions = words_.data() + layout.positions;
+  inputs.blocks = words_.data() + layout.blocks;
+  inputs.logit_rows = words_.data() + layout.logit_rows;
+  inputs.plan = words_.data() + layout.plan;
+  return inputs;
+}
+
+Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const std::int32_t> ids,
+                                       int num_rows, int num_logit_rows, int slot,
+                                       cuda::StreamView stream) {
+  const StepLayout layout(num_rows, num_logit_rows);
+  const std::span<std::int32_t> words = staging_[static_cast<std::size_t>(slot)].span();
+  const auto put = [&](std::size_t at, std::span<const std::int32_t> values, std::size_t count,
+                       std::int32_t rest) {
+    const auto end = std::ranges::copy(values, words.begin() + static_cast<std::ptrdiff_t>(at)).out;
+    std::fill(end, words.begin() + static_cast<std::ptrdiff_t>(at + count), rest);
+  };
+  const auto count = static_cast<std::size_t>(num_rows);
+  put(layout.ids, ids, count, ops::cuda::kNoToken);
+  put(layout.positions, rows.positions(), count, 0);
+  put(layout.logit_rows, rows.logit_rows(), static_cast<std::size_t>(num_logit_rows), 0);
+  std::int32_t* block = words.data() + layout.blocks;
+  for (const ops::AttentionSequence& sequence : rows.sequences())
+    for (int i = 0; i < sequence.num_rows; ++i)
+      *block++ =
+          sequence
+              .block_table[static_cast<std::size_t>((sequence.first_position + i) / kBlockSize)];
+  std::fill(block, words.data() + layout.blocks + count, -1);
+
+  const auto used = ops::cuda::plan_attention(shape_, rows.sequences(), max_partials_,
+                                              words.subspan(layout.plan));
+  if (!used) return used.error();
+  const auto& header =
+      *reinterpret_cast<const ops::cuda::AttentionPlanHeader*>(words.data() + layout.plan);
+  const std::size_t total = layout.plan + *used;
+  cuda::copy_to_device<std::int32_t>(words.first(total), words_.span().subspan(0, total), stream);
+  ForwardInputs inputs = at(num_rows, num_logit_rows);
+  inputs.has_tiles = header.num_tiles > 0;
+  inputs.has_items = header.num_items > 0;
+  return inputs;
+}
+
+}  // namespace thaw::model
