@@ -255,6 +255,7 @@ void upload(benchmark::State& state) {
   }
   UploadOptions options;
   options.readers = static_cast<int>(state.range(0));
+  options.slot_bytes = static_cast<std::size_t>(state.range(1)) << 10;
   for (auto _ : state) {
     const UploadReport report = upload_image(fd.get(), device, options).value();
     state.SetIterationTime(std::chrono::duration<double>(report.elapsed).count());
@@ -297,10 +298,8 @@ BENCHMARK(launch_on_host)
     ->Iterations(20);
 BENCHMARK(digest)->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(7);
 BENCHMARK(upload)
-    ->ArgName("readers")
-    ->Args({4})
-    ->Args({8})
-    ->Args({12})
+    ->ArgNames({"readers", "slot_kib"})
+    ->ArgsProduct({{8, 16}, {512, 1024, 4096}})
     ->Unit(benchmark::kMillisecond)
     ->UseManualTime()
     ->Iterations(3);

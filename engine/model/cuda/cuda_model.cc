@@ -31,6 +31,7 @@ constexpr int kOutputs = kMaxInFlight + 1;
 constexpr int kMaxTailRows = 256;
 constexpr int kMaxPinnedRows = 64;  ///< of logits, a step; more go through pageable memory
 constexpr std::size_t kMostPartials = 16384;
+constexpr int kSplitRows = 256;  ///< chunks of fewer rows are planned as decode is
 /// Rows that decode graphs are captured for, up to max_sequences; more rows cost more there.
 constexpr int kGraphRows[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 192, 256};
 
@@ -51,8 +52,18 @@ ForwardLimits limits_of(const ModelConfig& config, const CudaModelOptions& optio
   limits.max_partials =
       options.max_partials != 0
           ? options.max_partials
-          : std::min(kMostPartials, splits * static_cast<std::size_t>(options.max_sequences));
+          : std::min(kMostPartials, splits * static_cast<std::size_t>(
+                                                 std::max(options.max_sequences, kSplitRows)));
   return limits;
+}
+
+/// Of every attention plan that a step needs.
+std::vector<ops::cuda::AttentionShape> shapes_of(const ModelConfig& config,
+                                                 const ForwardLimits& limits) {
+  std::vector<ops::cuda::AttentionShape> shapes;
+  for ([[maybe_unused]] const int window : LayerWindows(config, limits.max_positions).windows)
+    shapes.push_back({config.num_heads, config.num_kv_heads, config.head_dim});
+  return shapes;
 }
 
 /// What a step leaves for collect().
@@ -78,8 +89,7 @@ class CudaDecoder final : public CudaModel {
         batch_limits_{config_.vocab_size, limits_.max_positions, num_blocks},
         view_(view_of(kv, num_blocks)),
         forward_(device, config_, weights_, kv, limits_, kernel, stream_),
-        inputs_({config_.num_heads, config_.num_kv_heads, config_.head_dim}, limits_,
-                options.max_sequences, stream_) {
+        inputs_(shapes_of(config_, limits_), limits_, options.max_sequences, stream_) {
     const int pinned = std::min(rounded_up(options.max_sequences, 8), kMaxPinnedRows);
     for (Output& output : outputs_) {
       output.logits = cuda::PinnedBuffer<float>(static_cast<std::size_t>(pinned) *
@@ -285,7 +295,8 @@ class CudaDecoder final : public CudaModel {
     if (is_pageable_)
       output.many_logits.resize(static_cast<std::size_t>(output.num_rows) *
                                 static_cast<std::size_t>(config_.vocab_size));
-    if (use_graph && !inputs->has_tiles) {
+    const bool has_tiles = std::ranges::any_of(inputs->plans, &ForwardPlan::has_tiles);
+    if (use_graph && !has_tiles) {
       graph->graph.launch(stream_);
       copy_logits(output, 0, logit_rows);
     } else {
@@ -407,7 +418,9 @@ Result<LinearKernel> choose_kernel(const ops::CudaDevice& device, const ModelCon
 std::size_t cuda_model_bytes(const ModelConfig& config, const CudaModelOptions& options) {
   const ForwardLimits limits = limits_of(config, options);
   return Forward::device_bytes(config, limits) +
-         StepInputs::device_bytes(limits, options.max_sequences);
+         StepInputs::device_bytes(
+             limits, options.max_sequences,
+             static_cast<int>(LayerWindows(config, limits.max_positions).windows.size()));
 }
 
 Result<std::unique_ptr<CudaModel>> make_cuda_model(const ops::CudaDevice& device,

@@ -20,8 +20,8 @@ struct CudaModelOptions {
   /// Rows of the largest step: the longest prefill chunk and what decodes beside it.
   int max_rows = 8192;
   int max_sequences = 64;  ///< of one step; decode steps of up to so many run as graphs
-  /// (row, split) results of attention that one step may hold; 0: as many as max_sequences rows at
-  /// max_positions take, at most 16,384.
+  /// (row, split) results of attention that one step may hold; 0: as many as max_sequences rows, or
+  /// 256, at max_positions take, at most 16,384.
   std::size_t max_partials = 0;
   std::chrono::milliseconds step_timeout = std::chrono::minutes(1);  ///< for collect()
   bool use_graphs = true;

@@ -150,7 +150,7 @@ Result<UploadReport> upload_image(int fd, cuda::DeviceSpan<std::byte> to,
   }
   const auto started = Clock::now();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int readers = options.readers == 0 ? std::min(cores, 8) : options.readers;
+  const int readers = options.readers == 0 ? std::min(cores, 16) : options.readers;
   Upload upload(fd, to, options, readers);
   const auto pinned = Clock::now();
   if (auto done = upload.run(readers); !done) return done.error();

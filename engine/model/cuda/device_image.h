@@ -16,8 +16,8 @@ namespace thaw::model {
 // copied. An image on the device is the same bytes as on the host, from its first byte on.
 
 struct UploadOptions {
-  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 8
-  std::size_t slot_bytes = std::size_t{4} << 20;  ///< of a read, a copy; two slots a reader
+  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 16
+  std::size_t slot_bytes = std::size_t{1} << 20;  ///< of a read, a copy; two slots a reader
   /// The whole upload must be done by then.
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
 };

@@ -71,6 +71,16 @@ void fill_rope(const ModelConfig& config, const std::vector<double>& frequencies
 
 }  // namespace
 
+LayerWindows::LayerWindows(const ModelConfig& config, int max_positions) {
+  for (const LayerConfig& layer : config.layers) {
+    // One that covers every position is none.
+    const int window = layer.window < max_positions ? layer.window : 0;
+    const auto found = std::ranges::find(windows, window);
+    of_layer.push_back(static_cast<int>(found - windows.begin()));
+    if (found == windows.end()) windows.push_back(window);
+  }
+}
+
 Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
                  const CudaWeights& weights, const ops::cuda::DeviceKv& kv,
                  const ForwardLimits& limits, ops::cuda::LinearKernel kernel,
@@ -81,6 +91,7 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
       kv_(kv),
       limits_(limits),
       kernel_(kernel),
+      windows_(config, limits.max_positions),
       shape_{config.num_heads, config.num_kv_heads, config.head_dim} {
   const Sizes sizes(config, limits);
   ids_ = {sizes.ids, stream};
@@ -186,6 +197,8 @@ void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamVi
 }
 
 void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream) {
+  const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
+  const ForwardPlan& plan = inputs.plans[static_cast<std::size_t>(window)];
   ops::cuda::AttentionParams attention;
   attention.kv = kv_;
   attention.layer = layer;
@@ -193,12 +206,12 @@ void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView st
   attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
   attention.q = qkv_.data();
   attention.q_stride = qkv_size();
-  attention.plan = inputs.plan;
+  attention.plan = plan.words;
   attention.workspace = partials_.data();
   attention.max_partials = limits_.max_partials;
   attention.out = {attended_.data(), q_size()};
-  attention.has_tiles = inputs.has_tiles;
-  attention.has_items = inputs.has_items;
+  attention.has_tiles = plan.has_tiles;
+  attention.has_items = plan.has_items;
   ops::cuda::attention(device_, attention, stream);
   done(StepPart::kAttention);
 }

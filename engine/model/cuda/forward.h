@@ -38,6 +38,20 @@ enum class StepPart {
   kDraw,
 };
 
+/// An attention plan in device memory, and what it holds work for.
+struct ForwardPlan {
+  const std::int32_t* words = nullptr;
+  bool has_tiles = false;  ///< for the prefill kernel
+  bool has_items = true;  ///< for the decode kernel
+};
+
+/// Windows of a model's layers: layers with the same one share an attention plan.
+struct LayerWindows {
+  LayerWindows(const ModelConfig& config, int max_positions);
+  std::vector<int> windows;  ///< the different ones; 0: all keys
+  std::vector<int> of_layer;  ///< [num_layers]: index in `windows`
+};
+
 /// One step's inputs, all in device memory.
 struct ForwardInputs {
   int num_rows = 0;
@@ -47,9 +61,7 @@ struct ForwardInputs {
   const BlockId* blocks = nullptr;  ///< [num_rows]
   /// [num_logit_rows], ascending; not read where every row is one.
   const std::int32_t* logit_rows = nullptr;
-  const std::int32_t* plan = nullptr;
-  bool has_tiles = false;  ///< whether the plan holds work for the prefill kernel
-  bool has_items = true;  ///< for the decode kernels
+  std::vector<ForwardPlan> plans;  ///< one for each window of LayerWindows
   bool draws = true;  ///< whether any row is drawn
 };
 
@@ -103,6 +115,7 @@ class Forward {
   const ops::cuda::DeviceKv kv_;
   const ForwardLimits limits_;
   const ops::cuda::LinearKernel kernel_;
+  const LayerWindows windows_;
   const ops::cuda::AttentionShape shape_;
 
   cuda::DeviceBuffer<std::int32_t> ids_;  // [rows]

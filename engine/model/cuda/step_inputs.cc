@@ -1,6 +1,7 @@
 #include "engine/model/cuda/step_inputs.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/ops/cuda/attention_plan.h"
 #include "engine/ops/cuda/rows.h"
@@ -19,13 +20,15 @@ std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
   constexpr std::size_t kWordsPerPartial = 5 + 4 + ops::cuda::kSplitBlocks + 8;
   constexpr std::size_t kWordsPerRow = 16;
   const std::size_t table = static_cast<std::size_t>(limits.max_positions) / kBlockSize + 1;
-  return 64 + kWordsPerPartial * limits.max_partials +
-         kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
-         table * static_cast<std::size_t>(max_sequences);
+  const std::size_t words = 64 + kWordsPerPartial * limits.max_partials +
+                            kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
+                            table * static_cast<std::size_t>(max_sequences);
+  return (words + 3) / 4 * 4;
 }
 
-std::size_t all_words(const ForwardLimits& limits, int max_sequences) {
-  return StepLayout(limits.max_rows, limits.max_rows).plan + plan_words(limits, max_sequences);
+std::size_t all_words(const ForwardLimits& limits, int max_sequences, int num_plans) {
+  return StepLayout(limits.max_rows, limits.max_rows).plan +
+         plan_words(limits, max_sequences) * static_cast<std::size_t>(num_plans);
 }
 
 }  // namespace
@@ -36,17 +39,20 @@ StepLayout::StepLayout(int num_rows, int num_logit_rows)
       logit_rows(blocks + padded(num_rows)),
       plan(logit_rows + padded(num_logit_rows)) {}
 
-StepInputs::StepInputs(const ops::cuda::AttentionShape& shape, const ForwardLimits& limits,
+StepInputs::StepInputs(std::vector<ops::cuda::AttentionShape> shapes, const ForwardLimits& limits,
                        int max_sequences, cuda::StreamView stream)
-    : shape_(shape), max_partials_(limits.max_partials) {
-  const std::size_t words = all_words(limits, max_sequences);
+    : shapes_(std::move(shapes)),
+      max_partials_(limits.max_partials),
+      max_plan_words_(plan_words(limits, max_sequences)) {
+  const std::size_t words = all_words(limits, max_sequences, static_cast<int>(shapes_.size()));
   for (auto& slot : staging_)
     slot = cuda::PinnedBuffer<std::int32_t>(words);
   words_ = {words, stream};
 }
 
-std::size_t StepInputs::device_bytes(const ForwardLimits& limits, int max_sequences) {
-  return all_words(limits, max_sequences) * sizeof(std::int32_t);
+std::size_t StepInputs::device_bytes(const ForwardLimits& limits, int max_sequences,
+                                     int num_plans) {
+  return all_words(limits, max_sequences, num_plans) * sizeof(std::int32_t);
 }
 
 ForwardInputs StepInputs::at(int num_rows, int num_logit_rows) const {
@@ -58,7 +64,8 @@ ForwardInputs StepInputs::at(int num_rows, int num_logit_rows) const {
   inputs.positions = words_.data() + layout.positions;
   inputs.blocks = words_.data() + layout.blocks;
   inputs.logit_rows = words_.data() + layout.logit_rows;
-  inputs.plan = words_.data() + layout.plan;
+  for (std::size_t i = 0; i < shapes_.size(); ++i)
+    inputs.plans.push_back({words_.data() + layout.plan + i * max_plan_words_});
   return inputs;
 }
 
@@ -84,16 +91,22 @@ Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const st
               .block_table[static_cast<std::size_t>((sequence.first_position + i) / kBlockSize)];
   std::fill(block, words.data() + layout.blocks + count, -1);
 
-  const auto used = ops::cuda::plan_attention(shape_, rows.sequences(), max_partials_,
-                                              words.subspan(layout.plan));
-  if (!used) return used.error();
-  const auto& header =
-      *reinterpret_cast<const ops::cuda::AttentionPlanHeader*>(words.data() + layout.plan);
-  const std::size_t total = layout.plan + *used;
-  cuda::copy_to_device<std::int32_t>(words.first(total), words_.span().subspan(0, total), stream);
   ForwardInputs inputs = at(num_rows, num_logit_rows);
-  inputs.has_tiles = header.num_tiles > 0;
-  inputs.has_items = header.num_items > 0;
+  std::size_t first = 0;  // words that wait to be copied
+  for (std::size_t i = 0; i < shapes_.size(); ++i) {
+    const std::size_t place = layout.plan + i * max_plan_words_;
+    const auto used = ops::cuda::plan_attention(shapes_[i], rows.sequences(), max_partials_,
+                                                words.subspan(place, max_plan_words_));
+    if (!used) return used.error();
+    const auto& header =
+        *reinterpret_cast<const ops::cuda::AttentionPlanHeader*>(words.data() + place);
+    inputs.plans[i].has_tiles = header.num_tiles > 0;
+    inputs.plans[i].has_items = header.num_items > 0;
+    const std::size_t count = place + *used - first;
+    cuda::copy_to_device<std::int32_t>(words.subspan(first, count),
+                                       words_.span().subspan(first, count), stream);
+    first = place + max_plan_words_;
+  }
   return inputs;
 }
 

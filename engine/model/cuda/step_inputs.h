@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "engine/base/result.h"
 #include "engine/cuda/buffer.h"
@@ -22,19 +23,18 @@ struct StepLayout {
   std::size_t positions = 0;
   std::size_t blocks = 0;
   std::size_t logit_rows = 0;
-  std::size_t plan = 0;  ///< the rest
+  std::size_t plan = 0;  ///< the first; each has max_plan_words
 };
 
 /// The inputs of steps on their way: two pinned slots that the host fills in turn, one place on the
-/// device, one copy a step. Not thread-safe.
+/// device, one copy a step and one for each further plan. Not thread-safe.
 class StepInputs {
  public:
-  /// `max_sequences` and `max_positions` bound the block tables of a plan. Throws where memory is
-  /// short.
-  StepInputs(const ops::cuda::AttentionShape& shape, const ForwardLimits& limits, int max_sequences,
-             cuda::StreamView stream);
+  /// One of `shapes` for each attention plan. Throws where memory is short.
+  StepInputs(std::vector<ops::cuda::AttentionShape> shapes, const ForwardLimits& limits,
+             int max_sequences, cuda::StreamView stream);
 
-  static std::size_t device_bytes(const ForwardLimits& limits, int max_sequences);
+  static std::size_t device_bytes(const ForwardLimits& limits, int max_sequences, int num_plans);
 
   /// Addresses on the device for a step of so many rows.
   ForwardInputs at(int num_rows, int num_logit_rows) const;
@@ -48,8 +48,9 @@ class StepInputs {
                              int num_logit_rows, int slot, cuda::StreamView stream);
 
  private:
-  const ops::cuda::AttentionShape shape_;
+  const std::vector<ops::cuda::AttentionShape> shapes_;
   const std::size_t max_partials_;
+  const std::size_t max_plan_words_;
   std::array<cuda::PinnedBuffer<std::int32_t>, 2> staging_;
   cuda::DeviceBuffer<std::int32_t> words_;
 };
