@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/base/error.h"
+#include "engine/sampling/sampler.h"
 #include "tests/cuda/gpu_test.h"
 #include "tests/model/cuda_harness.h"
 #include "tests/model/logits_reference.h"
@@ -47,9 +48,18 @@ ModelConfig tiny_normed() {
   return config;
 }
 
+ModelConfig tiny_windowed() {
+  ModelConfig config = tiny_cuda_config(64);
+  config.layers[0].window = 300;
+  config.layers[2].window = 17;
+  config.rope.half_split = false;
+  return config;
+}
+
 // Weights of the tiny shapes are large, so that attention and logits are far from flat.
 const Shape kShapes[] = {{"tiny_biased", tiny_biased, 0.08F},
                          {"tiny_normed", tiny_normed, 0.08F},
+                         {"tiny_windowed", tiny_windowed, 0.08F},
                          {"default_model", nullptr, 0.0F},
                          {"llama_8b", llama_8b_config, 0.02F}};
 
@@ -219,66 +229,85 @@ TEST_P(CudaModelTest, GraphsAreDirectLaunches) {
   }
 }
 
-// Greedy tokens of three sequences, drawn on the device with two steps in flight, against logits
-// that the host looks at one step at a time.
-TEST_P(CudaModelTest, DrawnTokensAreTheHostsChoice) {
+// Tokens of three sequences, drawn on the device with two steps in flight, against logits that the
+// host's sampler looks at one step at a time.
+TEST_P(CudaModelTest, DrawnTokensAreTheSamplersChoice) {
   constexpr int kTokens = 24;
   const int lengths[] = {5, 40, 300};
-  CudaHarness harness(weights(), options(), 200);
-  std::vector<std::vector<TokenId>> expected(3);
-  std::vector<std::vector<BlockId>> tables;
+  SamplingParams greedy;
+  greedy.temperature = 0.0F;
+  SamplingParams warm;
+  warm.temperature = 0.9F;
+  warm.min_p = 0.01F;
+  CudaHarness harness(weights(), options(), 400);
   const std::vector<int> only = {0};
-  for (int s = 0; s < 3; ++s) {
-    const std::vector<BlockId> table = harness.take_table(lengths[s] + kTokens);
-    const std::vector<int> last = {lengths[s] - 1};
-    TokenId next =
-        argmax(harness.run(tokens, table, 0, lengths[s], lengths[s], last).at(lengths[s] - 1));
-    for (int i = 0; i < kTokens; ++i) {
-      expected[s].push_back(next);
-      const std::vector<TokenId> token = {next};
-      next = argmax(harness.step({{{token, lengths[s] + i, table, only}}})[0]);
-    }
-  }
-  const auto make = [&](int step, const std::vector<DrawnToken>& from) {
-    Batch batch;
-    static const std::vector<TokenId> unused = {-7};
+  for (SamplingParams params : {greedy, warm}) {
+    ASSERT_TRUE(harness.model().can_draw(params));
+    const auto draw_of = [&](int s, int position) {
+      params.seed = 40 + static_cast<std::uint64_t>(s);
+      DeviceDraw draw = DeviceDraw::of(params).value();
+      draw.choice_index = static_cast<std::uint32_t>(s);
+      draw.position = static_cast<std::uint64_t>(position);
+      return draw;
+    };
+    sampling::Sampler sampler;
+    const auto sampled = [&](const std::vector<float>& logits, int s, int position) {
+      params.seed = 40 + static_cast<std::uint64_t>(s);
+      const std::vector<TokenId> before(static_cast<std::size_t>(position));
+      sampling::SamplingContext context;
+      context.tokens = before;
+      context.choice_index = static_cast<std::uint32_t>(s);
+      return sampler.sample(logits, params, context).value().token;
+    };
+    std::vector<std::vector<TokenId>> expected(3);
     for (int s = 0; s < 3; ++s) {
-      SequenceRows rows;
-      if (step == 0) {
-        static std::vector<int> last[3];
-        last[s] = {lengths[s] - 1};
-        rows = {std::span(tokens).first(lengths[s]), 0, tables[s], last[s]};
-      } else {
-        rows = {unused, lengths[s] + step - 1, tables[s], only};
-        rows.first_token = from[s];
+      const std::vector<BlockId> table = harness.take_table(lengths[s] + kTokens);
+      const std::vector<int> last = {lengths[s] - 1};
+      LogitsAt logits = harness.run(tokens, table, 0, lengths[s], lengths[s], last);
+      TokenId next = sampled(logits.at(lengths[s] - 1), s, lengths[s]);
+      for (int i = 0; i < kTokens; ++i) {
+        expected[s].push_back(next);
+        const std::vector<TokenId> token = {next};
+        next = sampled(harness.step({{{token, lengths[s] + i, table, only}}})[0], s,
+                       lengths[s] + i + 1);
       }
-      rows.draw = DeviceDraw{};
-      batch.sequences.push_back(rows);
     }
-    return batch;
-  };
-  for (int s = 0; s < 3; ++s)
-    tables.push_back(harness.take_table(lengths[s] + kTokens));
-  std::vector<std::vector<TokenId>> drawn(3);
-  std::vector<StepHandle> flying;
-  const auto collect = [&] {
-    const StepOutput output = harness.model().collect(flying.front()).value();
-    flying.erase(flying.begin());
-    ASSERT_EQ(output.num_rows, 0);
-    ASSERT_EQ(output.drawn.size(), 3u);
-    for (int s = 0; s < 3; ++s)
-      drawn[s].push_back(output.drawn[s]);
-  };
-  std::vector<DrawnToken> from;
-  for (int step = 0; step < kTokens; ++step) {
-    flying.push_back(harness.model().launch(make(step, from)).value());
-    from = {{flying.back(), 0}, {flying.back(), 1}, {flying.back(), 2}};
-    if (flying.size() == 2) collect();
+    std::vector<std::vector<BlockId>> tables;
+    for (const int length : lengths)
+      tables.push_back(harness.take_table(length + kTokens));
+    const std::vector<TokenId> unused = {-7};
+    const std::vector<int> last[] = {{lengths[0] - 1}, {lengths[1] - 1}, {lengths[2] - 1}};
+    std::vector<std::vector<TokenId>> drawn(3);
+    std::vector<StepHandle> flying;
+    const auto collect = [&] {
+      const StepOutput output = harness.model().collect(flying.front()).value();
+      flying.erase(flying.begin());
+      ASSERT_EQ(output.num_rows, 0);
+      ASSERT_EQ(output.drawn.size(), 3u);
+      for (int s = 0; s < 3; ++s)
+        drawn[s].push_back(output.drawn[s]);
+    };
+    for (int step = 0; step < kTokens; ++step) {
+      Batch batch;
+      for (int s = 0; s < 3; ++s) {
+        SequenceRows rows;
+        if (step == 0) {
+          rows = {std::span(tokens).first(lengths[s]), 0, tables[s], last[s]};
+        } else {
+          rows = {unused, lengths[s] + step - 1, tables[s], only};
+          rows.first_token = DrawnToken{flying.back(), s};
+        }
+        rows.draw = draw_of(s, lengths[s] + step);
+        batch.sequences.push_back(rows);
+      }
+      flying.push_back(harness.model().launch(batch).value());
+      if (flying.size() == 2) collect();
+    }
+    while (!flying.empty())
+      collect();
+    EXPECT_EQ(drawn, expected);
+    EXPECT_THAT(expected, testing::Contains(testing::Not(testing::Each(expected[0][0]))));
   }
-  while (!flying.empty())
-    collect();
-  EXPECT_EQ(drawn, expected);
-  EXPECT_THAT(expected, testing::Contains(testing::Not(testing::Each(expected[0][0]))));
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaModelTest, testing::ValuesIn(kShapes),
@@ -290,12 +319,15 @@ class CudaStepTest : public cuda::GpuTest {
     GpuTest::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
     weights = std::make_unique<CudaTestWeights>(tiny_biased(), 3, 0.08F);
+    harness = std::make_unique<CudaHarness>(*weights, options(), 96);
+    tokens = random_tokens(400, harness->config().vocab_size, 2);
+  }
+  static CudaModelOptions options() {
     CudaModelOptions options;
     options.max_positions = 512;
     options.max_rows = 300;
     options.max_sequences = 4;
-    harness = std::make_unique<CudaHarness>(*weights, options, 64);
-    tokens = random_tokens(400, harness->config().vocab_size, 2);
+    return options;
   }
   std::string error_of(const Batch& batch) {
     const auto launched = harness->model().launch(batch);
@@ -313,9 +345,9 @@ class CudaStepTest : public cuda::GpuTest {
 TEST_F(CudaStepTest, NamesWhatIsWrongAndServesOn) {
   const std::span<const TokenId> four = std::span(tokens).first(4);
   const std::vector<BlockId> table = {1};
-  const std::vector<BlockId> outside = {64};
+  const std::vector<BlockId> outside = {96};
   SequenceRows rows{four, 0, table, last_};
-  EXPECT_THAT(error_of({{{four, 0, outside, {}}}}), HasSubstr("block 64; 0 to 63"));
+  EXPECT_THAT(error_of({{{four, 0, outside, {}}}}), HasSubstr("block 96; 0 to 95"));
   EXPECT_THAT(error_of({{{four, 510, table, {}}}}), HasSubstr("positions 510 to 513"));
   const std::vector<BlockId> large(30, 2);
   EXPECT_THAT(error_of({{{std::span(tokens).first(321), 0, large, {}}}}),
@@ -338,7 +370,7 @@ TEST_F(CudaStepTest, NamesWhatIsWrongAndServesOn) {
   const StepHandle second = harness->model().launch({{rows}}).value();
   EXPECT_FALSE(harness->model().collect(second + 1));
   EXPECT_TRUE(harness->model().collect(second));
-  EXPECT_THAT(harness->model().copy_block(0, 64).error().message, HasSubstr("block 64"));
+  EXPECT_THAT(harness->model().copy_block(0, 96).error().message, HasSubstr("block 96"));
 }
 
 TEST_F(CudaStepTest, OutputsStayUntilTheNextCollect) {
@@ -391,7 +423,7 @@ TEST_F(CudaStepTest, ManyLogitRowsAndMixedDrawsComeInOrder) {
 
 TEST_F(CudaStepTest, ANanIsItsOwnRowsTrouble) {
   // The blocks before position 32 were never written: NaN in every key.
-  const std::vector<BlockId> bad = {60, 61, 62};
+  const std::vector<BlockId> bad = {0, 1, 2};
   const std::vector<BlockId> good = harness->take_table(16);
   const Logits expected = harness->step({{{std::span(tokens).first(1), 0, good, only_}}});
   Batch batch;
@@ -421,6 +453,27 @@ TEST_F(CudaStepTest, ACopiedBlockGoesOnAlone) {
   const LogitsAt forked = harness->run(tokens, fork, 21, 2, 1, wanted);
   for (const int position : wanted)
     EXPECT_TRUE(same_bits(expected.at(position), forked.at(position))) << position;
+}
+
+TEST_F(CudaStepTest, WhatHasNoRoomInTheWorkspaceGivesTheSameBits) {
+  CudaModelOptions tight = options();
+  tight.max_partials = 3;  // of the two rows with two splits each, one finds no room
+  CudaHarness small(*weights, tight, 96);
+  std::vector<Logits> found;
+  for (CudaHarness* each : {harness.get(), &small}) {
+    const std::vector<BlockId> one = each->take_table(320);
+    const std::vector<BlockId> two = each->take_table(320);
+    each->run(tokens, one, 0, 300, 280, {});
+    each->run(tokens, two, 0, 310, 280, {});
+    Logits logits = each->step({{{std::span(tokens).subspan(7, 1), 300, one, only_},
+                                 {std::span(tokens).subspan(9, 1), 310, two, only_}}});
+    for (auto& row : each->step({{{std::span(tokens).subspan(1, 4), 301, one, last_}}}))
+      logits.push_back(std::move(row));
+    found.push_back(std::move(logits));
+  }
+  ASSERT_EQ(found[0].size(), 3u);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_TRUE(same_bits(found[0][i], found[1][i])) << i;
 }
 
 TEST_F(CudaStepTest, RefusesWhatCannotWork) {

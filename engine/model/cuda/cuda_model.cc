@@ -10,6 +10,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/log.h"
+#include "engine/base/random.h"
 #include "engine/cuda/check.h"
 #include "engine/cuda/graph.h"
 #include "engine/cuda/wait.h"
@@ -61,8 +62,8 @@ ForwardLimits limits_of(const ModelConfig& config, const CudaModelOptions& optio
 std::vector<ops::cuda::AttentionShape> shapes_of(const ModelConfig& config,
                                                  const ForwardLimits& limits) {
   std::vector<ops::cuda::AttentionShape> shapes;
-  for ([[maybe_unused]] const int window : LayerWindows(config, limits.max_positions).windows)
-    shapes.push_back({config.num_heads, config.num_kv_heads, config.head_dim});
+  for (const int window : LayerWindows(config, limits.max_positions).windows)
+    shapes.push_back({config.num_heads, config.num_kv_heads, config.head_dim, window});
   return shapes;
 }
 
@@ -113,8 +114,7 @@ class CudaDecoder final : public CudaModel {
   const KvView& kv() const override { return view_; }
   int max_in_flight() const override { return kMaxInFlight; }
   bool can_draw(const SamplingParams& params) const override {
-    const auto draw = DeviceDraw::of(params);
-    return draw && draw->temperature == 0.0F;
+    return DeviceDraw::of(params).has_value();
   }
   cuda::StreamView stream() const override { return stream_; }
   std::size_t device_bytes() const override { return cuda_model_bytes(config_, options_); }
@@ -240,6 +240,7 @@ class CudaDecoder final : public CudaModel {
     ids_.assign(rows_.token_ids().begin(), rows_.token_ids().end());
     std::vector<int>& drawn = drawn_rows_;
     drawn.clear();
+    draws_.clear();
     int logit_row = 0;
     for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
       const SequenceRows& sequence = batch.sequences[i];
@@ -248,12 +249,16 @@ class CudaDecoder final : public CudaModel {
                           "batch: sequence " + std::to_string(i) + ": " + what);
       };
       logit_row += static_cast<int>(sequence.logit_rows.size());
+      draws_.resize(static_cast<std::size_t>(logit_row));
       if (sequence.draw) {
         if (sequence.logit_rows.empty()) return wrong("it is drawn, but asks for no logits");
-        if (sequence.draw->temperature != 0.0F)
+        if (!(sequence.draw->temperature >= 0.0F))
           return wrong("a draw of temperature " + std::to_string(sequence.draw->temperature) +
-                       "; 0 is right");
+                       "; 0 and more is right");
         drawn.push_back(logit_row - 1);
+        draws_.back() = {token_uniform(sequence.draw->seed, sequence.draw->choice_index,
+                                       sequence.draw->position),
+                         sequence.draw->temperature, sequence.draw->min_p};
       }
       if (!sequence.first_token) continue;
       const StepHandle step = sequence.first_token->step;
@@ -283,10 +288,10 @@ class CudaDecoder final : public CudaModel {
         graphs_, [&](const DecodeGraph& candidate) { return candidate.rows >= rows; });
     const bool use_graph = is_decode && graph != graphs_.end() && !has_probe_;
     const int padded = use_graph ? graph->rows : rows;
-    auto inputs = inputs_.send(rows_, ids_, padded, use_graph ? padded : logit_rows,
+    auto inputs = inputs_.send(rows_, ids_, draws_, padded, use_graph ? padded : logit_rows,
                                static_cast<int>(launched_ % kMaxInFlight), stream_);
     if (!inputs) return inputs.error();
-    inputs->draws = !output.drawn_rows.empty();
+    inputs->has_draws = !output.drawn_rows.empty();
 
     next_logits_ = 0;
     is_pageable_ =
@@ -362,6 +367,7 @@ class CudaDecoder final : public CudaModel {
   std::vector<DecodeGraph> graphs_;
   BatchRows rows_;
   std::vector<std::int32_t> ids_;
+  std::vector<ops::cuda::DrawRow> draws_;  ///< by logit row
   std::vector<int> drawn_rows_;
   std::size_t next_logits_ = 0;  ///< of the step that is launched: floats copied so far
   bool is_pageable_ = false;
@@ -385,12 +391,6 @@ Result<void> check_options(const ModelConfig& config, const CudaModelOptions& op
   if (options.max_sequences < 1 || options.max_sequences > 4096)
     return wrong("max_sequences is " + std::to_string(options.max_sequences) +
                  "; 1 to 4096 is right");
-  for (const LayerConfig& layer : config.layers) {
-    if (layer.window > 0 && layer.window < max_positions)
-      return make_error(Errc::kUnsupported,
-                        "CUDA: a sliding window of " + std::to_string(layer.window) +
-                            " keys is not supported; max_positions up to it are");
-  }
   return {};
 }
 

@@ -53,9 +53,8 @@ std::size_t cuda_model_bytes(const ModelConfig& config, const CudaModelOptions& 
 /// The model of an image for CUDA (engine/model/cuda_image.h). Of `image` only the table is read;
 /// its bytes lie at `weights`, from the first byte on. `kv` holds whole blocks of kv_block_bytes(
 /// config, kBF16); the rest is ignored. All of them must outlive the model, as must `device`.
-/// Errors: those of check_cuda_model and read_cuda_weights; kUnsupported for sliding windows;
-/// kInvalidArgument for options or a KV pool that cannot work; kResourceExhausted where the device
-/// is full; kCuda.
+/// Errors: those of check_cuda_model and read_cuda_weights; kInvalidArgument for options or a KV
+/// pool that cannot work; kResourceExhausted where the device is full; kCuda.
 Result<std::unique_ptr<CudaModel>> make_cuda_model(const ops::CudaDevice& device,
                                                    const checkpoint::WeightImageView& image,
                                                    cuda::DeviceSpan<const std::byte> weights,

@@ -39,15 +39,17 @@ struct Sizes {
     tail_attended = tiles_elements(limits.max_tail_rows, q_size);
     logits = tail * static_cast<std::size_t>(config.vocab_size);
     drawn = 2 * rows;
+    draw_workspace =
+        ops::cuda::draw_workspace_bytes(limits.max_tail_rows, config.vocab_size) / sizeof(double);
     rope = static_cast<std::size_t>(limits.max_positions) *
            static_cast<std::size_t>(config.rope.dim) / 2;
   }
   std::size_t bytes() const {
     return 4 * (ids + x + partials + tail_x + logits + drawn + 2 * rope) +
-           2 * (normed + qkv + attended + gated + tail_attended);
+           2 * (normed + qkv + attended + gated + tail_attended) + 8 * draw_workspace;
   }
   std::size_t ids, x, normed, qkv, attended, gated, partials, tail_x, tail_attended, logits, drawn,
-      rope;
+      draw_workspace, rope;
 };
 
 /// Tables for all positions, on as many threads as help: a context of 128K takes a third of a
@@ -91,8 +93,7 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
       kv_(kv),
       limits_(limits),
       kernel_(kernel),
-      windows_(config, limits.max_positions),
-      shape_{config.num_heads, config.num_kv_heads, config.head_dim} {
+      windows_(config, limits.max_positions) {
   const Sizes sizes(config, limits);
   ids_ = {sizes.ids, stream};
   x_ = {sizes.x, stream};
@@ -105,6 +106,7 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
   tail_attended_ = {sizes.tail_attended, stream};
   logits_ = {sizes.logits, stream};
   drawn_ = {sizes.drawn, stream};
+  draw_workspace_ = {sizes.draw_workspace, stream};
   cos_ = {sizes.rope, stream};
   sin_ = {sizes.rope, stream};
   cuda::check(
@@ -181,7 +183,7 @@ void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamVi
   rope.qkv = qkv_.data();
   rope.stride = qkv_size();
   rope.num_rows = inputs.num_rows;
-  rope.shape = shape_;
+  rope.shape = shape_of(layer);
   rope.positions = inputs.positions;
   rope.blocks = inputs.blocks;
   rope.cos = has_rope ? cos_.data() : nullptr;
@@ -196,13 +198,19 @@ void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamVi
   done(StepPart::kRope);
 }
 
+ops::cuda::AttentionShape Forward::shape_of(int layer) const {
+  const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
+  return {config_.num_heads, config_.num_kv_heads, config_.head_dim,
+          windows_.windows[static_cast<std::size_t>(window)]};
+}
+
 void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream) {
   const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
   const ForwardPlan& plan = inputs.plans[static_cast<std::size_t>(window)];
   ops::cuda::AttentionParams attention;
   attention.kv = kv_;
   attention.layer = layer;
-  attention.shape = shape_;
+  attention.shape = shape_of(layer);
   attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
   attention.q = qkv_.data();
   attention.q_stride = qkv_size();
@@ -250,14 +258,16 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
   norm(weights_.output_norm, count, x, stream);
   linear(StepPart::kHead, weights_.head, {normed_.data(), config_.hidden_size}, count,
          Epilogue::kF32, logits_.data(), config_.vocab_size, nullptr, stream);
-  if (!inputs.draws) return;
-  ops::cuda::ArgmaxParams argmax;
-  argmax.logits = logits_.data();
-  argmax.stride = config_.vocab_size;
-  argmax.num_rows = count;
-  argmax.vocabulary = config_.vocab_size;
-  argmax.out = drawn_.data() + first;
-  ops::cuda::argmax(device_, argmax, stream);
+  if (!inputs.has_draws) return;
+  ops::cuda::DrawParams draw;
+  draw.logits = logits_.data();
+  draw.stride = config_.vocab_size;
+  draw.num_rows = count;
+  draw.vocabulary = config_.vocab_size;
+  draw.rows = inputs.draws + first;
+  draw.workspace = draw_workspace_.data();
+  draw.out = drawn_.data() + first;
+  ops::cuda::draw(device_, draw, stream);
   done(StepPart::kDraw);
 }
 

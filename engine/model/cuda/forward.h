@@ -10,6 +10,7 @@
 #include "engine/model/cuda/cuda_weights.h"
 #include "engine/ops/cuda/attention.h"
 #include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/draw.h"
 #include "engine/ops/cuda/linear.h"
 
 namespace thaw::model {
@@ -62,7 +63,9 @@ struct ForwardInputs {
   /// [num_logit_rows], ascending; not read where every row is one.
   const std::int32_t* logit_rows = nullptr;
   std::vector<ForwardPlan> plans;  ///< one for each window of LayerWindows
-  bool draws = true;  ///< whether any row is drawn
+  /// [num_logit_rows]: how each is drawn.
+  const ops::cuda::DrawRow* draws = nullptr;
+  bool has_draws = true;  ///< whether any row is drawn
 };
 
 /// The decoder on a GPU: buffers for one step, and the operations of that step in order. It
@@ -106,6 +109,7 @@ class Forward {
   void done(StepPart part) {
     if (probe_) probe_(part);
   }
+  ops::cuda::AttentionShape shape_of(int layer) const;
   int q_size() const { return config_.num_heads * config_.head_dim; }
   int qkv_size() const { return q_size() + 2 * config_.num_kv_heads * config_.head_dim; }
 
@@ -116,7 +120,6 @@ class Forward {
   const ForwardLimits limits_;
   const ops::cuda::LinearKernel kernel_;
   const LayerWindows windows_;
-  const ops::cuda::AttentionShape shape_;
 
   cuda::DeviceBuffer<std::int32_t> ids_;  // [rows]
   cuda::DeviceBuffer<float> x_;  // [rows, hidden] the residual stream
@@ -129,6 +132,7 @@ class Forward {
   cuda::DeviceBuffer<ops::cuda::Bf16> tail_attended_;  // tiles [tail rows, q]
   cuda::DeviceBuffer<float> logits_;  // [tail rows, vocab]
   cuda::DeviceBuffer<std::int32_t> drawn_;  // [2, rows]
+  cuda::DeviceBuffer<double> draw_workspace_;
   cuda::DeviceBuffer<float> cos_;  // [positions, rope.dim / 2]
   cuda::DeviceBuffer<float> sin_;
   std::function<void(StepPart)> probe_;

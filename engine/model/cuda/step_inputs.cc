@@ -1,6 +1,7 @@
 #include "engine/model/cuda/step_inputs.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "engine/ops/cuda/attention_plan.h"
@@ -9,16 +10,21 @@
 namespace thaw::model {
 namespace {
 
+using ops::cuda::DrawRow;
+
+constexpr std::size_t kDrawWords = sizeof(DrawRow) / sizeof(std::int32_t);
+static_assert(kDrawWords == 4);
+
 /// Words up to the next 16 bytes: kernels read several at once.
 constexpr std::size_t padded(int words) {
   return static_cast<std::size_t>(words + 3) / 4 * 4;
 }
 
 /// Words that hold every plan within the limits: for each partial result an item with its table and
-/// an entry, for each row of decode its own, and tiles with whole block tables.
+/// an entry, each aligned; for each row of decode its counters; and whole block tables for tiles.
 std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
-  constexpr std::size_t kWordsPerPartial = 5 + 4 + ops::cuda::kSplitBlocks + 8;
-  constexpr std::size_t kWordsPerRow = 16;
+  constexpr std::size_t kWordsPerPartial = 8 + 3 + ops::cuda::kSplitBlocks + 4 + 3;
+  constexpr std::size_t kWordsPerRow = 8 + 64;  // one counter for each KV head
   const std::size_t table = static_cast<std::size_t>(limits.max_positions) / kBlockSize + 1;
   const std::size_t words = 64 + kWordsPerPartial * limits.max_partials +
                             kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
@@ -37,7 +43,8 @@ StepLayout::StepLayout(int num_rows, int num_logit_rows)
     : positions(ids + padded(num_rows)),
       blocks(positions + padded(num_rows)),
       logit_rows(blocks + padded(num_rows)),
-      plan(logit_rows + padded(num_logit_rows)) {}
+      draws(logit_rows + padded(num_logit_rows)),
+      plan(draws + kDrawWords * static_cast<std::size_t>(num_logit_rows)) {}
 
 StepInputs::StepInputs(std::vector<ops::cuda::AttentionShape> shapes, const ForwardLimits& limits,
                        int max_sequences, cuda::StreamView stream)
@@ -64,14 +71,15 @@ ForwardInputs StepInputs::at(int num_rows, int num_logit_rows) const {
   inputs.positions = words_.data() + layout.positions;
   inputs.blocks = words_.data() + layout.blocks;
   inputs.logit_rows = words_.data() + layout.logit_rows;
+  inputs.draws = reinterpret_cast<const DrawRow*>(words_.data() + layout.draws);
   for (std::size_t i = 0; i < shapes_.size(); ++i)
     inputs.plans.push_back({words_.data() + layout.plan + i * max_plan_words_});
   return inputs;
 }
 
 Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const std::int32_t> ids,
-                                       int num_rows, int num_logit_rows, int slot,
-                                       cuda::StreamView stream) {
+                                       std::span<const DrawRow> draws, int num_rows,
+                                       int num_logit_rows, int slot, cuda::StreamView stream) {
   const StepLayout layout(num_rows, num_logit_rows);
   const std::span<std::int32_t> words = staging_[static_cast<std::size_t>(slot)].span();
   const auto put = [&](std::size_t at, std::span<const std::int32_t> values, std::size_t count,
@@ -83,6 +91,10 @@ Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const st
   put(layout.ids, ids, count, ops::cuda::kNoToken);
   put(layout.positions, rows.positions(), count, 0);
   put(layout.logit_rows, rows.logit_rows(), static_cast<std::size_t>(num_logit_rows), 0);
+  const auto draw_words =
+      words.subspan(layout.draws, kDrawWords * static_cast<std::size_t>(num_logit_rows));
+  std::ranges::fill(draw_words, 0);  // the rest is greedy
+  std::memcpy(draw_words.data(), draws.data(), draws.size_bytes());
   std::int32_t* block = words.data() + layout.blocks;
   for (const ops::AttentionSequence& sequence : rows.sequences())
     for (int i = 0; i < sequence.num_rows; ++i)

@@ -23,6 +23,7 @@ struct StepLayout {
   std::size_t positions = 0;
   std::size_t blocks = 0;
   std::size_t logit_rows = 0;
+  std::size_t draws = 0;
   std::size_t plan = 0;  ///< the first; each has max_plan_words
 };
 
@@ -41,10 +42,11 @@ class StepInputs {
 
   /// Lays `rows` out for `num_rows` and `num_logit_rows` (at least as many as there are; the rest
   /// writes nowhere) in slot `slot` (0 or 1) and enqueues the copy to the device. `ids`: what
-  /// resolve_ids takes, one for each row. The slot must not be filled again before the step is
-  /// done. Errors: kResourceExhausted where the attention plan has no room. Throws where the copy
-  /// fails.
-  Result<ForwardInputs> send(const BatchRows& rows, std::span<const std::int32_t> ids, int num_rows,
+  /// resolve_ids takes, one for each row; `draws`: one for each logit row. The slot must not be
+  /// filled again before the step is done. Errors: kResourceExhausted where the attention plan has
+  /// no room. Throws where the copy fails.
+  Result<ForwardInputs> send(const BatchRows& rows, std::span<const std::int32_t> ids,
+                             std::span<const ops::cuda::DrawRow> draws, int num_rows,
                              int num_logit_rows, int slot, cuda::StreamView stream);
 
  private:
