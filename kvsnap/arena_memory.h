@@ -34,6 +34,8 @@ class ArenaView {
   static Result<ArenaView> map(int fd);
 
   std::size_t size_bytes() const { return mapping_.size_bytes(); }
+  /// All of it, to be pinned.
+  std::span<std::byte> memory() const { return mapping_.bytes(); }
   /// The bytes of an extent. REQUIRES: it lies inside (check_manifest).
   std::span<std::byte> bytes(const Extent& extent) const {
     return mapping_.bytes().subspan(extent.offset, extent.size_bytes);

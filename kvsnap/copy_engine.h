@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+
+#include "engine/base/result.h"
+#include "kvsnap/copy_pipeline.h"
+
+namespace thaw::kvsnap {
+
+/// A device's copy engine, as OverlappedPipeline drives it: it works while its caller does not
+/// wait. fence() is called by the thread that computes, everything else by the pipeline's own.
+class CopyEngine {
+ public:
+  /// A point in the device's compute work.
+  class Fence {
+   public:
+    virtual ~Fence() = default;
+  };
+
+  virtual ~CopyEngine() = default;
+  /// Chunks that may be in flight at once; slots are 0 .. num_slots() - 1.
+  virtual std::size_t num_slots() const = 0;
+  /// Marks what the device has been given to compute so far. Waits for nothing.
+  virtual Result<std::unique_ptr<Fence>> fence() = 0;
+  /// Called once by the pipeline's thread before anything else.
+  virtual Result<void> attach_thread() = 0;
+  /// Later copies begin when the device has reached the fence.
+  virtual Result<void> wait_for(const Fence& fence) = 0;
+  /// Starts the copies of one chunk; waits for nothing. REQUIRES: the slot is not in flight.
+  virtual Result<void> start(std::size_t slot, CopyDirection direction,
+                             std::span<const CopyPiece> copies) = 0;
+  /// Whether what was started last in that slot is done. Errors: the device's.
+  virtual Result<bool> finished(std::size_t slot) = 0;
+};
+
+}  // namespace thaw::kvsnap

@@ -1,0 +1,96 @@
+#include "kvsnap/copy_pipeline_cuda.h"
+
+#include <array>
+#include <utility>
+
+#include "engine/cuda/buffer.h"
+#include "engine/cuda/check.h"
+
+namespace thaw::kvsnap {
+namespace {
+
+constexpr std::size_t kStreams = 2;  // one starts its next copy while the other's runs
+// Ahead of the engine: more than a millisecond of copies.
+constexpr std::size_t kSlots = 8;
+
+/// Turns what the calls below throw into a Result.
+template <typename F>
+auto caught(F&& body) -> Result<decltype(body())> try {
+  if constexpr (std::is_void_v<decltype(body())>) {
+    body();
+    return {};
+  } else {
+    return body();
+  }
+} catch (const Exception& failure) {
+  return failure.error();
+}
+
+class CudaFence final : public CopyEngine::Fence {
+ public:
+  explicit CudaFence(cuda::StreamView compute) { event_.record(compute); }
+  const cuda::Event& event() const { return event_; }
+
+ private:
+  cuda::Event event_;
+};
+
+class CudaCopyEngine final : public CopyEngine {
+ public:
+  explicit CudaCopyEngine(cuda::StreamView compute)
+      : compute_(compute), device_(streams_[0].device()) {}
+
+  std::size_t num_slots() const override { return kSlots; }
+
+  Result<std::unique_ptr<Fence>> fence() override {
+    return caught(
+        [&]() -> std::unique_ptr<Fence> { return std::make_unique<CudaFence>(compute_); });
+  }
+
+  Result<void> attach_thread() override {
+    return caught([&] { cuda::check(cudaSetDevice(device_), "device of the copies"); });
+  }
+
+  Result<void> wait_for(const Fence& fence) override {
+    return caught([&] {
+      for (const cuda::Stream& stream : streams_)
+        static_cast<const CudaFence&>(fence).event().wait(stream);
+    });
+  }
+
+  Result<void> start(std::size_t slot, CopyDirection direction,
+                     std::span<const CopyPiece> copies) override {
+    return caught([&] {
+      const cuda::StreamView stream = streams_[slot % kStreams];
+      const auto kind =
+          direction == CopyDirection::kToArena ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+      for (const CopyPiece& copy : copies) {
+        cuda::check(
+            cudaMemcpyAsync(copy.destination, copy.source, copy.size_bytes, kind, stream.get()),
+            "copy of KV blocks");
+      }
+      events_[slot].record(stream);
+    });
+  }
+
+  Result<bool> finished(std::size_t slot) override {
+    return caught([&] { return events_[slot].done(); });
+  }
+
+ private:
+  cuda::StreamView compute_;
+  std::array<cuda::Stream, kStreams> streams_;
+  std::array<cuda::Event, kSlots> events_;
+  int device_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<CopyPipeline>> make_cuda_copy_pipeline(cuda::StreamView compute,
+                                                              const OverlapOptions& options) {
+  return caught([&]() -> std::unique_ptr<CopyPipeline> {
+    return std::make_unique<OverlappedPipeline>(std::make_unique<CudaCopyEngine>(compute), options);
+  });
+}
+
+}  // namespace thaw::kvsnap

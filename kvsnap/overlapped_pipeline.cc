@@ -1,0 +1,176 @@
+#include "kvsnap/overlapped_pipeline.h"
+
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "engine/base/crc32c.h"
+#include "engine/base/log.h"
+
+namespace thaw::kvsnap {
+namespace {
+
+// A task of the checksum threads.
+constexpr std::size_t kSliceBytes = std::size_t{1} << 20;
+// Between two looks at an engine that has nothing new: a chunk takes some 150 microseconds.
+constexpr std::chrono::microseconds kNap{15};
+constexpr std::chrono::seconds kCollectMargin{5};
+
+}  // namespace
+
+OverlappedPipeline::OverlappedPipeline(std::unique_ptr<CopyEngine> engine,
+                                       const OverlapOptions& options)
+    : engine_(std::move(engine)),
+      options_(options),
+      checksum_threads_(options.num_threads),
+      thread_([this] { serve(); }) {}
+
+OverlappedPipeline::~OverlappedPipeline() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  work_.notify_one();
+  thread_.join();
+}
+
+Result<CopyHandle> OverlappedPipeline::launch(CopyDirection direction,
+                                              std::vector<ExtentCopy> extents) {
+  auto fence = engine_->fence();
+  if (!fence) return fence.error();
+  CopyHandle handle = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (broken_) return *broken_;
+    handle = ++last_handle_;
+    results_.emplace(handle, std::nullopt);
+    queue_.push_back({handle, direction, std::move(extents), std::move(*fence)});
+  }
+  work_.notify_one();
+  return handle;
+}
+
+bool OverlappedPipeline::done(CopyHandle handle) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = results_.find(handle);
+  return found == results_.end() || found->second.has_value();
+}
+
+Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle) {
+  std::unique_lock lock(mutex_);
+  const auto found = results_.find(handle);
+  if (found == results_.end()) {
+    return make_error(Errc::kInternal,
+                      "copy " + std::to_string(handle) + " was never launched, or collected");
+  }
+  // Each copy before it may take its whole time.
+  const auto patience = options_.deadline * (queue_.size() + 1) + kCollectMargin;
+  if (!finished_.wait_for(lock, patience, [&] { return found->second.has_value(); })) {
+    broken_ = make_error(Errc::kDeadlineExceeded,
+                         "copy " + std::to_string(handle) + " is not done after " +
+                             std::to_string(patience / std::chrono::milliseconds(1)) + " ms");
+    return *broken_;
+  }
+  Result<Checksums> result = std::move(*found->second);
+  results_.erase(found);
+  return result;
+}
+
+void OverlappedPipeline::serve() {
+  // The kernel rounds a sleep up by 50 microseconds otherwise. Of this thread only.
+  (void)::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  const auto attached = engine_->attach_thread();
+  std::unique_lock lock(mutex_);
+  if (!attached) broken_ = attached.error();
+  while (true) {
+    work_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    if (stopping_) return;
+    const Job job = std::move(queue_.front());
+    queue_.pop_front();
+    std::optional<Result<Checksums>> result;
+    if (broken_) {
+      result = *broken_;
+    } else {
+      lock.unlock();
+      try {
+        result = run(job);
+      } catch (const Exception& failure) {
+        result = failure.error();
+      } catch (const std::exception& failure) {
+        result = make_error(Errc::kInternal, failure.what());
+      }
+      lock.lock();
+      if (!*result) broken_ = result->error();
+    }
+    results_[job.handle] = std::move(result);
+    finished_.notify_all();
+  }
+}
+
+Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
+  const auto end = std::chrono::steady_clock::now() + options_.deadline;
+  const std::vector<CopyChunk> chunks =
+      cut_into_chunks(job.direction, job.extents, options_.chunks);
+  Checksums checksums(job.extents.size(), 0);
+  if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered.error();
+  std::size_t started = 0;
+  std::size_t arrived = 0;
+  std::size_t checked = 0;
+  while (arrived < chunks.size() || checked < chunks.size()) {
+    while (started < chunks.size() && started - arrived < engine_->num_slots()) {
+      const auto& copies = chunks[started].copies;
+      if (auto begun = engine_->start(started % engine_->num_slots(), job.direction, copies);
+          !begun) {
+        return begun.error();
+      }
+      ++started;
+    }
+    bool idle = true;
+    while (arrived < started) {
+      const auto there = engine_->finished(arrived % engine_->num_slots());
+      if (!there) return there.error();
+      if (!*there) break;
+      ++arrived;
+      idle = false;
+    }
+    // What comes from the arena lies there from the beginning.
+    const std::size_t readable =
+        job.direction == CopyDirection::kFromArena ? chunks.size() : arrived;
+    if (checked < readable) {
+      const CopyChunk& chunk = chunks[checked++];
+      std::uint32_t& crc = checksums[chunk.extent];
+      crc = crc32c_combine(crc, checksum(chunk.arena), chunk.arena.size());
+      idle = false;
+    }
+    if (!idle) continue;
+    if (std::chrono::steady_clock::now() > end) {
+      return make_error(Errc::kDeadlineExceeded,
+                        std::to_string(arrived) + " of " + std::to_string(chunks.size()) +
+                            " parts of a copy are done after " +
+                            std::to_string(options_.deadline.count()) + " ms");
+    }
+    std::this_thread::sleep_for(kNap);
+  }
+  return checksums;
+}
+
+std::uint32_t OverlappedPipeline::checksum(std::span<const std::byte> bytes) {
+  const std::size_t num_slices = (bytes.size() + kSliceBytes - 1) / kSliceBytes;
+  std::vector<std::uint32_t> slices(num_slices);
+  const auto slice = [&](std::size_t index) {
+    const std::size_t at = index * kSliceBytes;
+    return bytes.subspan(at, std::min(kSliceBytes, bytes.size() - at));
+  };
+  checksum_threads_.parallel_for(static_cast<int>(num_slices), [&](int task) {
+    slices[static_cast<std::size_t>(task)] = crc32c(slice(static_cast<std::size_t>(task)));
+  });
+  std::uint32_t crc = 0;
+  for (std::size_t i = 0; i < num_slices; ++i)
+    crc = crc32c_combine(crc, slices[i], slice(i).size());
+  return crc;
+}
+
+}  // namespace thaw::kvsnap

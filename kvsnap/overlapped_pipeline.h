@@ -1,0 +1,76 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "kvsnap/copy_chunks.h"
+#include "kvsnap/copy_engine.h"
+#include "kvsnap/copy_pipeline.h"
+
+namespace thaw::kvsnap {
+
+struct OverlapOptions {
+  int num_threads = 4;  ///< that compute checksums; a core does some 10 to 27 GB/s
+  ChunkLimits chunks;
+  /// A copy that takes longer from its turn on has failed.
+  std::chrono::milliseconds deadline{30000};
+};
+
+/// Copies by an engine, checksums by CPU threads from the arena's bytes while it copies: of every
+/// chunk that has arrived on the way to the arena, of all bytes at once on the way from it. A
+/// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
+/// device's work and nothing else. Copies are served one after another.
+///
+/// After an error (the device's, or a missed deadline) the engine may still write: every copy from
+/// then on fails, and the memory named by the failed one must stay until this process has ended.
+class OverlappedPipeline final : public CopyPipeline {
+ public:
+  OverlappedPipeline(std::unique_ptr<CopyEngine> engine, const OverlapOptions& options);
+  /// Lets the copy that runs come to its end, drops the others.
+  ~OverlappedPipeline() override;
+  OverlappedPipeline(const OverlappedPipeline&) = delete;
+  OverlappedPipeline& operator=(const OverlappedPipeline&) = delete;
+
+  Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) override;
+  bool done(CopyHandle handle) const override;
+  Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override;
+
+ private:
+  using Checksums = std::vector<std::uint32_t>;
+  struct Job {
+    CopyHandle handle = 0;
+    CopyDirection direction = CopyDirection::kToArena;
+    std::vector<ExtentCopy> extents;
+    std::unique_ptr<CopyEngine::Fence> fence;
+  };
+
+  void serve();
+  Result<Checksums> run(const Job& job);
+  std::uint32_t checksum(std::span<const std::byte> bytes);
+
+  std::unique_ptr<CopyEngine> engine_;
+  const OverlapOptions options_;
+  ThreadPool checksum_threads_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;  ///< waited for by thread_
+  std::condition_variable finished_;
+  std::deque<Job> queue_;  ///< guarded by mutex_, as everything below
+  std::map<CopyHandle, std::optional<Result<Checksums>>> results_;  ///< no value: not done
+  std::optional<Error> broken_;
+  CopyHandle last_handle_ = 0;
+  bool stopping_ = false;
+
+  std::thread thread_;  ///< last: it uses all of the above
+};
+
+}  // namespace thaw::kvsnap
