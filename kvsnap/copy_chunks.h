@@ -17,7 +17,7 @@ struct CopyChunk {
 };
 
 struct ChunkLimits {
-  std::size_t max_bytes = std::size_t{8} << 20;
+  std::size_t max_bytes = std::size_t{4} << 20;
   /// Copies wait in a queue of the driver that holds some thousand, and whoever finds it full is
   /// held up, the thread that computes too.
   std::size_t max_copies = 64;

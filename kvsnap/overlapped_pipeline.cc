@@ -13,11 +13,28 @@
 namespace thaw::kvsnap {
 namespace {
 
-// A task of the checksum threads.
-constexpr std::size_t kSliceBytes = std::size_t{1} << 20;
+// One thread's step, some 30 microseconds: the last ones end together.
+constexpr std::size_t kSliceBytes = std::size_t{256} << 10;
 // Between two looks at an engine that has nothing new: a chunk takes some 150 microseconds.
-constexpr std::chrono::microseconds kNap{15};
+constexpr std::chrono::microseconds kNap{10};
 constexpr std::chrono::seconds kCollectMargin{5};
+
+/// Which slices the chunks are cut into, for the crew; in order.
+struct Slices {
+  std::vector<std::span<const std::byte>> bytes;
+  std::vector<std::size_t> extent;  ///< of each slice
+  std::vector<std::size_t> end_of_chunk;  ///< slices up to the end of each chunk
+
+  explicit Slices(const std::vector<CopyChunk>& chunks) {
+    for (const CopyChunk& chunk : chunks) {
+      for (std::size_t at = 0; at < chunk.arena.size(); at += kSliceBytes) {
+        bytes.push_back(chunk.arena.subspan(at, std::min(kSliceBytes, chunk.arena.size() - at)));
+        extent.push_back(chunk.extent);
+      }
+      end_of_chunk.push_back(bytes.size());
+    }
+  }
+};
 
 }  // namespace
 
@@ -25,7 +42,7 @@ OverlappedPipeline::OverlappedPipeline(std::unique_ptr<CopyEngine> engine,
                                        const OverlapOptions& options)
     : engine_(std::move(engine)),
       options_(options),
-      checksum_threads_(options.num_threads),
+      crew_(options.num_threads),
       thread_([this] { serve(); }) {}
 
 OverlappedPipeline::~OverlappedPipeline() {
@@ -111,15 +128,27 @@ void OverlappedPipeline::serve() {
 }
 
 Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
-  const auto end = std::chrono::steady_clock::now() + options_.deadline;
   const std::vector<CopyChunk> chunks =
       cut_into_chunks(job.direction, job.extents, options_.chunks);
-  Checksums checksums(job.extents.size(), 0);
   if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered.error();
+  Result<Checksums> checksums = copy(job, chunks);
+  crew_.end();
+  return checksums;
+}
+
+Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
+    const Job& job, const std::vector<CopyChunk>& chunks) {
+  static const Crc32cCombiner append_slice(kSliceBytes);
+  const auto end = std::chrono::steady_clock::now() + options_.deadline;
+  const Slices slices(chunks);
+  Checksums checksums(job.extents.size(), 0);
+  crew_.begin(slices.bytes);
+  // What comes from the arena lies there from the beginning.
+  if (job.direction == CopyDirection::kFromArena) crew_.allow(slices.bytes.size());
   std::size_t started = 0;
   std::size_t arrived = 0;
-  std::size_t checked = 0;
-  while (arrived < chunks.size() || checked < chunks.size()) {
+  std::size_t folded = 0;  // slices whose checksums are part of their extent's
+  while (arrived < chunks.size() || folded < slices.bytes.size()) {
     while (started < chunks.size() && started - arrived < engine_->num_slots()) {
       const auto& copies = chunks[started].copies;
       if (auto begun = engine_->start(started % engine_->num_slots(), job.direction, copies);
@@ -128,24 +157,24 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
       }
       ++started;
     }
-    bool idle = true;
+    const std::size_t arrived_before = arrived;
     while (arrived < started) {
       const auto there = engine_->finished(arrived % engine_->num_slots());
       if (!there) return there.error();
       if (!*there) break;
       ++arrived;
-      idle = false;
     }
-    // What comes from the arena lies there from the beginning.
-    const std::size_t readable =
-        job.direction == CopyDirection::kFromArena ? chunks.size() : arrived;
-    if (checked < readable) {
-      const CopyChunk& chunk = chunks[checked++];
-      std::uint32_t& crc = checksums[chunk.extent];
-      crc = crc32c_combine(crc, checksum(chunk.arena), chunk.arena.size());
-      idle = false;
+    const bool news = arrived > arrived_before;
+    if (news && job.direction == CopyDirection::kToArena) {
+      crew_.allow(slices.end_of_chunk[arrived - 1]);
     }
-    if (!idle) continue;
+    for (; folded < slices.bytes.size() && crew_.done(folded); ++folded) {
+      std::uint32_t& crc = checksums[slices.extent[folded]];
+      const std::size_t size = slices.bytes[folded].size();
+      crc = size == kSliceBytes ? append_slice(crc, crew_.crc(folded))
+                                : crc32c_combine(crc, crew_.crc(folded), size);
+    }
+    if (news) continue;
     if (std::chrono::steady_clock::now() > end) {
       return make_error(Errc::kDeadlineExceeded,
                         std::to_string(arrived) + " of " + std::to_string(chunks.size()) +
@@ -155,22 +184,6 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
     std::this_thread::sleep_for(kNap);
   }
   return checksums;
-}
-
-std::uint32_t OverlappedPipeline::checksum(std::span<const std::byte> bytes) {
-  const std::size_t num_slices = (bytes.size() + kSliceBytes - 1) / kSliceBytes;
-  std::vector<std::uint32_t> slices(num_slices);
-  const auto slice = [&](std::size_t index) {
-    const std::size_t at = index * kSliceBytes;
-    return bytes.subspan(at, std::min(kSliceBytes, bytes.size() - at));
-  };
-  checksum_threads_.parallel_for(static_cast<int>(num_slices), [&](int task) {
-    slices[static_cast<std::size_t>(task)] = crc32c(slice(static_cast<std::size_t>(task)));
-  });
-  std::uint32_t crc = 0;
-  for (std::size_t i = 0; i < num_slices; ++i)
-    crc = crc32c_combine(crc, slices[i], slice(i).size());
-  return crc;
 }
 
 }  // namespace thaw::kvsnap

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "engine/base/thread_pool.h"
+#include "kvsnap/checksum_crew.h"
 #include "kvsnap/copy_chunks.h"
 #include "kvsnap/copy_engine.h"
 #include "kvsnap/copy_pipeline.h"
@@ -19,7 +19,7 @@
 namespace thaw::kvsnap {
 
 struct OverlapOptions {
-  int num_threads = 4;  ///< that compute checksums; a core does some 10 to 27 GB/s
+  int num_threads = 4;  ///< that compute checksums; a core does some 10 GB/s from memory
   ChunkLimits chunks;
   /// A copy that takes longer from its turn on has failed.
   std::chrono::milliseconds deadline{30000};
@@ -55,11 +55,11 @@ class OverlappedPipeline final : public CopyPipeline {
 
   void serve();
   Result<Checksums> run(const Job& job);
-  std::uint32_t checksum(std::span<const std::byte> bytes);
+  Result<Checksums> copy(const Job& job, const std::vector<CopyChunk>& chunks);
 
   std::unique_ptr<CopyEngine> engine_;
   const OverlapOptions options_;
-  ThreadPool checksum_threads_;
+  ChecksumCrew crew_;
 
   mutable std::mutex mutex_;
   std::condition_variable work_;  ///< waited for by thread_

@@ -51,15 +51,21 @@ std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous) {
   return ~state;
 }
 
-std::uint32_t crc32c_combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t size_b_bytes) {
-  // Appending B shifts A's remainder by its bits: times x^(8 * size), by squaring.
+// Appending B shifts A's remainder by its bits: times x^(8 * size), by squaring.
+Crc32cCombiner::Crc32cCombiner(std::uint64_t size_b_bytes) : power_(0x80000000) {
   std::uint32_t power = 0x00800000;  // x^8
-  std::uint32_t shifted = crc_a;
   for (std::uint64_t rest = size_b_bytes; rest != 0; rest >>= 1) {
-    if ((rest & 1) != 0) shifted = multiply(power, shifted);
+    if ((rest & 1) != 0) power_ = multiply(power, power_);
     power = multiply(power, power);
   }
-  return shifted ^ crc_b;
+}
+
+std::uint32_t Crc32cCombiner::operator()(std::uint32_t crc_a, std::uint32_t crc_b) const {
+  return multiply(power_, crc_a) ^ crc_b;
+}
+
+std::uint32_t crc32c_combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t size_b_bytes) {
+  return Crc32cCombiner(size_b_bytes)(crc_a, crc_b);
 }
 
 }  // namespace thaw
