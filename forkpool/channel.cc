@@ -1,8 +1,5 @@
 #include "forkpool/channel.h"
 
-#include <fcntl.h>
-#include <sys/socket.h>
-
 #include <cerrno>
 #include <utility>
 
@@ -12,6 +9,13 @@ namespace {
 constexpr std::size_t kReadBytes = std::size_t{64} << 10;
 // So that one worker's flood does not keep the loop from the others.
 constexpr int kReadsPerTurn = 16;
+
+Error read_error(int error_number) {
+  if (error_number == EPROTO) {
+    return make_error(Errc::kProtocol, "more descriptors at once than any frame has");
+  }
+  return io_error("reading the worker's channel", error_number);
+}
 
 }  // namespace
 
@@ -30,11 +34,11 @@ void Channel::start() {
 void Channel::wait_readable() {
   watch_.wait_readable([this] {
     for (int i = 0; i < kReadsPerTurn && !ended_; ++i) {
-      const ssize_t count = ::recv(fd_.get(), in_.data(), in_.size(), MSG_DONTWAIT);
+      const ssize_t count = receive_some(fd_.get(), in_, decoder_);
       if (count < 0 && (errno == EAGAIN || errno == EINTR)) break;
-      if (count < 0) return end(io_error("reading the worker's channel", errno));
+      if (count < 0) return end(read_error(errno));
       if (count == 0) return end({});
-      decode(static_cast<std::size_t>(count));
+      decode();
       if (static_cast<std::size_t>(count) < in_.size()) break;
     }
     if (!ended_) wait_readable();
@@ -43,17 +47,16 @@ void Channel::wait_readable() {
 
 void Channel::drain() {
   while (!ended_) {
-    const ssize_t count = ::recv(fd_.get(), in_.data(), in_.size(), MSG_DONTWAIT);
+    const ssize_t count = receive_some(fd_.get(), in_, decoder_);
     if (count < 0 && errno == EINTR) continue;
     // A descendant of the worker may hold its end of the socket open: nothing more will be read.
-    if (count < 0 && errno != EAGAIN) return end(io_error("reading the worker's channel", errno));
+    if (count < 0 && errno != EAGAIN) return end(read_error(errno));
     if (count <= 0) return end({});
-    decode(static_cast<std::size_t>(count));
+    decode();
   }
 }
 
-void Channel::decode(std::size_t count) {
-  decoder_.feed(std::span(in_.data(), count));
+void Channel::decode() {
   while (!ended_) {
     auto next = decoder_.next();
     if (!next) return end(std::move(next).error());
@@ -64,35 +67,21 @@ void Channel::decode(std::size_t count) {
 
 void Channel::send(const Frame& frame) {
   if (broken_) return;
-  if (unsent_bytes() == 0) {
-    out_.clear();
-    written_ = 0;
-    last_progress_ = loop_.now();
-    out_ = encode_frame(frame);
-    write_available();
-  } else {
-    out_ += encode_frame(frame);
-  }
+  const bool idle = unsent_bytes() == 0;
+  if (idle) last_progress_ = loop_.now();
+  out_.push(frame);
+  if (idle) write_available();
 }
 
 void Channel::write_available() {
-  while (unsent_bytes() > 0) {
-    const ssize_t count =
-        ::send(fd_.get(), out_.data() + written_, unsent_bytes(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == EAGAIN) {
-      watch_.wait_writable([this] { write_available(); });
-      return;
-    }
-    if (count < 0) {  // its death is noticed elsewhere; what was queued is sent again then
-      broken_ = true;
-      break;
-    }
-    written_ += static_cast<std::size_t>(count);
-    last_progress_ = loop_.now();
+  const std::size_t before = unsent_bytes();
+  if (out_.send_some(fd_.get()) != 0) {
+    // Its death is noticed elsewhere; what was queued is sent again then.
+    broken_ = true;
+    return out_.clear();
   }
-  out_.clear();
-  written_ = 0;
+  if (unsent_bytes() < before) last_progress_ = loop_.now();
+  if (unsent_bytes() > 0) watch_.wait_writable([this] { write_available(); });
 }
 
 void Channel::end(Result<void> how) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "engine/base/unique_fd.h"
+#include "forkpool/frame_socket.h"
 #include "forkpool/loop.h"
 #include "forkpool/protocol.h"
 
@@ -16,7 +17,8 @@ class Channel {
  public:
   struct Callbacks {
     std::function<void(Frame)> on_frame;
-    /// Once: end of file (success), a read error (kIo), or bytes that are no frame (kProtocol).
+    /// Once: end of file (success), a read error (kIo), or bytes or descriptors that are no frame
+    /// (kProtocol).
     /// Nothing is read afterwards.
     std::function<void(Result<void> how)> on_end;
   };
@@ -30,13 +32,13 @@ class Channel {
   /// Reads what a process that has exited left behind: to end of file, without waiting.
   void drain();
 
-  std::size_t unsent_bytes() const { return out_.size() - written_; }
+  std::size_t unsent_bytes() const { return out_.unsent_bytes(); }
   /// When the socket last took a byte, or the queue began to fill.
   Clock::TimePoint last_progress() const { return last_progress_; }
 
  private:
   void wait_readable();
-  void decode(std::size_t count);
+  void decode();
   void write_available();
   void end(Result<void> how);
 
@@ -46,8 +48,7 @@ class Channel {
   Loop::Watch watch_;
   FrameDecoder decoder_;
   std::string in_;  // read buffer
-  std::string out_;  // encoded frames; the first written_ bytes are in the socket
-  std::size_t written_ = 0;
+  FrameSender out_;
   Clock::TimePoint last_progress_;
   bool ended_ = false;
   bool broken_ = false;  // the peer takes no more bytes

@@ -32,6 +32,7 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
                    if (slots_[worker]->ready()) slots_[worker]->send(frame);
                  }),
       pace_(kv_pools.size()),
+      first_uploads_(shared.device_weights != nullptr),
       deadline_timer_(loop),
       progress_timer_(loop),
       drain_timer_(loop) {
@@ -43,6 +44,7 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       .on_ready =
           [this](std::uint32_t worker) {
             pace_[worker] = {};
+            start_others();
             pump();
             changed();
           },
@@ -58,9 +60,16 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
 }
 
 void Dispatcher::start() {
-  for (const auto& slot : slots_)
-    slot->start();
+  slots_.front()->start();
+  // On a device the first one uploads the weights and the others share them.
+  if (!first_uploads_) start_others();
   changed();
+}
+
+void Dispatcher::start_others() {
+  if (std::exchange(others_started_, true)) return;
+  for (std::size_t worker = 1; worker < slots_.size(); ++worker)
+    slots_[worker]->start();
 }
 
 void Dispatcher::submit(ForkPlan&& plan) {
@@ -245,6 +254,7 @@ void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const
 }
 
 void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) {
+  start_others();
   if (!stopping_) ++deaths_;
   if (stopping_ && death.was_ready && !death.expected) killed_ = true;
   transfers_.on_exit({worker, slots_[worker]->generation()});

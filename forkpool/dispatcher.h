@@ -83,6 +83,7 @@ class Dispatcher {
   void replan(RequestId id, bool was_alone, const std::string& reason);
   bool any_ready() const;
   std::optional<Error> hopeless() const;
+  void start_others();
   void watch_progress();
   void stop_if_drained();
   void changed() {
@@ -101,6 +102,8 @@ class Dispatcher {
     bool busy = false;  // all the time since
   };
   std::vector<Pace> pace_;
+  bool first_uploads_;  // the other workers start when the first one has had its try
+  bool others_started_ = false;
 
   Entries entries_;
   std::deque<RequestId> waiting_;

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/base/device_name.h"
 #include "engine/base/log.h"
 #include "engine/base/memory_map.h"
 #include "forkpool/dispatcher.h"
@@ -28,6 +29,7 @@ struct ForkPool::Impl {
   WeightsMemory weights;
   std::unique_ptr<kvsnap::Arena> arena;  // null: no snapshots
   UniqueFd no_arena;  // what workers get in its place
+  WorkerSlot::SharedWeights device_weights;  // the loop's thread only
   std::vector<kvsnap::PageWarmer> warmers;
   Loop loop;
   std::unique_ptr<Dispatcher> dispatcher;  // the loop's thread only
@@ -82,11 +84,17 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
     impl->no_arena = std::move(*empty);
     shared.arena_fd = impl->no_arena.get();
   }
+  const auto device = parse_device(impl->options.device);
+  if (!device) return device.error();
+  const bool on_device = device->kind != DeviceName::Kind::kCpu;
+  if (on_device) shared.device_weights = &impl->device_weights;
+  // What a worker has on a device it allocates there itself.
+  const std::uint64_t kv_bytes = on_device ? 0 : impl->options.kv_bytes;
   std::vector<UniqueFd> kv_pools;
   for (std::uint32_t worker = 0; worker < impl->options.num_workers; ++worker) {
-    auto memory = create_memfd("thaw-kv-" + std::to_string(worker), impl->options.kv_bytes);
+    auto memory = create_memfd("thaw-kv-" + std::to_string(worker), kv_bytes);
     if (!memory) return std::move(memory).error();
-    if (impl->options.warm_memory && impl->options.kv_bytes > 0) {
+    if (impl->options.warm_memory && kv_bytes > 0) {
       auto warmer = kvsnap::PageWarmer::start(memory->get());
       if (!warmer) return std::move(warmer).error();
       impl->warmers.push_back(std::move(*warmer));

@@ -21,10 +21,11 @@ namespace thaw::forkpool {
 struct PoolOptions {
   std::string worker_binary;  ///< path of the `thaw` binary (its `worker` command is run)
   std::uint32_t num_workers = 1;
+  std::string device = "cpu";  ///< of every worker; engine/base/device_name.h
   std::uint32_t threads_per_worker = 1;
   std::string isa;
   std::string kv_dtype = "bf16";
-  std::uint64_t kv_bytes = 0;  ///< KV pool of each worker
+  std::uint64_t kv_bytes = 0;  ///< KV pool of each worker; on a device 0 is what is free there
   std::uint64_t arena_bytes = 0;  ///< snapshots, all workers
   std::uint32_t max_num_seqs = 64;
   std::uint32_t max_waiting = 1024;
@@ -43,16 +44,17 @@ struct PoolOptions {
   bool warm_memory = false;
 };
 
-/// The weights that every worker maps; owned here so that they outlive any worker.
+/// The weights that every worker maps or uploads; owned here so that they outlive any worker.
 struct WeightsMemory {
   UniqueFd fd;
   std::uint64_t size_bytes = 0;
 };
 
 /// Worker processes behind one door. Owns their memory (weights, one KV pool each, the snapshot
-/// arena), places plans, keeps the ledger of published blocks, notices deaths (pidfd, end of file),
-/// respawns with back-off, and sends what a dead worker had again: from the last token sent, so a
-/// stream just goes on. Thread-safe; one thread of its own runs everything.
+/// arena; device memory by the descriptors that workers send), places plans, keeps the ledger of
+/// published blocks, notices deaths (pidfd, end of file), respawns with back-off, and sends what a
+/// dead worker had again: from the last token sent, so a stream just goes on. Thread-safe; one
+/// thread of its own runs everything.
 class ForkPool {
  public:
   /// Called on the pool's thread; must not block.

@@ -1,6 +1,7 @@
 #include "forkpool/protocol.h"
 
-#include <array>
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "forkpool/protocol_values.h"
@@ -19,9 +20,10 @@ struct TypeInfo {
   const char* name;
 };
 constexpr TypeInfo kTypes[] = {
-    {1, "init"},    {2, "adopt"},    {3, "submit"},         {4, "cancel"},        {5, "snapshot"},
-    {6, "restore"}, {7, "shutdown"}, {16, "ready"},         {17, "events"},       {18, "publish"},
-    {19, "evict"},  {20, "stats"},   {21, "snapshot_done"}, {22, "restore_done"}, {23, "fatal"}};
+    {1, "init"},     {2, "adopt"},    {3, "submit"},  {4, "cancel"},         {5, "snapshot"},
+    {6, "restore"},  {7, "shutdown"}, {8, "inherit"}, {16, "ready"},         {17, "events"},
+    {18, "publish"}, {19, "evict"},   {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
+    {23, "fatal"},   {24, "keep"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -43,9 +45,11 @@ struct PayloadOf {
   Json operator()(const InitFrame& init) const {
     return {{"worker", init.worker},
             {"generation", init.generation},
+            {"device", init.device},
             {"num_threads", init.num_threads},
             {"isa", init.isa},
             {"kv_dtype", init.kv_dtype},
+            {"kv_bytes", init.kv_bytes},
             {"max_num_seqs", init.max_num_seqs},
             {"max_waiting", init.max_waiting},
             {"prefill_chunk_tokens", init.prefill_chunk_tokens},
@@ -66,6 +70,12 @@ struct PayloadOf {
     return {{"id", frame.id}, {"manifest", wire::to_json(frame.manifest)}};
   }
   Json operator()(const ShutdownFrame& /*frame*/) const { return Json::object(); }
+  Json operator()(const InheritFrame& frame) const {
+    return {{"memory", wire::to_json(frame.memory)}};
+  }
+  Json operator()(const KeepFrame& frame) const {
+    return {{"memory", wire::to_json(frame.memory)}};
+  }
   Json operator()(const ReadyFrame& ready) const {
     return {{"kernel_set", ready.kernel_set},
             {"engine_fingerprint", wire::pack(ready.engine_fingerprint)},
@@ -101,9 +111,11 @@ InitFrame read_init(const Fields& fields) {
   InitFrame init;
   init.worker = fields.u32("worker");
   init.generation = fields.u32("generation");
+  init.device = fields.text("device", kMaxNameBytes);
   init.num_threads = fields.u32("num_threads");
   init.isa = fields.text("isa", kMaxNameBytes);
   init.kv_dtype = fields.text("kv_dtype", kMaxNameBytes);
+  init.kv_bytes = fields.u64("kv_bytes");
   init.max_num_seqs = fields.u32("max_num_seqs");
   init.max_waiting = fields.u32("max_waiting");
   init.prefill_chunk_tokens = fields.u32("prefill_chunk_tokens");
@@ -144,6 +156,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
       return RestoreFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest"))};
     case 7:
       return ShutdownFrame{};
+    case 8:
+      return InheritFrame{wire::read_memory(fields.at("memory"))};
     case 16:
       return read_ready(fields);
     case 17: {
@@ -168,9 +182,34 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 22:
       return RestoreDoneFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
                               fields.u32("num_tokens")};
-    default:
+    case 23:
       return FatalFrame{wire::read_error(fields.at("error"))};
+    default:
+      return KeepFrame{wire::read_memory(fields.at("memory"))};
   }
+}
+
+const DeviceMemory* memory_of(const Frame& frame) {
+  if (const auto* inherit = std::get_if<InheritFrame>(&frame)) return &inherit->memory;
+  if (const auto* keep = std::get_if<KeepFrame>(&frame)) return &keep->memory;
+  return nullptr;
+}
+
+/// Gives a frame the descriptors that came with it. Throws Exception(kProtocol) where they are not
+/// those that it describes.
+void attach(Frame& frame, std::vector<UniqueFd> descriptors) {
+  auto* memory = const_cast<DeviceMemory*>(memory_of(frame));  // of a frame that is not const
+  const std::size_t wanted =
+      memory == nullptr ? 0 : (memory->weights_bytes > 0 ? 1 : 0) + (memory->kv_bytes > 0 ? 1 : 0);
+  if (descriptors.size() != wanted) {
+    wire::fail(std::to_string(descriptors.size()) + " descriptors; it describes " +
+               std::to_string(wanted));
+  }
+  if (memory == nullptr) return;
+  auto next = descriptors.begin();
+  if (memory->weights_bytes > 0)
+    memory->weights = std::make_shared<const UniqueFd>(std::move(*next++));
+  if (memory->kv_bytes > 0) memory->kv = std::make_shared<const UniqueFd>(std::move(*next));
 }
 
 std::uint32_t read_u32(const char* bytes) {
@@ -190,6 +229,15 @@ const char* frame_name(const Frame& frame) {
   return kTypes[frame.index()].name;
 }
 
+std::vector<int> frame_descriptors(const Frame& frame) {
+  std::vector<int> descriptors;
+  if (const DeviceMemory* memory = memory_of(frame)) {
+    for (const SharedFd& part : {memory->weights, memory->kv})
+      if (part != nullptr) descriptors.push_back(part->get());
+  }
+  return descriptors;
+}
+
 std::string encode_frame(const Frame& frame) {
   std::string bytes(kFrameHeaderBytes, '\0');
   Json::to_msgpack(std::visit(PayloadOf{}, frame), bytes);
@@ -202,18 +250,30 @@ std::string encode_frame(const Frame& frame) {
   }
   bytes[0] = static_cast<char>(kProtocolVersion);
   bytes[1] = static_cast<char>(frame_type(frame));
+  bytes[2] = static_cast<char>(frame_descriptors(frame).size());
   for (int i = 0; i < 4; ++i)
     bytes[4 + i] = static_cast<char>(payload_bytes >> (8 * i));
   return bytes;
 }
 
+void FrameDecoder::feed(std::span<const char> bytes, std::vector<UniqueFd> descriptors) {
+  buffer_.append(bytes.data(), bytes.size());
+  std::ranges::move(descriptors, std::back_inserter(descriptors_));
+}
+
+Result<FrameDecoder::Next> FrameDecoder::wait_for_bytes() {
+  // What was read is dropped here, once per feed and not once per frame.
+  buffer_.erase(0, std::exchange(consumed_, 0));
+  // They come with the first bytes of their frame, so that between frames there are none.
+  const std::size_t most = buffer_.empty() ? 0 : kMaxDescriptors;
+  if (descriptors_.size() <= most) return Next{};
+  return make_error(Errc::kProtocol,
+                    std::to_string(descriptors_.size()) + " descriptors that belong to no frame");
+}
+
 Result<FrameDecoder::Next> FrameDecoder::next() {
   const std::size_t available = buffer_.size() - consumed_;
-  if (available < kFrameHeaderBytes) {
-    // What was read is dropped here, once per feed and not once per frame.
-    buffer_.erase(0, std::exchange(consumed_, 0));
-    return Next{};
-  }
+  if (available < kFrameHeaderBytes) return wait_for_bytes();
   const char* header = buffer_.data() + consumed_;
   const auto version = static_cast<std::uint8_t>(header[0]);
   const auto type = static_cast<std::uint8_t>(header[1]);
@@ -229,9 +289,10 @@ Result<FrameDecoder::Next> FrameDecoder::next() {
   if (info == nullptr) {
     return make_error(Errc::kProtocol, "unknown frame type " + std::to_string(type));
   }
-  if (header[2] != 0 || header[3] != 0) {
-    return make_error(Errc::kProtocol,
-                      std::string(info->name) + " frame: bytes 2 and 3 of the header are not zero");
+  const auto num_descriptors = static_cast<std::uint8_t>(header[2]);
+  if (num_descriptors > kMaxDescriptors || header[3] != 0) {
+    return make_error(Errc::kProtocol, std::string(info->name) + " frame: bytes 2 and 3 of the " +
+                                           "header are not a number of descriptors and zero");
   }
   const std::size_t payload_bytes = read_u32(header + 4);
   if (payload_bytes > kMaxPayloadBytes) {
@@ -239,13 +300,18 @@ Result<FrameDecoder::Next> FrameDecoder::next() {
                                            std::to_string(payload_bytes) + " bytes; at most " +
                                            std::to_string(kMaxPayloadBytes));
   }
-  if (available - kFrameHeaderBytes < payload_bytes) {
-    buffer_.erase(0, std::exchange(consumed_, 0));
-    return Next{};
-  }
+  if (available - kFrameHeaderBytes < payload_bytes) return wait_for_bytes();
   try {
     const Json payload = wire::parse({header + kFrameHeaderBytes, payload_bytes});
     Next next{true, read_frame(type, info->name, payload)};
+    if (descriptors_.size() < num_descriptors) {
+      wire::fail("it announces " + std::to_string(num_descriptors) + " descriptors; " +
+                 std::to_string(descriptors_.size()) + " came");
+    }
+    const auto taken = descriptors_.begin() + num_descriptors;
+    attach(next.frame,
+           {std::make_move_iterator(descriptors_.begin()), std::make_move_iterator(taken)});
+    descriptors_.erase(descriptors_.begin(), taken);
     consumed_ += kFrameHeaderBytes + payload_bytes;
     return next;
   } catch (const Exception& exception) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <variant>
@@ -9,13 +10,15 @@
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
+#include "engine/base/unique_fd.h"
 #include "kvsnap/manifest.h"
 
 namespace thaw::forkpool {
 
 /// Frames between pool and worker. docs/protocol.md is the specification; payloads are MessagePack
-/// maps. Header, 8 bytes little-endian: u8 version, u8 type, u16 zero, u32 payload bytes.
-inline constexpr std::uint8_t kProtocolVersion = 1;
+/// maps. Header, 8 bytes little-endian: u8 version, u8 type, u8 descriptors that travel with the
+/// frame, u8 zero, u32 payload bytes.
+inline constexpr std::uint8_t kProtocolVersion = 2;
 inline constexpr std::size_t kFrameHeaderBytes = 8;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;
 
@@ -26,6 +29,8 @@ inline constexpr std::size_t kMaxNameBytes =
 inline constexpr std::size_t kMaxTextBytes = std::size_t{1} << 20;  ///< grammar; messages are cut
 inline constexpr std::uint32_t kMaxChoices = 1024;
 inline constexpr std::size_t kMaxListItems = std::size_t{1} << 18;  ///< blocks, events, biases, ...
+
+inline constexpr std::size_t kMaxDescriptors = 2;  ///< with one frame
 
 /// Descriptors a worker inherits.
 inline constexpr int kChannelFd = 3;
@@ -42,13 +47,32 @@ struct BlockEntry {
   std::vector<TokenId> tokens;
 };
 
+/// A descriptor that came, or goes, with a frame. Frames are copied, descriptors are not.
+using SharedFd = std::shared_ptr<const UniqueFd>;
+
+/// Memory of a device, by descriptors that keep it when the process that made it dies. To the pool
+/// they are opaque: it holds them and hands them to the worker's next process.
+struct DeviceMemory {
+  std::string device;  ///< names it for good, such as a GPU's UUID
+  Hash128 image;  ///< WeightImageView::digest() of what `weights` holds
+  std::uint64_t weights_bytes = 0;  ///< of the allocation; 0: no weights
+  Hash128 weights_digest;  ///< of the image's bytes there, for comparison before they are used
+  std::uint64_t kv_bytes = 0;  ///< of the allocation; 0: no KV pool
+  std::string kv_layout;
+  std::uint64_t block_bytes = 0;
+  SharedFd weights;  ///< null where weights_bytes is 0
+  SharedFd kv;  ///< null where kv_bytes is 0
+};
+
 // Pool to worker.
 struct InitFrame {
   std::uint32_t worker = 0;
   std::uint32_t generation = 0;
+  std::string device = "cpu";  ///< engine/base/device_name.h
   std::uint32_t num_threads = 1;
   std::string isa;  ///< empty: the best there is
   std::string kv_dtype = "bf16";
+  std::uint64_t kv_bytes = 0;  ///< of a device's KV pool; 0: what is free. The CPU's: its file's
   std::uint32_t max_num_seqs = 0;
   std::uint32_t max_waiting = 0;
   std::uint32_t prefill_chunk_tokens = 0;
@@ -76,6 +100,10 @@ struct RestoreFrame {
   kvsnap::Manifest manifest;
 };
 struct ShutdownFrame {};
+/// Between InitFrame and AdoptFrame, where the pool keeps something for this worker.
+struct InheritFrame {
+  DeviceMemory memory;
+};
 
 // Worker to pool.
 struct ReadyFrame {
@@ -115,10 +143,16 @@ struct RestoreDoneFrame {
 struct FatalFrame {
   Error error;
 };
+/// Before ReadyFrame: what the pool shall keep, in place of what it has. Parts that are not named
+/// stay as they are.
+struct KeepFrame {
+  DeviceMemory memory;
+};
 
-using Frame = std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame,
-                           RestoreFrame, ShutdownFrame, ReadyFrame, EventsFrame, PublishFrame,
-                           EvictFrame, StatsFrame, SnapshotDoneFrame, RestoreDoneFrame, FatalFrame>;
+using Frame =
+    std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame, RestoreFrame,
+                 ShutdownFrame, InheritFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame,
+                 StatsFrame, SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);
@@ -128,15 +162,20 @@ const char* frame_name(const Frame& frame);
 /// caps above, resumed choices that exist, once each. The error (kInvalidArgument) names the field.
 Result<void> check_request(const GenerateRequest& request);
 
-/// Header and payload of one frame. REQUIRES: within the caps (a request: check_request); throws
-/// Exception(kInternal) for a payload above kMaxPayloadBytes.
+/// The descriptors that travel with a frame, in order; valid as long as it is.
+std::vector<int> frame_descriptors(const Frame& frame);
+
+/// Header and payload of one frame; FrameSender sends its descriptors too. REQUIRES: within the
+/// caps (a request: check_request); throws Exception(kInternal) for a payload above
+/// kMaxPayloadBytes.
 std::string encode_frame(const Frame& frame);
 
-/// Cuts frames out of a byte stream. Feed bytes as they come; errors (kProtocol) are final: wrong
-/// version, unknown type, oversize, malformed payload.
+/// Cuts frames out of a byte stream. Feed bytes, and the descriptors that came with them, as they
+/// come; errors (kProtocol) are final: wrong version, unknown type, oversize, malformed payload,
+/// missing descriptors or some that belong to no frame.
 class FrameDecoder {
  public:
-  void feed(std::span<const char> bytes) { buffer_.append(bytes.data(), bytes.size()); }
+  void feed(std::span<const char> bytes, std::vector<UniqueFd> descriptors = {});
   /// The next whole frame, or found == false when more bytes are needed.
   struct Next {
     bool found = false;
@@ -145,8 +184,11 @@ class FrameDecoder {
   Result<Next> next();
 
  private:
+  Result<Next> wait_for_bytes();
+
   std::string buffer_;
   std::size_t consumed_ = 0;
+  std::vector<UniqueFd> descriptors_;  ///< that no frame has taken yet, in order
 };
 
 }  // namespace thaw::forkpool

@@ -352,6 +352,29 @@ kvsnap::Manifest read_manifest(const Json& value) {
   return manifest;
 }
 
+Json to_json(const DeviceMemory& memory) {
+  return {{"device", memory.device},
+          {"image", pack(memory.image)},
+          {"weights_bytes", memory.weights_bytes},
+          {"weights_digest", pack(memory.weights_digest)},
+          {"kv_bytes", memory.kv_bytes},
+          {"kv_layout", memory.kv_layout},
+          {"block_bytes", memory.block_bytes}};
+}
+
+DeviceMemory read_memory(const Json& value) {
+  const Fields fields(value, "memory");
+  DeviceMemory memory;
+  memory.device = fields.text("device", kMaxNameBytes);
+  memory.image = fields.hash("image");
+  memory.weights_bytes = fields.u64("weights_bytes");
+  memory.weights_digest = fields.hash("weights_digest");
+  memory.kv_bytes = fields.u64("kv_bytes");
+  memory.kv_layout = fields.text("kv_layout", kMaxNameBytes);
+  memory.block_bytes = fields.u64("block_bytes");
+  return memory;
+}
+
 Json to_json(const EngineStats& stats) {
   Json value = Json::object();
   for (const auto& [name, member] : kStats)

@@ -20,6 +20,10 @@ BlockEntry read_block(const Json& value);
 Json to_json(const kvsnap::Manifest& manifest);
 kvsnap::Manifest read_manifest(const Json& value);
 
+/// Without its descriptors, which travel beside the bytes.
+Json to_json(const DeviceMemory& memory);
+DeviceMemory read_memory(const Json& value);
+
 Json to_json(const EngineStats& stats);
 EngineStats read_stats(const Json& value);
 

@@ -78,9 +78,11 @@ void WorkerSlot::spawn() {
   channel_->start();
   channel_->send(InitFrame{.worker = worker_,
                            .generation = generation_,
+                           .device = options_.device,
                            .num_threads = options_.threads_per_worker,
                            .isa = options_.isa,
                            .kv_dtype = options_.kv_dtype,
+                           .kv_bytes = options_.kv_bytes,
                            .max_num_seqs = options_.max_num_seqs,
                            // The pool holds back what is more, so a worker never refuses.
                            .max_waiting = options_.max_num_seqs + options_.max_waiting,
@@ -89,6 +91,9 @@ void WorkerSlot::spawn() {
                            .tp_rank = 0,
                            .tp_size = 1,
                            .log_level = options_.log_level});
+  if (DeviceMemory memory = kept(); memory.weights_bytes > 0 || memory.kv_bytes > 0) {
+    channel_->send(InheritFrame{std::move(memory)});
+  }
   channel_->send(AdoptFrame{ledger_.adoptable(kMaxListItems)});
 }
 
@@ -101,6 +106,9 @@ void WorkerSlot::on_frame(Frame frame) {
   } else if (const auto* stats = std::get_if<StatsFrame>(&frame)) {
     const EngineStats before = std::exchange(stats_, stats->stats);
     listener_.on_stats(worker_, before, stats_);
+  } else if (const auto* keep_frame = std::get_if<KeepFrame>(&frame)) {
+    if (was_ready_) return kill("sent a keep frame after it was ready", false);
+    keep(keep_frame->memory);
   } else if (auto* ready = std::get_if<ReadyFrame>(&frame)) {
     if (was_ready_) return kill("sent a second ready frame", false);
     if (state_ == State::kBooting) on_ready(std::move(*ready));
@@ -134,6 +142,43 @@ void WorkerSlot::on_ready(ReadyFrame ready) {
                        generation_, hello_.num_blocks, hello_.adopted_blocks,
                        hello_.system_fingerprint);
   listener_.on_ready(worker_);
+}
+
+void WorkerSlot::keep(const DeviceMemory& memory) {
+  if (shared_.device_weights == nullptr) {
+    return kill("sent a keep frame, but its device is " + options_.device, false);
+  }
+  logger("pool")->info("worker={} keeps weights_mib={} kv_mib={} of device={}", worker_,
+                       memory.weights_bytes >> 20, memory.kv_bytes >> 20, memory.device);
+  if (memory.weights_bytes > 0) {
+    DeviceMemory& weights = shared_.device_weights->memory;
+    weights = memory;
+    weights.kv.reset();
+    weights.kv_bytes = 0;
+  }
+  if (memory.kv_bytes > 0) {
+    device_kv_ = memory;
+    device_kv_.weights.reset();
+    device_kv_.weights_bytes = 0;
+  }
+}
+
+DeviceMemory WorkerSlot::kept() const {
+  if (shared_.device_weights == nullptr) return {};
+  DeviceMemory memory = shared_.device_weights->memory;
+  if (device_kv_.kv_bytes == 0) return memory;
+  if (memory.weights_bytes == 0) return device_kv_;
+  if (memory.device != device_kv_.device) return memory;  // never the KV of another device
+  memory.kv = device_kv_.kv;
+  memory.kv_bytes = device_kv_.kv_bytes;
+  memory.kv_layout = device_kv_.kv_layout;
+  memory.block_bytes = device_kv_.block_bytes;
+  return memory;
+}
+
+void WorkerSlot::forget_kept() {
+  device_kv_ = {};
+  if (shared_.device_weights != nullptr) shared_.device_weights->memory = {};
 }
 
 void WorkerSlot::on_channel_end(const Result<void>& how) {
@@ -197,7 +242,10 @@ void WorkerSlot::after_exit(bool clean) {
   last_reason_ = reason_;
   if (!was_ready_) ++boot_failures_;
   // A process that died over what it was given to adopt must not doom its successors.
-  if (!trusted_ || !was_ready_) ledger_.clear();
+  if (!trusted_ || !was_ready_) {
+    ledger_.clear();
+    forget_kept();
+  }
   const Death death{reason_, was_ready_, stopping_ && clean};
   if (stopping_) {
     state_ = State::kStopped;

@@ -15,8 +15,8 @@
 
 namespace thaw::forkpool {
 
-/// One worker's place in the pool: its KV memory and ledger, which outlive processes, and the
-/// process of now.
+/// One worker's place in the pool: its KV memory (a memory file, or device memory by descriptor)
+/// and ledger, which outlive processes, and the process of now.
 ///
 ///     start() ──► booting ──ready──► ready ──► exiting ──waitid──► backing off ──► booting ...
 ///                    └──── deadline, fatal, end of file, signal ──────┘     stop(): ─► stopped
@@ -43,10 +43,15 @@ class WorkerSlot {
     /// The process has been waited for. The slot respawns by itself unless it was stopped.
     std::function<void(std::uint32_t worker, const Death& death)> on_death;
   };
+  /// Weights in device memory, which the workers of one device share: one of them uploaded them.
+  struct SharedWeights {
+    DeviceMemory memory;  ///< its KV part is empty; nothing where weights_bytes is 0
+  };
   /// Descriptors of all workers, borrowed.
   struct Shared {
     int weights_fd = -1;
     int arena_fd = -1;
+    SharedWeights* device_weights = nullptr;  ///< null: workers keep nothing in device memory
   };
 
   WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,
@@ -79,6 +84,9 @@ class WorkerSlot {
   void on_frame(Frame frame);
   void on_channel_end(const Result<void>& how);
   void on_ready(ReadyFrame ready);
+  void keep(const DeviceMemory& memory);
+  DeviceMemory kept() const;
+  void forget_kept();
   void on_exit();
   void after_exit(bool clean);
 
@@ -101,6 +109,7 @@ class WorkerSlot {
   Clock::TimePoint ready_since_;
 
   Ledger ledger_;
+  DeviceMemory device_kv_;  // its weights part is empty; nothing where kv_bytes is 0
   bool trusted_ = true;  // this process's reports about blocks are believed
   bool was_ready_ = false;  // this process
   ReadyFrame hello_;

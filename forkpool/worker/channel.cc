@@ -1,46 +1,35 @@
 #include "forkpool/worker/channel.h"
 
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <array>
 #include <cerrno>
-#include <span>
 
 namespace thaw::forkpool::worker {
 
 Result<void> Channel::write_some() {
-  while (pending_bytes() > 0 && !ended_) {
-    const ssize_t count =
-        ::send(socket_.get(), out_.data() + sent_, pending_bytes(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (count >= 0) {
-      sent_ += static_cast<std::size_t>(count);
-    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-      break;
-    } else if (errno == EPIPE || errno == ECONNRESET) {
-      ended_ = true;
-    } else if (errno != EINTR) {
-      return io_error("cannot write to the pool", errno);
-    }
+  const int failed = ended_ ? 0 : out_.send_some(socket_.get());
+  if (failed == EPIPE || failed == ECONNRESET) {
+    ended_ = true;
+  } else if (failed != 0) {
+    return io_error("cannot write to the pool", failed);
   }
-  if (pending_bytes() == 0 || ended_) {
-    out_.clear();
-    sent_ = 0;
-  }
+  if (ended_) out_.clear();
   return {};
 }
 
 Result<void> Channel::read_some() {
   std::array<char, std::size_t{64} << 10> buffer;
   while (!ended_) {
-    const ssize_t count = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    const ssize_t count = receive_some(socket_.get(), buffer, decoder_);
     if (count > 0) {
       undecoded_ = true;
-      decoder_.feed(std::span<const char>(buffer.data(), static_cast<std::size_t>(count)));
     } else if (count == 0 || errno == ECONNRESET) {
       ended_ = true;
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
       break;
+    } else if (errno == EPROTO) {
+      return make_error(Errc::kProtocol, "more descriptors at once than any frame has");
     } else if (errno != EINTR) {
       return io_error("cannot read from the pool", errno);
     }

@@ -6,6 +6,7 @@
 
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
+#include "forkpool/frame_socket.h"
 #include "forkpool/protocol.h"
 
 namespace thaw::forkpool::worker {
@@ -18,16 +19,16 @@ class Channel {
   explicit Channel(UniqueFd socket) : socket_(std::move(socket)) {}
 
   /// Appends a frame to the out-buffer; sends nothing yet.
-  void queue(const Frame& frame) { queue_encoded(encode_frame(frame)); }
-  void queue_encoded(const std::string& bytes) { out_ += bytes; }
-  std::size_t pending_bytes() const { return out_.size() - sent_; }
+  void queue(const Frame& frame) { out_.push(frame); }
+  void queue_encoded(const std::string& bytes) { out_.push_encoded(bytes); }
+  std::size_t pending_bytes() const { return out_.unsent_bytes(); }
 
   /// Sends what the socket takes now. Errors: kIo.
   Result<void> write_some();
   /// Sends everything, reading meanwhile. Errors: kDeadlineExceeded, kIo, what next() may return.
   Result<void> flush(std::chrono::milliseconds deadline);
 
-  /// Reads what has arrived. Errors: kIo.
+  /// Reads what has arrived. Errors: kIo; kProtocol for descriptors that no frame has.
   Result<void> read_some();
   /// The next whole frame among what was read. Errors (kProtocol) are final.
   Result<FrameDecoder::Next> next();
@@ -42,8 +43,7 @@ class Channel {
   Result<void> poll(std::chrono::milliseconds timeout);
 
   UniqueFd socket_;
-  std::string out_;
-  std::size_t sent_ = 0;  ///< of out_
+  FrameSender out_;
   FrameDecoder decoder_;
   bool undecoded_ = false;  ///< bytes were read since next() last found no frame
   bool ended_ = false;

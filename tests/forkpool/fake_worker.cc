@@ -23,6 +23,7 @@
 
 #include "engine/base/crc32c.h"
 #include "engine/base/hash.h"
+#include "forkpool/frame_socket.h"
 #include "forkpool/protocol.h"
 #include "tests/forkpool/fake_tokens.h"
 
@@ -30,6 +31,9 @@ namespace thaw::forkpool {
 namespace {
 
 constexpr std::size_t kBlockBytes = 256;
+// Of its "device memory": memory files that nobody but a descriptor keeps.
+constexpr std::size_t kDeviceBytes = std::size_t{1} << 20;
+constexpr std::byte kWeight{0x57};
 
 struct Rules {
   bool never_ready = false;
@@ -44,6 +48,10 @@ struct Rules {
   bool damage_snapshots = false;  ///< wrong checksum
   bool stall_snapshots = false;  ///< never answers to snapshot and restore
   bool stop_reading = false;  ///< after the first submit
+  bool keep_late = false;  ///< sends a keep frame after it was ready
+  bool keep_loose = false;  ///< a descriptor with a frame that has none
+  bool die_after_keep = false;  ///< before it is ready
+  bool damage_weights = false;  ///< over the first submit: writes into them and dies
   std::optional<long> die_at_token;  ///< after sending the token with that index
   std::optional<long> poison;  ///< dies when a prompt that begins so has two tokens
   long pace_us = 0;  ///< between steps
@@ -74,6 +82,10 @@ struct Rules {
       if (what == "damage_snapshots") rules.damage_snapshots = true;
       if (what == "stall_snapshots") rules.stall_snapshots = true;
       if (what == "stop_reading") rules.stop_reading = true;
+      if (what == "keep_late") rules.keep_late = true;
+      if (what == "keep_loose") rules.keep_loose = true;
+      if (what == "die_after_keep") rules.die_after_keep = true;
+      if (what == "damage_weights") rules.damage_weights = true;
       if (what == "die_at_token") rules.die_at_token = number;
       if (what == "poison") rules.poison = number;
       if (what == "pace_us") rules.pace_us = number;
@@ -121,9 +133,7 @@ class FakeWorker {
 
   bool read_frames() {
     char bytes[65536];
-    const ssize_t count = ::read(kChannelFd, bytes, sizeof bytes);
-    if (count <= 0) return false;
-    decoder_.feed(std::span(bytes, static_cast<std::size_t>(count)));
+    if (receive_some(kChannelFd, bytes, decoder_) <= 0) return false;
     for (;;) {
       auto next = decoder_.next();
       if (!next) {
@@ -141,7 +151,10 @@ class FakeWorker {
       init_ = *init;
       const char* rules = std::getenv("THAW_FAKE");
       rules_ = Rules::parse(rules == nullptr ? "" : rules, init_);
+    } else if (auto* inherit = std::get_if<InheritFrame>(&frame)) {
+      inherited_ = std::move(inherit->memory);
     } else if (auto* adopt = std::get_if<AdoptFrame>(&frame)) {
+      if (init_.device != "cpu" && !use_device_memory()) return false;
       return boot(std::move(adopt->blocks));
     } else if (auto* submit = std::get_if<SubmitFrame>(&frame)) {
       this->submit(std::move(submit->request));
@@ -155,6 +168,68 @@ class FakeWorker {
       return rules_.ignore_shutdown;
     }
     return true;
+  }
+
+  // As a worker on a GPU does: what was kept is mapped and verified, the rest is made and kept.
+  bool use_device_memory() {
+    DeviceMemory kept;
+    kept.device = "fake-device";
+    kept.image = hash_text("fake image");
+    kept.weights_digest = hash_text("fake weights");
+    if (inherited_.weights_bytes > 0) {
+      weights_ = map(inherited_.weights->get());
+      if (weights_.size() != kDeviceBytes || inherited_.image != kept.image) return false;
+    }
+    const bool intact = std::ranges::all_of(weights_, [](std::byte b) { return b == kWeight; });
+    if (weights_.empty()) {
+      kept.weights = make_memory("weights");
+      kept.weights_bytes = kDeviceBytes;
+      weights_ = map(kept.weights->get());
+    }
+    if (!intact || kept.weights_bytes > 0) {
+      std::ranges::fill(weights_, kWeight);
+      ++stats_.restores;  // an upload
+    }
+    if (inherited_.kv_bytes > 0) {
+      kv_ = map(inherited_.kv->get());
+    } else {
+      kept.kv = make_memory("kv");
+      kept.kv_bytes = kDeviceBytes;
+      kept.kv_layout = "fake:16";
+      kept.block_bytes = kBlockBytes;
+      kv_ = map(kept.kv->get());
+    }
+    if (rules_.keep_loose) {
+      send_loose();
+    } else if (kept.weights_bytes > 0 || kept.kv_bytes > 0) {
+      send(KeepFrame{kept});
+    }
+    if (rules_.die_after_keep) ::raise(SIGKILL);
+    return true;
+  }
+
+  static SharedFd make_memory(const char* name) {
+    UniqueFd memory(::memfd_create(name, MFD_CLOEXEC));
+    if (!memory || ::ftruncate(memory.get(), kDeviceBytes) != 0) std::exit(9);
+    return std::make_shared<const UniqueFd>(std::move(memory));
+  }
+
+  // A stats frame with a descriptor that it does not announce.
+  static void send_loose() {
+    std::string bytes = encode_frame(StatsFrame{});
+    iovec part{bytes.data(), bytes.size()};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &kArenaFd, sizeof(int));
+    (void)::sendmsg(kChannelFd, &message, MSG_NOSIGNAL);
   }
 
   bool boot(std::vector<BlockEntry> blocks) {
@@ -190,7 +265,9 @@ class FakeWorker {
     ready.num_blocks = kv_.size() / kBlockBytes;
     ready.adopted_blocks = index_.size();
     ready.max_model_len = 1 << 20;
+    if (stats_.restores > 0) send(StatsFrame{stats_});
     send(ready);
+    if (rules_.keep_late) send(KeepFrame{});
     booted_ = true;
     return true;
   }
@@ -202,6 +279,10 @@ class FakeWorker {
   void submit(GenerateRequest request) {
     while (rules_.stop_reading)
       ::pause();
+    if (rules_.damage_weights) {
+      weights_[weights_.size() / 2] ^= std::byte{1};
+      ::raise(SIGKILL);
+    }
     if (rules_.garbage) {
       const std::string bytes(64, '\x7f');
       (void)::send(kChannelFd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -385,12 +466,12 @@ class FakeWorker {
   }
 
   static void send(const Frame& frame) {
-    const std::string bytes = encode_frame(frame);
-    for (std::size_t at = 0; at < bytes.size();) {
-      const ssize_t count = ::send(kChannelFd, bytes.data() + at, bytes.size() - at, MSG_NOSIGNAL);
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) std::exit(7);
-      at += static_cast<std::size_t>(count);
+    FrameSender sender;
+    sender.push(frame);
+    while (sender.unsent_bytes() > 0) {
+      pollfd channel{kChannelFd, POLLOUT, 0};
+      if (::poll(&channel, 1, -1) < 0 && errno != EINTR) std::exit(7);
+      if (sender.send_some(kChannelFd) != 0) std::exit(7);
     }
   }
 
@@ -399,6 +480,8 @@ class FakeWorker {
   bool booted_ = false;
   int status_ = 0;
   FrameDecoder decoder_;
+  DeviceMemory inherited_;
+  std::span<std::byte> weights_;  ///< in device memory
   std::span<std::byte> kv_;
   std::span<std::byte> arena_;
   std::map<RequestId, Running> running_;

@@ -120,7 +120,7 @@ TEST(Protocol, FloatsKeepTheirBits) {
 
 TEST(Protocol, BytesOfACancelFrame) {
   const std::string bytes = encode_frame(CancelFrame{7});
-  const std::string expected("\x01\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
+  const std::string expected("\x02\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
   EXPECT_EQ(bytes, expected);
 }
 
@@ -164,7 +164,12 @@ TEST(Protocol, BadHeadersAreNamed) {
   EXPECT_THAT(message(bytes), HasSubstr("unknown frame type 99"));
   bytes = good;
   bytes[2] = 1;
-  EXPECT_THAT(message(bytes), HasSubstr("not zero"));
+  EXPECT_THAT(message(bytes), HasSubstr("announces 1 descriptors; 0 came"));
+  bytes[2] = 3;
+  EXPECT_THAT(message(bytes), HasSubstr("not a number of descriptors"));
+  bytes = good;
+  bytes[3] = 1;
+  EXPECT_THAT(message(bytes), HasSubstr("not a number of descriptors"));
   bytes = good;
   bytes[7] = 0x40;  // 1 GiB
   EXPECT_THAT(message(bytes), HasSubstr("at most 67108864"));
@@ -286,7 +291,7 @@ TEST(Protocol, MutatedBytesNeverCrash) {
   RandomFrames random(kSeed);
   std::size_t accepted = 0;
   for (int round = 0; round < 20000; ++round) {
-    std::string bytes = encode_frame(random.frame(random.number(14)));
+    std::string bytes = encode_frame(random.frame(random.number(16)));
     for (std::uint64_t i = 1 + random.number(3); i > 0; --i) {
       switch (random.number(3)) {
         case 0:

@@ -125,6 +125,8 @@ class RandomFrames {
       manifest.extents.push_back({u64(), u64(), u32()});
     return manifest;
   }
+  /// Without descriptors, so of nothing.
+  DeviceMemory memory() { return {text(), hash(), 0, hash(), 0, text(), u64(), nullptr, nullptr}; }
   EngineStats stats() {
     EngineStats stats;
     stats.steps = u64();
@@ -149,8 +151,8 @@ class RandomFrames {
   Frame frame(std::size_t kind) {
     switch (kind) {
       case 0:
-        return InitFrame{u32(), u32(), u32(), text(), text(), u32(),
-                         u32(), u32(), u32(), u32(),  u32(),  text()};
+        return InitFrame{u32(), u32(), text(), u32(), text(), text(), u64(),
+                         u32(), u32(), u32(),  u32(), u32(),  u32(),  text()};
       case 1:
         return AdoptFrame{blocks()};
       case 2:
@@ -164,29 +166,33 @@ class RandomFrames {
       case 6:
         return ShutdownFrame{};
       case 7:
+        return InheritFrame{memory()};
+      case 8:
         return ReadyFrame{text(), hash(), text(), text(), u64(), u64(), u64(), u32()};
-      case 8: {
+      case 9: {
         EventsFrame frame;
         for (std::uint64_t i = number(4); i > 0; --i)
           frame.events.push_back(event());
         return frame;
       }
-      case 9:
+      case 10:
         return PublishFrame{blocks()};
-      case 10: {
+      case 11: {
         EvictFrame frame;
         for (std::uint64_t i = number(4); i > 0; --i)
           frame.hashes.push_back(hash());
         return frame;
       }
-      case 11:
-        return StatsFrame{stats()};
       case 12:
-        return SnapshotDoneFrame{u64(), text(), manifest()};
+        return StatsFrame{stats()};
       case 13:
+        return SnapshotDoneFrame{u64(), text(), manifest()};
+      case 14:
         return RestoreDoneFrame{u64(), text(), u32()};
-      default:
+      case 15:
         return FatalFrame{error()};
+      default:
+        return KeepFrame{memory()};
     }
   }
 

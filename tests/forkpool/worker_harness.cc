@@ -91,7 +91,13 @@ void DrivenWorker::spawn(const Memory& memory) {
 }
 
 void DrivenWorker::send(const Frame& frame) {
-  send_bytes(encode_frame(frame));
+  FrameSender sender;
+  sender.push(frame);
+  while (sender.unsent_bytes() > 0) {
+    pollfd polled{channel_.get(), POLLOUT, 0};
+    ::poll(&polled, 1, kPatienceMs);
+    if (sender.send_some(channel_.get()) != 0) return;  // it has died; receive() shows that
+  }
 }
 
 void DrivenWorker::send_bytes(const std::string& bytes) {
@@ -121,9 +127,7 @@ std::optional<Frame> DrivenWorker::receive() {
       return std::nullopt;
     }
     std::array<char, 65536> buffer;
-    const ssize_t count = ::recv(channel_.get(), buffer.data(), buffer.size(), 0);
-    if (count <= 0) return std::nullopt;
-    decoder_.feed(std::span<const char>(buffer.data(), static_cast<std::size_t>(count)));
+    if (receive_some(channel_.get(), buffer, decoder_) <= 0) return std::nullopt;
   }
 }
 

@@ -13,6 +13,7 @@
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
 #include "engine/model/load.h"
+#include "forkpool/frame_socket.h"
 #include "forkpool/protocol.h"
 
 namespace thaw::forkpool::test {
