@@ -20,7 +20,7 @@ struct ChunkLimits {
   std::size_t max_bytes = std::size_t{4} << 20;
   /// Copies wait in a queue of the driver that holds some thousand, and whoever finds it full is
   /// held up, the thread that computes too.
-  std::size_t max_copies = 64;
+  std::size_t max_copies = 32;
 };
 
 /// Cuts the extents into chunks, in order. Neighbouring pieces whose sources and destinations both

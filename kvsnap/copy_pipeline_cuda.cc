@@ -10,8 +10,8 @@ namespace thaw::kvsnap {
 namespace {
 
 constexpr std::size_t kStreams = 2;  // one starts its next copy while the other's runs
-// Ahead of the engine: more than a millisecond of copies.
-constexpr std::size_t kSlots = 8;
+// Ahead of the engine: a millisecond of copies.
+constexpr std::size_t kSlots = 16;
 
 /// Turns what the calls below throw into a Result.
 template <typename F>

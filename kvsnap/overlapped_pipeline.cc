@@ -85,13 +85,15 @@ Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle
   }
   // Each copy before it may take its whole time.
   const auto patience = options_.deadline * (queue_.size() + 1) + kCollectMargin;
-  if (!finished_.wait_for(lock, patience, [&] { return found->second.has_value(); })) {
+  std::optional<Result<Checksums>>& slot = found->second;
+  finished_.wait_for(lock, patience, [&] { return slot.has_value(); });
+  if (!slot) {
     broken_ = make_error(Errc::kDeadlineExceeded,
                          "copy " + std::to_string(handle) + " is not done after " +
                              std::to_string(patience / std::chrono::milliseconds(1)) + " ms");
     return *broken_;
   }
-  Result<Checksums> result = std::move(*found->second);
+  Result<Checksums> result = *std::move(slot);
   results_.erase(found);
   return result;
 }
@@ -164,17 +166,16 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
       if (!*there) break;
       ++arrived;
     }
-    const bool news = arrived > arrived_before;
-    if (news && job.direction == CopyDirection::kToArena) {
+    if (arrived > arrived_before && job.direction == CopyDirection::kToArena)
       crew_.allow(slices.end_of_chunk[arrived - 1]);
-    }
+    const std::size_t folded_before = folded;
     for (; folded < slices.bytes.size() && crew_.done(folded); ++folded) {
       std::uint32_t& crc = checksums[slices.extent[folded]];
       const std::size_t size = slices.bytes[folded].size();
       crc = size == kSliceBytes ? append_slice(crc, crew_.crc(folded))
                                 : crc32c_combine(crc, crew_.crc(folded), size);
     }
-    if (news) continue;
+    if (arrived > arrived_before || folded > folded_before) continue;
     if (std::chrono::steady_clock::now() > end) {
       return make_error(Errc::kDeadlineExceeded,
                         std::to_string(arrived) + " of " + std::to_string(chunks.size()) +

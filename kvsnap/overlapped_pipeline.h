@@ -26,7 +26,8 @@ struct OverlapOptions {
 };
 
 /// Copies by an engine, checksums by CPU threads from the arena's bytes while it copies: of every
-/// chunk that has arrived on the way to the arena, of all bytes at once on the way from it. A
+/// chunk right after it has arrived on the way to the arena, of all bytes at once on the way from
+/// it: to pace those by the copies, or the copies by them, costs more than it gains (measured). A
 /// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
 /// device's work and nothing else. Copies are served one after another.
 ///
