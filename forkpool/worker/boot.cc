@@ -12,13 +12,6 @@
 namespace thaw::forkpool::worker {
 namespace {
 
-Result<ops::KvDType> parse_kv_dtype(const std::string& name) {
-  if (name == "bf16") return ops::KvDType::kBF16;
-  if (name == "f16") return ops::KvDType::kF16;
-  if (name == "f32") return ops::KvDType::kF32;
-  return make_error(Errc::kInvalidArgument, "KV dtype '" + name + "'; use bf16, f16 or f32");
-}
-
 // Stands between scheduler and model. Blocks that were evicted while a step was planned are about
 // to be overwritten by it: the pool hears of that first, or the step does not run.
 class AnnouncingModel final : public model::Model {
@@ -47,35 +40,37 @@ class AnnouncingModel final : public model::Model {
   Outbox* outbox_;
 };
 
-Result<Mapping> map_inherited(int fd, MapAccess access, const std::string& what) {
-  const auto size = fd_size_bytes(fd);
-  if (!size) return make_error(size.error().code, what + ": " + size.error().message);
-  // Where the pool has joined its pages into huge ones, this maps them as such.
-  auto mapping = kvsnap::map_on_huge_boundary(fd, *size, access);
-  if (!mapping) return make_error(mapping.error().code, what + ": " + mapping.error().message);
-  return mapping;
-}
-
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const InitFrame& init,
-                                             const AdoptFrame& adopt, Outbox& outbox) {
+Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const BootFrames& frames,
+                                             Outbox& outbox) {
   std::unique_ptr<Engine> engine(new Engine);
-  if (auto mapped = engine->map_memory(fds); !mapped) return mapped.error();
-  if (auto built = engine->build_model(init); !built) return built.error();
-  engine->build_scheduler(init, outbox);
-  if (auto adopted = engine->adopt_blocks(adopt); !adopted) return adopted.error();
-  engine->build_snapshots(init, outbox);
-  return engine;
-}
-
-Result<void> Engine::map_memory(const WorkerFds& fds) {
   // Owned from here on; mappings stay valid without their descriptors.
   const UniqueFd weights_fd(fds.weights);
   const UniqueFd kv_fd(fds.kv_pool);
   const UniqueFd arena_fd(fds.arena);
+  if (auto mapped = engine->map_files(weights_fd.get(), arena_fd.get()); !mapped)
+    return mapped.error();
+  PartsRequest request;
+  request.init = &frames.init;
+  request.inherited = &frames.inherited;
+  request.image = &engine->image_;
+  request.image_bytes = engine->weights_.size_bytes();
+  request.weights_fd = weights_fd.get();
+  request.kv_fd = kv_fd.get();
+  request.arena = engine->arena();
+  if (auto built = engine->build_model(request); !built) return built.error();
+  engine->build_scheduler(frames.init, outbox);
+  if (auto memory = engine->parts_->memory_to_keep(engine->model_->kv()))
+    outbox.queue(KeepFrame{std::move(*memory)});
+  if (auto adopted = engine->adopt_blocks(frames.adopt, outbox); !adopted) return adopted.error();
+  if (auto built = engine->build_snapshots(frames.init, outbox); !built) return built.error();
+  return engine;
+}
+
+Result<void> Engine::map_files(int weights_fd, int arena_fd) {
   const auto started = std::chrono::steady_clock::now();
-  auto weights = map_inherited(weights_fd.get(), MapAccess::kReadOnly, "weights");
+  auto weights = map_inherited(weights_fd, MapAccess::kReadOnly, "weights");
   if (!weights) return weights.error();
   weights_ = std::move(*weights);
   auto image = checkpoint::WeightImageView::open(weights_.bytes());
@@ -83,31 +78,29 @@ Result<void> Engine::map_memory(const WorkerFds& fds) {
   image_ = std::move(*image);
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
   weights_ms_ = took.count();
-  auto kv = map_inherited(kv_fd.get(), MapAccess::kReadWrite, "KV pool");
-  if (!kv) return kv.error();
-  kv_memory_ = std::move(*kv);
-  const auto arena_bytes = fd_size_bytes(arena_fd.get());
+  const auto arena_bytes = fd_size_bytes(arena_fd);
   if (!arena_bytes || *arena_bytes == 0) return {};
-  auto arena = kvsnap::ArenaView::map(arena_fd.get());
+  auto arena = kvsnap::ArenaView::map(arena_fd);
   if (!arena) return arena.error();
   arena_ = std::move(*arena);
   return {};
 }
 
-Result<void> Engine::build_model(const InitFrame& init) {
+Result<void> Engine::build_model(const PartsRequest& request) {
+  const InitFrame& init = *request.init;
   const auto kv_dtype = parse_kv_dtype(init.kv_dtype);
   if (!kv_dtype) return kv_dtype.error();
-  auto device = ops::CpuDevice::create(static_cast<int>(init.num_threads), init.isa);
-  if (!device) return device.error();
-  device_ = std::move(*device);
-  const model::ModelOptions options{*kv_dtype, static_cast<int>(init.max_model_len)};
-  auto model = model::make_model(*device_, image_, kv_memory_.bytes(), options);
+  auto parts = make_device_parts(request);
+  if (!parts) return parts.error();
+  parts_ = std::move(*parts);
+  weights_ms_ += parts_->weights_ms();
+  auto model = parts_->make_model();
   if (!model) return model.error();
   model_ = std::move(*model);
 
   const model::KvView& kv = model_->kv();
-  ready_.kernel_set = device_->kernel_set();
-  ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, *device_);
+  ready_.kernel_set = parts_->device().kernel_set();
+  ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, parts_->device());
   ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set + "-" + kDrawRule;
   ready_.kv_layout = kv.layout;
   ready_.block_bytes = kv.block_bytes;
@@ -139,7 +132,12 @@ void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
       [&outbox](GenerateEvent event) { outbox.add(std::move(event)); });
 }
 
-Result<void> Engine::adopt_blocks(const AdoptFrame& adopt) {
+Result<void> Engine::adopt_blocks(const AdoptFrame& adopt, Outbox& outbox) {
+  if (!parts_->kv_survives(model_->kv())) {
+    for (const BlockEntry& entry : adopt.blocks)
+      outbox.evict(entry.hash);
+    return {};
+  }
   std::vector<kv::RadixIndex::Published> entries;
   std::vector<bool> seen(ready_.num_blocks, false);
   for (const BlockEntry& entry : adopt.blocks) {
@@ -161,17 +159,20 @@ Result<void> Engine::adopt_blocks(const AdoptFrame& adopt) {
   return {};
 }
 
-void Engine::build_snapshots(const InitFrame& init, Outbox& outbox) {
-  pipeline_ = kvsnap::make_cpu_copy_pipeline(device_->threads());
+Result<void> Engine::build_snapshots(const InitFrame& init, Outbox& outbox) {
+  auto pipeline = parts_->make_pipeline();
+  if (!pipeline) return pipeline.error();
+  pipeline_ = std::move(*pipeline);
   SnapshotService::Parts parts;
   parts.pool = pool_.get();
   parts.index = index_.get();
   parts.kv.base = model_->kv().base;
   parts.kv.format = {ready_.kv_layout, kBlockSize, ready_.block_bytes, init.tp_rank, init.tp_size};
-  parts.arena = arena_ ? &*arena_ : nullptr;
+  parts.arena = arena();
   parts.pipeline = pipeline_.get();
   parts.outbox = &outbox;
   snapshots_ = std::make_unique<SnapshotService>(parts);
+  return {};
 }
 
 EngineStats Engine::stats() const {

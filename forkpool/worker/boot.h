@@ -13,9 +13,9 @@
 #include "engine/kv/block_pool.h"
 #include "engine/kv/radix_index.h"
 #include "engine/model/model.h"
-#include "engine/ops/device.h"
 #include "engine/scheduler/scheduler.h"
 #include "forkpool/protocol.h"
+#include "forkpool/worker/device_parts.h"
 #include "forkpool/worker/outbox.h"
 #include "forkpool/worker/snapshot_service.h"
 #include "forkpool/worker/worker.h"
@@ -24,38 +24,46 @@
 
 namespace thaw::forkpool::worker {
 
+/// What the pool says before anything runs.
+struct BootFrames {
+  InitFrame init;
+  DeviceMemory inherited;  ///< of nothing where the pool keeps nothing
+  AdoptFrame adopt;
+};
+
 /// Everything a worker computes with, in the order in which it is built. The weights and the KV
-/// blocks are the pool's memory, mapped: what a former process of this worker published there is
-/// adopted. Not movable; one thread.
+/// blocks are memory that the pool owns, files or device memory: what a former process of this
+/// worker published there is adopted. Not movable; one thread.
 class Engine {
  public:
   /// Maps the inherited descriptors and builds the engine. `outbox` hears of everything it does and
-  /// must outlive it. Errors name what does not fit: the weight image, KV dtype, memory size, ISA.
-  static Result<std::unique_ptr<Engine>> boot(const WorkerFds& fds, const InitFrame& init,
-                                              const AdoptFrame& adopt, Outbox& outbox);
+  /// must outlive it. Errors name what does not fit: the weight image, or what the device's parts
+  /// find.
+  static Result<std::unique_ptr<Engine>> boot(const WorkerFds& fds, const BootFrames& frames,
+                                              Outbox& outbox);
 
   scheduler::Scheduler& scheduler() { return *scheduler_; }
   SnapshotService& snapshots() { return *snapshots_; }
   /// The scheduler's counters and the snapshots'.
   EngineStats stats() const;
   const ReadyFrame& ready() const { return ready_; }
-  /// What mapping the weights and checking their image's table took.
+  /// What it took to map the weights, check their image's table, and have them on the device.
   double weights_ms() const { return weights_ms_; }
 
  private:
   Engine() = default;
-  Result<void> map_memory(const WorkerFds& fds);
-  Result<void> build_model(const InitFrame& init);
-  Result<void> adopt_blocks(const AdoptFrame& adopt);
+  kvsnap::ArenaView* arena() { return arena_ ? &*arena_ : nullptr; }
+  Result<void> map_files(int weights_fd, int arena_fd);
+  Result<void> build_model(const PartsRequest& request);
+  Result<void> adopt_blocks(const AdoptFrame& adopt, Outbox& outbox);
   void build_scheduler(const InitFrame& init, Outbox& outbox);
-  void build_snapshots(const InitFrame& init, Outbox& outbox);
+  Result<void> build_snapshots(const InitFrame& init, Outbox& outbox);
 
   SteadyClock clock_;
   Mapping weights_;
-  Mapping kv_memory_;
   std::optional<kvsnap::ArenaView> arena_;
   checkpoint::WeightImageView image_;
-  std::unique_ptr<ops::CpuDevice> device_;
+  std::unique_ptr<DeviceParts> parts_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<kv::BlockPool> pool_;
   std::unique_ptr<kv::RadixIndex> index_;

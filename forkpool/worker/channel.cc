@@ -43,15 +43,16 @@ Result<FrameDecoder::Next> Channel::next() {
   return next;
 }
 
-Result<void> Channel::wait(std::chrono::milliseconds timeout) {
+Result<void> Channel::wait(std::chrono::microseconds timeout) {
   return undecoded_ ? Result<void>() : poll(timeout);
 }
 
-Result<void> Channel::poll(std::chrono::milliseconds timeout) {
+Result<void> Channel::poll(std::chrono::microseconds timeout) {
   if (ended_) return {};
   const auto events = static_cast<short>(POLLIN | (pending_bytes() > 0 ? POLLOUT : 0));
   pollfd polled{socket_.get(), events, 0};
-  if (::poll(&polled, 1, static_cast<int>(timeout.count())) < 0 && errno != EINTR) {
+  const timespec time{timeout.count() / 1000000, timeout.count() % 1000000 * 1000};
+  if (::ppoll(&polled, 1, &time, nullptr) < 0 && errno != EINTR) {
     return io_error("cannot poll the pool's channel", errno);
   }
   return {};

@@ -37,10 +37,10 @@ class Channel {
 
   /// Until there is something to read or to take with next(), more can be sent, or the timeout is
   /// over. Errors: kIo.
-  Result<void> wait(std::chrono::milliseconds timeout);
+  Result<void> wait(std::chrono::microseconds timeout);
 
  private:
-  Result<void> poll(std::chrono::milliseconds timeout);
+  Result<void> poll(std::chrono::microseconds timeout);
 
   UniqueFd socket_;
   FrameSender out_;

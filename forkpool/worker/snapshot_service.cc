@@ -15,6 +15,10 @@ Error no_arena() {
 
 }  // namespace
 
+bool lost_device(const Error& error) {
+  return error.code == Errc::kCuda || error.code == Errc::kDeadlineExceeded;
+}
+
 SnapshotService::SnapshotService(const Parts& parts) : parts_(parts) {
   if (parts_.arena == nullptr) return;
   writer_ =
@@ -23,26 +27,30 @@ SnapshotService::SnapshotService(const Parts& parts) : parts_(parts) {
       std::make_unique<kvsnap::SnapshotReader>(*parts_.arena, *parts_.pipeline, parts_.kv.format);
 }
 
-void SnapshotService::snapshot(SnapshotFrame frame) {
+Result<void> SnapshotService::snapshot(SnapshotFrame frame) {
   const std::uint64_t id = frame.id;
   auto write = start_write(std::move(frame));
   if (!write) {
+    if (lost_device(write.error())) return write.error();
     logger("worker")->warn("snapshot={} failed error=\"{}\"", id, write.error().message);
     parts_.outbox->queue(SnapshotDoneFrame{id, write.error().message, {}});
-    return;
+    return {};
   }
   writes_.push_back(std::move(*write));
+  return {};
 }
 
-void SnapshotService::restore(RestoreFrame frame) {
+Result<void> SnapshotService::restore(RestoreFrame frame) {
   const std::uint64_t id = frame.id;
   auto read = start_read(std::move(frame));
   if (!read) {
+    if (lost_device(read.error())) return read.error();
     logger("worker")->warn("restore={} failed error=\"{}\"", id, read.error().message);
     parts_.outbox->queue(RestoreDoneFrame{id, read.error().message, 0});
-    return;
+    return {};
   }
   reads_.push_back(std::move(*read));
+  return {};
 }
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
@@ -127,35 +135,39 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
   return read;
 }
 
-void SnapshotService::poll() {
+Result<void> SnapshotService::poll() {
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
     if (!writer_->done(current->copy)) continue;
-    finish_write(*current);
+    if (auto finished = finish_write(*current); !finished) return finished;
     writes_.erase(current);
   }
   for (auto read = reads_.begin(); read != reads_.end();) {
     const auto current = read++;
     if (!reader_->done(current->copy)) continue;
-    finish_read(*current);
+    if (auto finished = finish_read(*current); !finished) return finished;
     reads_.erase(current);
   }
+  return {};
 }
 
-void SnapshotService::finish_write(Write& write) {
+Result<void> SnapshotService::finish_write(Write& write) {
   auto manifest = writer_->finish(std::move(write.copy));
   if (manifest) {
     ++num_snapshots_;
     logger("worker")->debug("snapshot={} tokens={} bytes={}", write.id, manifest->token_ids.size(),
                             manifest->payload_bytes());
     parts_.outbox->queue(SnapshotDoneFrame{write.id, "", std::move(*manifest)});
+  } else if (lost_device(manifest.error())) {
+    return manifest.error();
   } else {
     logger("worker")->warn("snapshot={} failed error=\"{}\"", write.id, manifest.error().message);
     parts_.outbox->queue(SnapshotDoneFrame{write.id, manifest.error().message, {}});
   }
+  return {};
 }
 
-void SnapshotService::finish_read(Read& read) {
+Result<void> SnapshotService::finish_read(Read& read) {
   const auto verified = reader_->finish(read.copy);
   if (verified) {
     ++num_restores_;
@@ -164,6 +176,8 @@ void SnapshotService::finish_read(Read& read) {
     parts_.index->insert(read.cache_root, read.tokens, read.blocks);
     logger("worker")->debug("restore={} tokens={} copied_blocks={}", read.id, read.tokens.size(),
                             read.blocks.size() - read.num_alive);
+  } else if (lost_device(verified.error())) {
+    return verified.error();
   } else {
     logger("worker")->warn("restore={} failed error=\"{}\"", read.id, verified.error().message);
   }
@@ -171,6 +185,7 @@ void SnapshotService::finish_read(Read& read) {
   parts_.outbox->queue(
       RestoreDoneFrame{read.id, verified ? "" : verified.error().message,
                        verified ? static_cast<std::uint32_t>(read.tokens.size()) : 0});
+  return {};
 }
 
 void SnapshotService::release(const Read& read) {

@@ -26,9 +26,13 @@ struct KvMemory {
   }
 };
 
+/// Whether the device may still do what it was told although nobody can wait for it any more.
+bool lost_device(const Error& error);
+
 /// Answers Snapshot and Restore frames: the one place where the engine's blocks and the arena's
-/// extents meet. Whatever fails is reported in the Done frame, and the worker serves on. One
-/// thread; runs between steps.
+/// extents meet. Whatever fails is reported in the Done frame, and the worker serves on, but for a
+/// failure of the device (kCuda, or a copy that misses its deadline): it may still write, so that
+/// nothing is reported and the process must end. One thread; runs between steps.
 class SnapshotService {
  public:
   struct Parts {
@@ -45,14 +49,14 @@ class SnapshotService {
 
   /// Copies the KV of the manifest's tokens to its extents. Errors (reported): not all of the
   /// tokens alive here, with how many are; what SnapshotWriter finds.
-  void snapshot(SnapshotFrame frame);
+  Result<void> snapshot(SnapshotFrame frame);
   /// Copies the manifest's KV into fresh blocks and, once all of it is verified, into the index.
   /// Blocks that are alive already are kept, not copied again. Errors (reported): no room; what
   /// SnapshotReader finds.
-  void restore(RestoreFrame frame);
+  Result<void> restore(RestoreFrame frame);
 
-  /// Reports the copies that are done.
-  void poll();
+  /// Reports the copies that are done. Errors, as of the two above: the device's.
+  Result<void> poll();
   bool busy() const { return !writes_.empty() || !reads_.empty(); }
 
   std::uint64_t num_snapshots() const { return num_snapshots_; }
@@ -77,8 +81,8 @@ class SnapshotService {
   Result<Write> start_write(SnapshotFrame frame);
   Result<Read> start_read(RestoreFrame frame);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
-  void finish_write(Write& write);
-  void finish_read(Read& read);
+  Result<void> finish_write(Write& write);
+  Result<void> finish_read(Read& read);
   void release(const Read& read);
 
   Parts parts_;

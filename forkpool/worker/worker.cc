@@ -2,7 +2,9 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,7 +23,7 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kBootDeadline{60000};
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
-constexpr milliseconds kCopyWait{1};  // a copy engine at work does not wake us
+constexpr std::chrono::microseconds kCopyWait{50};  // a copy engine at work does not wake us
 constexpr milliseconds kFarewellDeadline{5000};
 
 Error unexpected(const Frame& frame, const std::string& wanted) {
@@ -46,6 +48,25 @@ Result<FrameDecoder::Next> await_frame(Channel& channel, milliseconds deadline) 
   }
 }
 
+// Exceptions end here: the process is the unit of recovery.
+Result<void> run_without_throwing(const std::function<Result<void>()>& body) {
+  try {
+    return body();
+  } catch (const Exception& exception) {
+    return exception.error();
+  } catch (const std::exception& exception) {
+    return make_error(Errc::kInternal, exception.what());
+  }
+}
+
+void report_fatal(Channel& channel, const Error& error) {
+  logger("worker")->error("fatal error=\"{}\"", error.to_string());
+  channel.queue(FatalFrame{error});
+  if (auto flushed = channel.flush(kFarewellDeadline); !flushed) {
+    logger("worker")->error("cannot report it error=\"{}\"", flushed.error().message);
+  }
+}
+
 // From Ready to the end.
 class Server {
  public:
@@ -63,14 +84,15 @@ class Server {
       if (engine_->scheduler().has_work()) {
         if (auto stepped = engine_->scheduler().step(); !stepped) return stepped;
       }
-      engine_->snapshots().poll();
+      if (auto polled = engine_->snapshots().poll(); !polled) return polled;
     }
   }
 
  private:
   Result<void> wait_unless_busy() {
     if (engine_->scheduler().has_work()) return {};
-    return channel_->wait(engine_->snapshots().busy() ? kCopyWait : kIdleWait);
+    if (engine_->snapshots().busy()) return channel_->wait(kCopyWait);
+    return channel_->wait(kIdleWait);
   }
 
   // False: it is time to go.
@@ -96,9 +118,9 @@ class Server {
     } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
       engine_->scheduler().cancel(cancel->request);
     } else if (auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
-      engine_->snapshots().snapshot(std::move(*snapshot));
+      return engine_->snapshots().snapshot(std::move(*snapshot));
     } else if (auto* restore = std::get_if<RestoreFrame>(&frame)) {
-      engine_->snapshots().restore(std::move(*restore));
+      return engine_->snapshots().restore(std::move(*restore));
     } else {
       return unexpected(frame, "submit, cancel, snapshot, restore or shutdown");
     }
@@ -120,16 +142,25 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
   if (!set_log_level(init->log_level)) {
     return make_error(Errc::kInvalidArgument, "log level '" + init->log_level + "'");
   }
+  BootFrames frames{*init, {}, {}};
   auto second = await_frame(channel, kBootDeadline);
   if (!second) return second.error();
   if (!second->found) return {};
-  const auto* adopt = std::get_if<AdoptFrame>(&second->frame);
-  if (adopt == nullptr) return unexpected(second->frame, "adopt");
+  if (auto* inherit = std::get_if<InheritFrame>(&second->frame)) {
+    frames.inherited = std::move(inherit->memory);
+    second = await_frame(channel, kBootDeadline);
+    if (!second) return second.error();
+    if (!second->found) return {};
+  }
+  auto* adopt = std::get_if<AdoptFrame>(&second->frame);
+  if (adopt == nullptr) return unexpected(second->frame, "inherit or adopt");
+  frames.adopt = std::move(*adopt);
 
   Outbox outbox(channel);
   const auto started = std::chrono::steady_clock::now();
-  auto engine = Engine::boot(fds, *init, *adopt, outbox);
+  auto engine = Engine::boot(fds, frames, outbox);
   if (!engine) return engine.error();
+  frames.inherited = {};  // what is used of it is imported; nothing else shall live on
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
   const ReadyFrame& ready = (*engine)->ready();
   logger("worker")->info(
@@ -137,18 +168,13 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
       "boot_ms={:.2f}",
       init->generation, ready.kernel_set, init->num_threads, ready.num_blocks, ready.adopted_blocks,
       (*engine)->weights_ms(), took.count());
-  return Server(channel, outbox, **engine).run();
-}
-
-// Exceptions end here: the process is the unit of recovery.
-Result<void> serve_without_throwing(Channel& channel, const WorkerFds& fds) {
-  try {
-    return serve(channel, fds);
-  } catch (const Exception& exception) {
-    return exception.error();
-  } catch (const std::exception& exception) {
-    return make_error(Errc::kInternal, exception.what());
+  Result<void> ran = run_without_throwing([&] { return Server(channel, outbox, **engine).run(); });
+  if (!ran && lost_device(ran.error())) {
+    // Whoever frees what a lost device holds may wait for it for ever.
+    report_fatal(channel, ran.error());
+    std::_Exit(1);
   }
+  return ran;
 }
 
 }  // namespace
@@ -158,13 +184,10 @@ int run_worker(const WorkerFds& fds) {
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGTERM, SIG_IGN);
   worker::Channel channel{UniqueFd(fds.channel)};
-  const Result<void> served = worker::serve_without_throwing(channel, fds);
+  const Result<void> served =
+      worker::run_without_throwing([&] { return worker::serve(channel, fds); });
   if (served) return 0;
-  logger("worker")->error("fatal error=\"{}\"", served.error().to_string());
-  channel.queue(FatalFrame{served.error()});
-  if (auto flushed = channel.flush(worker::kFarewellDeadline); !flushed) {
-    logger("worker")->error("cannot report it error=\"{}\"", flushed.error().message);
-  }
+  worker::report_fatal(channel, served.error());
   return 1;
 }
 

@@ -438,7 +438,12 @@ TEST_F(FatalTest, FramesOutOfOrder) {
   DrivenWorker no_adopt(memory(kv));
   no_adopt.send(init());
   no_adopt.send(init());
-  expect_fatal(no_adopt, Errc::kProtocol, "expected adopt");
+  expect_fatal(no_adopt, Errc::kProtocol, "expected inherit or adopt");
+  DrivenWorker twice(memory(kv));
+  twice.send(init());
+  twice.send(InheritFrame{});
+  twice.send(InheritFrame{});
+  expect_fatal(twice, Errc::kProtocol, "expected inherit or adopt");
   DrivenWorker late(memory(kv), init());
   ASSERT_TRUE(late.await<ReadyFrame>());
   late.send(ReadyFrame{});
@@ -455,6 +460,10 @@ TEST_F(FatalTest, SettingsThatCannotBe) {
   bad.isa = "mmx";
   DrivenWorker isa(memory(kv), bad);
   expect_fatal(isa, Errc::kInvalidArgument, "mmx");
+  bad = init();
+  bad.device = "gpu";
+  DrivenWorker device(memory(kv), bad);
+  expect_fatal(device, Errc::kInvalidArgument, "cuda:N");
   bad = init();
   bad.log_level = "loud";
   DrivenWorker level(memory(kv), bad);

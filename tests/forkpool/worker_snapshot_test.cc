@@ -33,9 +33,11 @@ class SlowPipeline final : public kvsnap::CopyPipeline {
   }
   bool done(kvsnap::CopyHandle) const override { return finished; }
   Result<std::vector<std::uint32_t>> collect(kvsnap::CopyHandle handle) override {
+    if (failure) return *failure;
     return inner_->collect(handle);
   }
   bool finished = true;
+  std::optional<Error> failure;  ///< of the device
 
  private:
   std::unique_ptr<kvsnap::CopyPipeline> inner_;
@@ -149,14 +151,14 @@ class SnapshotServiceTest : public testing::Test {
     Side side(tokens.size() / kBlockSize, view_);
     side.fill(tokens);
     side.sent();
-    side.service->snapshot({1, lease(tokens)});
-    side.service->poll();
+    EXPECT_TRUE(side.service->snapshot({1, lease(tokens)}));
+    EXPECT_TRUE(side.service->poll());
     const auto frames = side.sent();
     return std::get<SnapshotDoneFrame>(frames.at(0)).manifest;
   }
   static std::string restore_error(Side& side, const kvsnap::Manifest& manifest) {
-    side.service->restore({3, manifest});
-    side.service->poll();
+    EXPECT_TRUE(side.service->restore({3, manifest}));
+    EXPECT_TRUE(side.service->poll());
     const auto frames = side.sent();
     return std::get<RestoreDoneFrame>(frames.back()).error;
   }
@@ -169,9 +171,9 @@ class SnapshotServiceTest : public testing::Test {
 TEST_F(SnapshotServiceTest, CarriesBlocksToAnotherWorker) {
   const kvsnap::Manifest manifest = snapshot_of(trunk_);
   Side side(8, view_);
-  side.service->restore({3, manifest});
+  ASSERT_TRUE(side.service->restore({3, manifest}));
   EXPECT_TRUE(side.service->busy());
-  side.service->poll();
+  ASSERT_TRUE(side.service->poll());
   EXPECT_FALSE(side.service->busy());
   const auto frames = side.sent();
   ASSERT_EQ(kinds(frames), "publish restore_done ");
@@ -187,12 +189,12 @@ TEST_F(SnapshotServiceTest, EvictsWhatIsInTheWayAndSaysSoFirst) {
   Side side(6, view_);
   side.fill(tokens_from(500, 4));
   side.sent();
-  side.service->restore({3, manifest});
+  ASSERT_TRUE(side.service->restore({3, manifest}));
   // The copy is launched; the pool can already read what was evicted for it.
   const auto before = side.sent();
   ASSERT_EQ(kinds(before), "evict ");
   EXPECT_EQ(std::get<EvictFrame>(before[0]).hashes.size(), 3U);
-  side.service->poll();
+  ASSERT_TRUE(side.service->poll());
   EXPECT_EQ(kinds(side.sent()), "publish restore_done ");
   EXPECT_TRUE(side.holds(trunk_));
   side.expect_sound(6);
@@ -252,12 +254,12 @@ TEST_F(SnapshotServiceTest, BlocksBeingWrittenOutAreNotEvicted) {
   Side side(5, view_);
   side.fill(trunk_);
   side.pipeline.finished = false;
-  side.service->snapshot({1, lease(trunk_)});
-  side.service->poll();
+  ASSERT_TRUE(side.service->snapshot({1, lease(trunk_)}));
+  ASSERT_TRUE(side.service->poll());
   EXPECT_TRUE(side.service->busy());
   EXPECT_EQ(side.index->evict(5), 0U);
   side.pipeline.finished = true;
-  side.service->poll();
+  ASSERT_TRUE(side.service->poll());
   EXPECT_FALSE(side.service->busy());
   EXPECT_EQ(side.service->num_snapshots(), 1U);
   EXPECT_EQ(kinds(side.sent()), "publish snapshot_done ");
@@ -269,13 +271,13 @@ TEST_F(SnapshotServiceTest, SomebodyElsePublishedTheTrunkMeanwhile) {
   const kvsnap::Manifest manifest = snapshot_of(trunk_);
   Side side(12, view_);
   side.pipeline.finished = false;
-  side.service->restore({3, manifest});
-  side.service->poll();
+  ASSERT_TRUE(side.service->restore({3, manifest}));
+  ASSERT_TRUE(side.service->poll());
   EXPECT_EQ(side.index->match(kRoot, trunk_).num_tokens, 0U);  // unpublished until verified
   EXPECT_EQ(side.pool.num_free(), 7U);
   side.fill(trunk_);
   side.pipeline.finished = true;
-  side.service->poll();
+  ASSERT_TRUE(side.service->poll());
   const auto frames = side.sent();
   EXPECT_EQ(kinds(frames), "publish restore_done ");  // published once
   EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).error, "");
@@ -287,13 +289,35 @@ TEST_F(SnapshotServiceTest, TokensThatAreNotAliveAreCounted) {
   Side side(5, view_);
   side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
   side.sent();
-  side.service->snapshot({1, lease(trunk_)});
+  ASSERT_TRUE(side.service->snapshot({1, lease(trunk_)}));
   EXPECT_FALSE(side.service->busy());
   const auto frames = side.sent();
   ASSERT_EQ(kinds(frames), "snapshot_done ");
   EXPECT_NE(std::get<SnapshotDoneFrame>(frames[0]).error.find("32 tokens is alive"),
             std::string::npos);
   side.expect_sound(2);
+}
+
+// The device may still write into extents and blocks, so that nobody may be told that they are
+// free.
+TEST_F(SnapshotServiceTest, ALostDeviceEndsTheProcessAndReportsNothing) {
+  const kvsnap::Manifest manifest = snapshot_of(trunk_);
+  for (const Errc code : {Errc::kCuda, Errc::kDeadlineExceeded}) {
+    Side side(10, view_);
+    side.fill(tokens_from(500, 2));
+    side.sent();
+    side.pipeline.failure = make_error(code, "lost");
+    EXPECT_TRUE(side.service->restore({3, manifest}));
+    EXPECT_EQ(side.service->poll().error().code, code);
+    EXPECT_EQ(kinds(side.sent()), "");
+    Side other(10, view_);
+    other.fill(trunk_);
+    other.sent();
+    other.pipeline.failure = make_error(code, "lost");
+    EXPECT_TRUE(other.service->snapshot({1, lease(trunk_)}));
+    EXPECT_EQ(other.service->poll().error().code, code);
+    EXPECT_EQ(kinds(other.sent()), "");
+  }
 }
 
 }  // namespace

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+
+#include "engine/base/result.h"
+#include "engine/checkpoint/weight_image.h"
+#include "engine/model/model.h"
+#include "engine/ops/device.h"
+#include "forkpool/protocol.h"
+#include "kvsnap/arena_memory.h"
+#include "kvsnap/copy_pipeline.h"
+
+namespace thaw::forkpool::worker {
+
+/// What a worker has before it knows its device's memory. Everything is borrowed and must outlive
+/// the parts, but for the descriptors and `inherited`, which are only used while they are made.
+struct PartsRequest {
+  const InitFrame* init = nullptr;
+  const DeviceMemory* inherited = nullptr;  ///< what the pool kept; of nothing where it kept none
+  const checkpoint::WeightImageView* image = nullptr;
+  std::size_t image_bytes = 0;
+  int weights_fd = -1;  ///< the file or memfd that `image` maps
+  int kv_fd = -1;
+  kvsnap::ArenaView* arena = nullptr;  ///< null: there is none
+};
+
+/// The half of a worker's engine that depends on the kind of device: weights where it computes, KV
+/// memory, model and copies. Made once, in the order of the methods; model and pipeline must be
+/// destroyed first. One thread.
+class DeviceParts {
+ public:
+  virtual ~DeviceParts() = default;
+
+  virtual const ops::Device& device() const = 0;
+  /// Over this device's weights and KV memory. Called once.
+  virtual Result<std::unique_ptr<model::Model>> make_model() = 0;
+  /// For KvView::base of `model` and the arena. Called once.
+  virtual Result<std::unique_ptr<kvsnap::CopyPipeline>> make_pipeline() = 0;
+  /// Whether the KV memory holds what an earlier process of this worker left, in the layout of
+  /// `kv`: only then may its published blocks be adopted.
+  virtual bool kv_survives(const model::KvView& kv) const = 0;
+  /// What the pool shall keep from now on; nothing where it has it already, or keeps files.
+  virtual std::optional<DeviceMemory> memory_to_keep(const model::KvView& kv) = 0;
+  /// What it took until the weights could be used.
+  virtual double weights_ms() const = 0;
+};
+
+/// Errors name what does not fit: device, KV dtype, memory size, ISA; kUnsupported for a device
+/// that this build has no kernels for; kResourceExhausted with what was asked for and what is free.
+Result<std::unique_ptr<DeviceParts>> make_device_parts(const PartsRequest& request);
+
+// One for each kind of device; make_device_parts chooses.
+Result<std::unique_ptr<DeviceParts>> make_cpu_parts(const PartsRequest& request);
+Result<std::unique_ptr<DeviceParts>> make_cuda_parts(const PartsRequest& request, int ordinal);
+
+/// "bf16", "f16" or "f32".
+Result<ops::KvDType> parse_kv_dtype(const std::string& name);
+
+/// Maps all of an inherited descriptor; `what` names it in errors.
+Result<Mapping> map_inherited(int fd, MapAccess access, const std::string& what);
+
+}  // namespace thaw::forkpool::worker
