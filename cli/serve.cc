@@ -17,7 +17,11 @@
 #include "cli/served_model.h"
 #include "cli/version.h"
 #include "coalescer/http/server.h"
+#include "engine/base/device_name.h"
 #include "engine/base/log.h"
+#ifdef THAW_WITH_CUDA
+#include "engine/cuda/device_info.h"
+#endif
 
 namespace thaw::cli {
 namespace {
@@ -30,6 +34,25 @@ int available_cores() {
   return 1;
 }
 
+// REQUIRES: settle_device().
+bool on_gpu(const ServeSettings& settings) {
+  return parse_device(settings.device).value().kind == DeviceName::Kind::kCuda;
+}
+
+// A GPU that is not there is found before the model is read, and not by workers one after another.
+Result<void> check_device(const ServeSettings& settings) {
+  if (!on_gpu(settings)) return {};
+#ifdef THAW_WITH_CUDA
+  const auto info = cuda::device_info(parse_device(settings.device).value().ordinal);
+  if (!info) return info.error();
+  std::printf("device: %s, %s\n", info->name.c_str(), format_bytes(info->total_bytes).c_str());
+  return {};
+#else
+  return make_error(Errc::kUnsupported,
+                    "--device " + settings.device + ": this build has no CUDA (THAW_CUDA=ON)");
+#endif
+}
+
 template <typename Duration>
 Duration seconds_to(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
@@ -39,7 +62,8 @@ MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes
   const std::string times = settings.workers > 1 ? std::to_string(settings.workers) + " x " : "";
   MemoryBudget budget;
   budget.parts.push_back({"weights", weight_bytes});
-  budget.parts.push_back({times + "KV cache", settings.workers * settings.kv_bytes});
+  if (!on_gpu(settings))
+    budget.parts.push_back({times + "KV cache", settings.workers * settings.kv_bytes});
   budget.parts.push_back({"snapshot arena", settings.arena_bytes});
   budget.parts.push_back({"working memory", (1 + settings.workers) * kWorkingBytes});
   return budget;
@@ -47,6 +71,7 @@ MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes
 
 ops::PackingOptions packing_options(const ServeSettings& settings) {
   ops::PackingOptions options;
+  if (on_gpu(settings)) options.device = ops::DeviceKind::kCuda;
   if (settings.dtype == "f32") options.mode = ops::ComputeMode::kExact32;
   if (settings.dtype == "f16") options.quantize = ops::Quantize::kF16;
   if (settings.dtype == "bf16") options.quantize = ops::Quantize::kBF16;
@@ -58,6 +83,7 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   forkpool::PoolOptions options;
   options.worker_binary = std::filesystem::read_symlink("/proc/self/exe").string();
   options.num_workers = settings.workers;
+  options.device = settings.device;
   options.threads_per_worker = threads;
   options.isa = settings.isa;
   options.kv_dtype = settings.kv_dtype;
@@ -130,8 +156,9 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
 
 }  // namespace
 
-Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
+Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
+  if (auto settled = settle_device(settings); !settled) return settled;
   const sigset_t signals = block_stop_signals();
   if (settings.dtype != "native" && settings.quantize != "none") {
     return make_error(Errc::kInvalidArgument,
@@ -147,6 +174,7 @@ Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths) {
   if (settings.model.empty())
     std::printf("no model given: serving the default one, %s\n", model->path().c_str());
 
+  if (auto there = check_device(settings); !there) return there;
   const int cores = available_cores();
   const std::uint32_t threads =
       settings.threads != 0 ? settings.threads

@@ -7,6 +7,6 @@ namespace thaw::cli {
 
 /// `thaw serve`: loads the model, starts the pool and the server, serves until SIGTERM or SIGINT,
 /// drains. Returns when everything has ended. Errors are the user's to read: one line each.
-Result<void> run_serve(const ServeSettings& settings, const ModelPaths& paths);
+Result<void> run_serve(ServeSettings settings, const ModelPaths& paths);
 
 }  // namespace thaw::cli

@@ -4,6 +4,8 @@
 #include <cctype>
 #include <cstdlib>
 
+#include "engine/base/device_name.h"
+
 namespace thaw::cli {
 namespace {
 
@@ -25,6 +27,20 @@ CLI::Option* add(CLI::App& command, const std::string& flag, T& value, const std
 }
 
 constexpr std::uint32_t kMaxCount = 1U << 20;
+constexpr std::uint64_t kCpuKvBytes = 1ULL << 30;
+// A GPU computes few rows as slowly as many: its chunks are longer.
+constexpr std::uint32_t kCpuPrefillChunk = 128;
+constexpr std::uint32_t kCudaPrefillChunk = 1024;
+
+/// The message of a refusal, or empty.
+std::string check_device(const std::string& text) {
+  const auto device = parse_device(text);
+  return device ? "" : device.error().message;
+}
+
+std::string check_chunk(const std::string& text) {
+  return text == "0" ? "" : CLI::Range(16U, 65536U)(text);
+}
 
 /// Empty where the variable is unset.
 std::string environment(const char* name) {
@@ -45,6 +61,30 @@ ModelPaths model_paths_from_environment() {
       environment("HF_HOME"), first_of(environment("XDG_CACHE_HOME"), user_cache) + "/huggingface");
   return {thaw_cache + "/models/SmolLM2-135M-Instruct.Q4_1.gguf",
           first_of(environment("HF_HUB_CACHE"), hf_home + "/hub"), thaw_cache + "/images"};
+}
+
+Result<void> settle_device(ServeSettings& settings) {
+  const auto device = parse_device(settings.device);
+  if (!device) return device.error();
+  const auto wrong = [&](const std::string& what) {
+    return make_error(Errc::kInvalidArgument, what + " with --device " + settings.device);
+  };
+  const bool cuda = device->kind == DeviceName::Kind::kCuda;
+  if (settings.prefill_chunk_tokens == 0)
+    settings.prefill_chunk_tokens = cuda ? kCudaPrefillChunk : kCpuPrefillChunk;
+  if (!cuda) {
+    if (settings.kv_bytes == 0) settings.kv_bytes = kCpuKvBytes;
+    return {};
+  }
+  if (settings.kv_dtype != "bf16") {
+    return wrong("--kv-dtype " + settings.kv_dtype + " cannot be used; bf16 is what can,");
+  }
+  if (!settings.isa.empty()) return wrong("--isa means nothing");
+  if (settings.workers > 1 && settings.kv_bytes == 0) {
+    return wrong("give --kv-bytes: " + std::to_string(settings.workers) +
+                 " workers cannot each take what is free");
+  }
+  return {};
 }
 
 void add_serve_options(CLI::App& command, ServeSettings& settings) {
@@ -98,6 +138,9 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(fork);
 
   const std::string engine = "Engine";
+  add(command, "--device", s.device, "cpu, cuda (the first GPU) or cuda:N")
+      ->check(CLI::Validator(check_device, "DEVICE"))
+      ->group(engine);
   add(command, "--workers", s.workers, "Worker processes")
       ->check(CLI::Range(1U, 64U))
       ->group(engine);
@@ -132,7 +175,8 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--kv-dtype", s.kv_dtype, "Type of the KV cache")
       ->check(CLI::IsMember({"bf16", "f16", "f32"}))
       ->group(engine);
-  add(command, "--kv-bytes", s.kv_bytes, "KV cache of each worker (1GiB, 512MiB, ...)")
+  add(command, "--kv-bytes", s.kv_bytes,
+      "KV cache of each worker (512MiB, ...); 0: 1GiB on the CPU, what is free on a GPU")
       ->transform(CLI::AsSizeValue(false))
       ->group(engine);
   add(command, "--arena-bytes", s.arena_bytes, "Shared memory for KV snapshots between workers")
@@ -150,8 +194,8 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->check(CLI::Range(1U, kMaxCount))
       ->group(engine);
   add(command, "--prefill-chunk-tokens", s.prefill_chunk_tokens,
-      "Prompt tokens computed between two decode steps")
-      ->check(CLI::Range(16U, 65536U))
+      "Prompt tokens computed between two decode steps; 0: 128 on the CPU, 1024 on a GPU")
+      ->check(CLI::Validator(check_chunk, "0 or 16 to 65536"))
       ->group(engine);
   add(command, "--boot-timeout", s.boot_timeout_s, "Seconds that a worker gets to start")
       ->check(CLI::Range(1.0, 3600.0))

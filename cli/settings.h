@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/model_paths.h"
+#include "engine/base/result.h"
 
 namespace thaw::cli {
 
@@ -19,6 +20,7 @@ struct ServeSettings {
   std::uint16_t port = 8000;
   std::vector<std::string> api_keys;
   std::string api_key_file;
+  std::string device = "cpu";
   std::uint32_t workers = 1;
   std::uint32_t threads = 0;  ///< a worker's; 0: the cores there are, shared out over the workers
   std::string isa;
@@ -28,12 +30,12 @@ struct ServeSettings {
   std::uint64_t image_cache_bytes = 32ULL << 30;  ///< packed weights on disk; 0: none
   bool verify_weights = false;
   std::string kv_dtype = "bf16";
-  std::uint64_t kv_bytes = 1ULL << 30;
+  std::uint64_t kv_bytes = 0;  ///< 0: the device's default (kv_bytes_or_default)
   std::uint64_t arena_bytes = 256ULL << 20;
   std::uint32_t max_model_len = 0;
   std::uint32_t max_num_seqs = 64;
   std::uint32_t max_queued_requests = 1024;
-  std::uint32_t prefill_chunk_tokens = 128;
+  std::uint32_t prefill_chunk_tokens = 0;  ///< 0: the device's default
   double window_ms = 2.0;
   std::uint32_t fork_min_prefix_tokens = 500;
   std::uint64_t max_body_bytes = 32ULL << 20;
@@ -44,6 +46,10 @@ struct ServeSettings {
   double write_timeout_s = 30.0;
   std::string log_level = "info";
 };
+
+/// Sets what was left to the device: KV memory (1 GiB on the CPU; 0, what is free, on a GPU) and
+/// the prefill chunk. Errors: settings that exclude each other on that device, named.
+Result<void> settle_device(ServeSettings& settings);
 
 /// Hugging Face's cache: $HF_HUB_CACHE, else hub/ below $HF_HOME, else huggingface/hub/ below
 /// $XDG_CACHE_HOME or ~/.cache. The default model: models/ below $THAW_CACHE_DIR, else below

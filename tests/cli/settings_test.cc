@@ -78,8 +78,52 @@ TEST(Settings, CachesAreWhereTheEnvironmentSays) {
     ::unsetenv(name);
 }
 
+TEST(Settings, TheDeviceDecidesWhatIsLeftToIt) {
+  ServeSettings cpu;
+  EXPECT_EQ(parse(cpu, {}), "");
+  ASSERT_TRUE(settle_device(cpu));
+  EXPECT_EQ(cpu.kv_bytes, 1ULL << 30);
+  EXPECT_EQ(cpu.prefill_chunk_tokens, 128U);
+  ServeSettings gpu;
+  EXPECT_EQ(parse(gpu, {"--device", "cuda:1"}), "");
+  ASSERT_TRUE(settle_device(gpu));
+  EXPECT_EQ(gpu.kv_bytes, 0U);
+  EXPECT_EQ(gpu.prefill_chunk_tokens, 1024U);
+  ServeSettings given;
+  EXPECT_EQ(parse(given, {"--device", "cuda", "--kv-bytes", "2GiB", "--workers", "2",
+                          "--prefill-chunk-tokens", "64"}),
+            "");
+  ASSERT_TRUE(settle_device(given));
+  EXPECT_EQ(given.kv_bytes, 2ULL << 30);
+  EXPECT_EQ(given.prefill_chunk_tokens, 64U);
+
+  ::setenv("THAW_DEVICE", "cuda:3", 1);
+  ServeSettings from_environment;
+  EXPECT_EQ(parse(from_environment, {}), "");
+  EXPECT_EQ(from_environment.device, "cuda:3");
+  ::unsetenv("THAW_DEVICE");
+}
+
+TEST(Settings, WhatADeviceCannotDoIsRefused) {
+  const auto refusal = [](const std::vector<std::string>& arguments) {
+    ServeSettings settings;
+    EXPECT_EQ(parse(settings, arguments), "");
+    const auto settled = settle_device(settings);
+    return settled ? "nothing" : settled.error().message;
+  };
+  EXPECT_NE(refusal({"--device", "cuda", "--kv-dtype", "f32"}).find("--kv-dtype f32"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--device", "cuda", "--isa", "avx2"}).find("--isa"), std::string::npos);
+  EXPECT_NE(refusal({"--device", "cuda", "--workers", "2"}).find("--kv-bytes"), std::string::npos);
+  EXPECT_EQ(refusal({"--workers", "2", "--kv-dtype", "f32", "--isa", "avx2"}), "nothing");
+}
+
 TEST(Settings, ABadValueIsNamed) {
   ServeSettings settings;
+  EXPECT_NE(parse(settings, {"--device", "gpu"}).find("use cpu, cuda or cuda:N"),
+            std::string::npos);
+  EXPECT_NE(parse(settings, {"--prefill-chunk-tokens", "8"}).find("--prefill-chunk-tokens"),
+            std::string::npos);
   EXPECT_NE(parse(settings, {"--workers", "0"}).find("--workers"), std::string::npos);
   EXPECT_NE(parse(settings, {"--kv-dtype", "fp8"}).find("--kv-dtype"), std::string::npos);
   EXPECT_NE(parse(settings, {"--kv-bytes", "much"}).find("--kv-bytes"), std::string::npos);

@@ -149,6 +149,8 @@ def test_a_bad_model_file_is_one_clear_line(tmp_path, content, says):
         (["--workers", "0"], {}, "workers"),
         (["--port", "99999"], {}, "port"),
         (["--kv-dtype", "fp8"], {}, "kv-dtype"),
+        (["--device", "gpu"], {}, "use cpu, cuda or cuda:N"),
+        (["--kv-dtype", "f32"], {"THAW_DEVICE": "cuda"}, "bf16"),
         (["--kv-bytes", "4096GiB"], {}, "KV"),
         ([], {"THAW_WINDOW_MS": "soon"}, "window-ms"),
         (["--no-such-flag"], {}, "no-such-flag"),
