@@ -16,6 +16,8 @@
 #include "engine/cuda/check.h"
 #include "engine/cuda/device_info.h"
 #include "engine/cuda/vmm.h"
+#include "engine/model/cuda/device_image.h"
+#include "engine/model/cuda/digest.h"
 #include "kvsnap/arena.h"
 #include "kvsnap/copy_pipeline_cuda.h"
 #include "kvsnap/page_warmer.h"
@@ -101,6 +103,20 @@ class Fixture {
     kvsnap::SnapshotReader reader(view_, *pipeline_, format_);
     reader.finish(reader.start(manifest_, {}, blocks_).value()).value();
   }
+  /// Median milliseconds of the bare copies of the blocks in use.
+  double copies_alone(bool to_device, int num_streams) {
+    const std::vector<cuda::Stream> streams(static_cast<std::size_t>(num_streams));
+    return median(options_.repeats, [&] {
+      std::byte* at = view_.bytes(manifest_.extents[0]).data();
+      for (std::size_t i = 0; i < blocks_.size(); ++i, at += options_.block_bytes) {
+        cuda::check(cudaMemcpyAsync(to_device ? blocks_[i] : at, to_device ? at : blocks_[i],
+                                    options_.block_bytes, cudaMemcpyDefault,
+                                    streams[i % streams.size()].view().get()));
+      }
+      for (const cuda::Stream& stream : streams)
+        stream.synchronize();
+    });
+  }
   /// Calls `beside` while a snapshot is under way, until it is done.
   void snapshot_while(const std::function<void()>& beside) {
     kvsnap::SnapshotWriter writer(view_, *pipeline_, format_);
@@ -129,31 +145,52 @@ double checksum_rate(std::span<const std::byte> memory) {
   return static_cast<double>(memory.size()) / (ms * 1e-3) + (sum == 1 ? 1e-9 : 0);
 }
 
-/// Fills of 256 MiB, which the device's memory bounds; milliseconds.
-double compute_time(const Fixture& fixture, const cuda::DeviceBuffer<char>& buffer) {
+/// A kernel that reads 16 GiB, as a decode step reads its weights; milliseconds.
+double compute_time(const Fixture& fixture, const cuda::DeviceBuffer<std::byte>& buffer,
+                    const cuda::DeviceBuffer<std::uint64_t>& digests) {
   cuda::Event start(cuda::Event::Timing::kOn);
   cuda::Event stop(cuda::Event::Timing::kOn);
   start.record(fixture.compute());
-  for (int i = 0; i < 80; ++i)
-    cuda::check(cudaMemsetAsync(buffer.data(), i, buffer.size(), fixture.compute().view().get()));
+  model::digest::enqueue(buffer.data(), buffer.size(), model::kDigestChunkBytes, digests.data(),
+                         fixture.compute());
   stop.record(fixture.compute());
   stop.synchronize();
   return stop.milliseconds_since(start);
 }
 
-void measure_compute(Fixture& fixture, KvCopyFigures& figures) {
-  const cuda::DeviceBuffer<char> buffer(std::size_t{256} << 20, fixture.compute());
-  std::vector<double> alone;
-  std::vector<double> beside;
-  compute_time(fixture, buffer);
-  for (int i = 0; i < 9; ++i) {
-    alone.push_back(compute_time(fixture, buffer));
-    fixture.snapshot_while([&] { beside.push_back(compute_time(fixture, buffer)); });
+/// Median microseconds of 100 copies of 4 bytes, each waited for.
+double small_copy_time(const Fixture& fixture, const cuda::DeviceBuffer<std::uint64_t>& from,
+                       const cuda::PinnedBuffer<std::uint64_t>& to) {
+  std::vector<double> times;
+  for (int i = 0; i < 100; ++i) {
+    const auto start = Clock::now();
+    cuda::copy_to_host<std::uint64_t>(from.span().subspan(0, 1), to.span(), fixture.compute());
+    fixture.compute().synchronize();
+    times.push_back(milliseconds_since(start) * 1e3);
   }
-  std::sort(alone.begin(), alone.end());
-  std::sort(beside.begin(), beside.end());
-  figures.compute_alone_ms = alone[4];
-  figures.compute_beside_snapshots_ms = beside[4];
+  std::sort(times.begin(), times.end());
+  return times[50];
+}
+
+void measure_compute(Fixture& fixture, KvCopyFigures& figures) {
+  const cuda::DeviceBuffer<std::byte> buffer(std::size_t{16} << 30, fixture.compute());
+  const cuda::DeviceBuffer<std::uint64_t> digests(buffer.size() / model::kDigestChunkBytes,
+                                                  fixture.compute());
+  const cuda::PinnedBuffer<std::uint64_t> one(1);
+  std::vector<double> times[4];
+  compute_time(fixture, buffer, digests);
+  for (int i = 0; i < 9; ++i) {
+    times[0].push_back(compute_time(fixture, buffer, digests));
+    fixture.snapshot_while([&] { times[1].push_back(compute_time(fixture, buffer, digests)); });
+    times[2].push_back(small_copy_time(fixture, digests, one));
+    fixture.snapshot_while([&] { times[3].push_back(small_copy_time(fixture, digests, one)); });
+  }
+  for (auto& series : times)
+    std::sort(series.begin(), series.end());
+  figures.compute_alone_ms = times[0][4];
+  figures.compute_beside_snapshots_ms = times[1][4];
+  figures.small_copy_alone_us = times[2][4];
+  figures.small_copy_beside_snapshots_us = times[3][4];
 }
 
 PinnedPages measure_pages(const std::string& name, std::span<std::byte> memory,
@@ -234,6 +271,12 @@ KvCopyFigures measure_kv_copies(const KvCopyOptions& options) {
                                  snapshots.back(), restores.back()});
       }
     }
+    for (const int streams : {1, 2}) {
+      fixture.use(1, false);
+      figures.blocks_to_host_ms[streams - 1] = fixture.copies_alone(false, streams);
+      figures.blocks_to_device_ms[streams - 1] = fixture.copies_alone(true, streams);
+    }
+    fixture.use(options.checksum_threads.back(), false);
     figures.checksum_bytes_per_second = checksum_rate(fixture.arena_memory().first(figures.bytes));
     measure_compute(fixture, figures);
   }
@@ -269,6 +312,10 @@ std::string to_json(const KvCopyFigures& figures) {
                     {"copy_engine_to_device_GB_per_s", figures.ceiling_to_device * 1e-9},
                     {"copy_engine_to_host_GB_per_s", figures.ceiling_to_host * 1e-9},
                     {"checksum_GB_per_s_one_thread", figures.checksum_bytes_per_second * 1e-9},
+                    {"blocks_to_host_ms_1_and_2_streams", figures.blocks_to_host_ms},
+                    {"blocks_to_device_ms_1_and_2_streams", figures.blocks_to_device_ms},
+                    {"small_copy_alone_us", figures.small_copy_alone_us},
+                    {"small_copy_beside_snapshots_us", figures.small_copy_beside_snapshots_us},
                     {"compute_alone_ms", figures.compute_alone_ms},
                     {"compute_beside_snapshots_ms", figures.compute_beside_snapshots_ms},
                     {"copies", times},

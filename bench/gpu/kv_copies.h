@@ -41,8 +41,14 @@ struct KvCopyFigures {
   double checksum_bytes_per_second = 0;  ///< of one thread, memory that was just written
   std::vector<KvCopyTimes> times;
   std::vector<PinnedPages> pages;  ///< of the kinds that this system gives
-  double compute_alone_ms = 0;  ///< work bound by the device's memory
+  /// The same whole blocks by the copy engine without checksums, as the driver is best given them:
+  /// all at once, on one stream and on two.
+  double blocks_to_host_ms[2] = {};
+  double blocks_to_device_ms[2] = {};
+  double compute_alone_ms = 0;  ///< a kernel that reads as much as a decode step
   double compute_beside_snapshots_ms = 0;
+  double small_copy_alone_us = 0;  ///< 4 bytes to the host on another stream, as a step's result
+  double small_copy_beside_snapshots_us = 0;
 };
 
 /// Throws what the device fails with.
