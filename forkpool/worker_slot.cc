@@ -10,6 +10,8 @@
 namespace thaw::forkpool {
 namespace {
 
+constexpr std::uint32_t kFailuresBeforeNewWeights = 2;
+
 // Gauges are of the present process; only counters add up over generations.
 constexpr std::uint64_t EngineStats::*kCounters[] = {
     &EngineStats::steps,         &EngineStats::tokens_prefilled, &EngineStats::tokens_reprefilled,
@@ -153,6 +155,7 @@ void WorkerSlot::keep(const DeviceMemory& memory) {
   if (memory.weights_bytes > 0) {
     DeviceMemory& weights = shared_.device_weights->memory;
     weights = memory;
+    shared_.device_weights->from = worker_;
     weights.kv.reset();
     weights.kv_bytes = 0;
   }
@@ -176,9 +179,16 @@ DeviceMemory WorkerSlot::kept() const {
   return memory;
 }
 
-void WorkerSlot::forget_kept() {
+// After a process that broke the protocol or was never ready. Weights are compared with their
+// digest before they are used, and other workers may hold them, so they stay: but for those that a
+// process sent which cannot be believed, and where processes keep failing.
+void WorkerSlot::forget_doubtful() {
+  ledger_.clear();
   device_kv_ = {};
-  if (shared_.device_weights != nullptr) shared_.device_weights->memory = {};
+  if (shared_.device_weights == nullptr) return;
+  const bool disbelieved = !trusted_ && shared_.device_weights->from == worker_;
+  if (disbelieved || boot_failures_ >= kFailuresBeforeNewWeights)
+    shared_.device_weights->memory = {};
 }
 
 void WorkerSlot::on_channel_end(const Result<void>& how) {
@@ -242,10 +252,7 @@ void WorkerSlot::after_exit(bool clean) {
   last_reason_ = reason_;
   if (!was_ready_) ++boot_failures_;
   // A process that died over what it was given to adopt must not doom its successors.
-  if (!trusted_ || !was_ready_) {
-    ledger_.clear();
-    forget_kept();
-  }
+  if (!trusted_ || !was_ready_) forget_doubtful();
   const Death death{reason_, was_ready_, stopping_ && clean};
   if (stopping_) {
     state_ = State::kStopped;

@@ -46,6 +46,7 @@ class WorkerSlot {
   /// Weights in device memory, which the workers of one device share: one of them uploaded them.
   struct SharedWeights {
     DeviceMemory memory;  ///< its KV part is empty; nothing where weights_bytes is 0
+    std::uint32_t from = 0;  ///< the worker that sent them
   };
   /// Descriptors of all workers, borrowed.
   struct Shared {
@@ -86,7 +87,7 @@ class WorkerSlot {
   void on_ready(ReadyFrame ready);
   void keep(const DeviceMemory& memory);
   DeviceMemory kept() const;
-  void forget_kept();
+  void forget_doubtful();
   void on_exit();
   void after_exit(bool clean);
 

@@ -91,11 +91,26 @@ TEST(PoolDeviceMemory, WorkersOfOneDeviceShareWeightsAndNothingElse) {
   EXPECT_EQ(uploads(harness, 0) + uploads(harness, 1), 1U);
 }
 
-TEST(PoolDeviceMemory, NothingIsKeptOfAProcessThatWasNeverReady) {
-  PoolHarness harness("0.0:die_after_keep", device_options(1));
+TEST(PoolDeviceMemory, WeightsOfAProcessThatWasNeverReadyAreTriedOnceMore) {
+  {
+    PoolHarness harness("0.0:die_after_keep", device_options(1));
+    ASSERT_TRUE(harness.wait_ready());
+    EXPECT_EQ(harness.worker(0).generation, 1U);
+    EXPECT_EQ(uploads(harness), 0U);  // the second one found them intact
+  }
+  PoolHarness harness("0.0:die_after_keep;0.1:exit_at_boot", device_options(1));
   ASSERT_TRUE(harness.wait_ready());
-  EXPECT_EQ(harness.worker(0).generation, 1U);
-  ASSERT_TRUE(harness.wait([&] { return uploads(harness) == 1; }));  // of the second one
+  EXPECT_EQ(harness.worker(0).generation, 2U);
+  ASSERT_TRUE(harness.wait([&] { return uploads(harness) == 1; }));
+}
+
+// A worker that does not start must not make the others' weights be uploaded beside them.
+TEST(PoolDeviceMemory, AFailedStartLeavesTheWeightsThatOthersUse) {
+  PoolHarness harness("1.0:exit_at_boot", device_options(2));
+  ASSERT_TRUE(harness.wait_ready());
+  EXPECT_EQ(harness.worker(1).generation, 1U);
+  ASSERT_TRUE(harness.wait([&] { return uploads(harness, 0) == 1; }));
+  EXPECT_EQ(uploads(harness, 1), 0U);
 }
 
 TEST(PoolDeviceMemory, KeepFramesOutOfPlaceEndTheProcess) {

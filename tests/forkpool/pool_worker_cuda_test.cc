@@ -2,6 +2,7 @@
 // say the same, and what lies on the device outlives the process. This binary is its own worker.
 
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <fstream>
 #include <sstream>
 #include <string_view>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -174,6 +176,37 @@ TEST_F(PoolWorkerCudaTest, KilledStreamsSayWhatUndisturbedOnesDo) {
     EXPECT_EQ(stream.tokens, harness.stream(request.id).tokens) << request.id;
   }
   EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
+}
+
+TEST_F(PoolWorkerCudaTest, ADeathInTheMiddleOfACopyCostsTheCopyAlone) {
+  PoolHarness harness("", gpu_options(2), weights());
+  for (RequestId round = 0; round < 6; ++round) {
+    SCOPED_TRACE(round);
+    ASSERT_TRUE(harness.wait_ready());
+    const auto victim = static_cast<std::uint32_t>(round % 2);
+    GenerateRequest request = gpu_request(10 * round + 1, round, 8);
+    request.worker = 0;
+    harness.submit({request});
+    ASSERT_TRUE(harness.wait_ended(request.id));
+    const pid_t pid = harness.worker(victim).pid;
+    std::jthread killer([pid] { ::kill(pid, SIGKILL); });
+    // Arrived or not, by when the signal came; it ends in any case.
+    const auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
+    killer.join();
+    ASSERT_TRUE(harness.wait([&] { return harness.worker(victim).pid != pid; }));
+    ASSERT_TRUE(harness.wait_ready());
+    for (const std::uint32_t worker : {0U, 1U}) {
+      GenerateRequest again = request;
+      again.id += 1 + worker;
+      again.worker = worker;
+      harness.submit({again});
+      ASSERT_TRUE(harness.wait_ended(again.id));
+      ASSERT_FALSE(harness.stream(again.id).failed);
+      EXPECT_EQ(harness.stream(again.id).tokens, harness.stream(request.id).tokens)
+          << (moved ? "moved" : moved.error().to_string());
+    }
+  }
+  EXPECT_EQ(harness.pool().status().worker_deaths, 6U);
 }
 
 TEST_F(PoolWorkerCudaTest, AHundredRestoresAndAThousandForksLeakNothing) {
