@@ -121,8 +121,6 @@ coalescer::ServerOptions server_options(const ServeSettings& settings, const Mod
   options.idle_timeout = seconds_to<std::chrono::seconds>(settings.idle_timeout_s);
   options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
   options.version = kVersion;
-  options.system_fingerprint = std::string("thaw-") + kVersion + "-" + settings.kv_dtype + "-" +
-                               image.digest.to_hex().substr(0, 12);
   return options;
 }
 

@@ -46,6 +46,9 @@ def build_llama() -> pathlib.Path:
     print("building llama.cpp (about 10 minutes)")
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
     options += ["-DLLAMA_BUILD_EXAMPLES=OFF", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF"]
+    # Its AMX code dies on the first tile instruction where a hypervisor announces AMX and keeps it back.
+    no_amx = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    options += [f"-DCMAKE_C_FLAGS={no_amx}", f"-DCMAKE_CXX_FLAGS={no_amx}"]
     configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *options]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(build), "--target", *TARGETS], check=True)

@@ -101,7 +101,9 @@ Result<void> Engine::build_model(const PartsRequest& request) {
   const model::KvView& kv = model_->kv();
   ready_.kernel_set = parts_->device().kernel_set();
   ready_.engine_fingerprint = model::engine_fingerprint(image_, *kv_dtype, parts_->device());
-  ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set + "-" + kDrawRule;
+  // Two answers under one name are the same, so all that decides a bit is in it.
+  ready_.system_fingerprint = "thaw-" THAW_VERSION "-" + ready_.kernel_set + "-" + kDrawRule + "-" +
+                              init.kv_dtype + "-" + image_.digest().to_hex().substr(0, 12);
   ready_.kv_layout = kv.layout;
   ready_.block_bytes = kv.block_bytes;
   ready_.num_blocks = kv.num_blocks;
