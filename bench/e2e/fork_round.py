@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--branches", type=int, nargs="*", default=[4, 8])
+    parser.add_argument("--device", default="cpu", help="what thaw serve runs on: cpu, cuda, cuda:N")
     args = parser.parse_args()
     results = []
-    with thaw_server() as (url, model):
+    with thaw_server("--device", args.device) as (url, model):
         run_round(url, model, ["warm up"], 4)
         for branches in args.branches:
             results.append(measure(url, model, branches, 64, args.rounds))
