@@ -309,6 +309,20 @@ void read_magic(Cursor& cursor) {
                       : "GGUF version " + std::to_string(version) + "; supported are 2 and 3");
 }
 
+/// Everything up to the tensors. Gives their number.
+std::uint64_t read_head(Cursor& cursor, std::map<std::string_view, GgufValue>& metadata) {
+  read_magic(cursor);
+  const auto num_tensors = cursor.read<std::uint64_t>("the number of tensors");
+  const auto num_values = cursor.read<std::uint64_t>("the number of metadata keys");
+  for (std::uint64_t i = 0; i < num_values && cursor.ok(); ++i) {
+    const std::string_view key = cursor.read_string("a metadata key");
+    GgufValue value = read_value(cursor, key);
+    if (cursor.ok() && !metadata.emplace(key, std::move(value)).second)
+      cursor.fail(Errc::kDataLoss, "metadata key " + in_quotes(key) + " occurs twice");
+  }
+  return num_tensors;
+}
+
 template <typename T>
 const T* get_if(const std::map<std::string_view, GgufValue>& metadata, std::string_view key) {
   const auto found = metadata.find(key);
@@ -328,15 +342,8 @@ Result<GgufFile> GgufFile::open_part(const std::string& path,
   const std::span<const std::byte> bytes = file.mappings_.front().bytes();
   Cursor cursor(path, bytes);
 
-  read_magic(cursor);
-  const auto num_tensors = cursor.read<std::uint64_t>("the number of tensors");
-  const auto num_values = cursor.read<std::uint64_t>("the number of metadata keys");
-  for (std::uint64_t i = 0; i < num_values && cursor.ok(); ++i) {
-    const std::string_view key = cursor.read_string("a metadata key");
-    GgufValue value = read_value(cursor, key);
-    if (cursor.ok() && !file.metadata_.emplace(key, std::move(value)).second)
-      cursor.fail(Errc::kDataLoss, "metadata key " + in_quotes(key) + " occurs twice");
-  }
+  const std::uint64_t num_tensors = read_head(cursor, file.metadata_);
+  file.metadata_bytes_ = bytes.first(cursor.position());
   if (cursor.ok() && num_tensors > cursor.left() / kSmallestTensorInfo) {
     cursor.fail(Errc::kDataLoss, "truncated: it claims " + std::to_string(num_tensors) +
                                      " tensors and has " + std::to_string(cursor.left()) +
@@ -372,6 +379,17 @@ Result<GgufFile> GgufFile::open_part(const std::string& path,
     info.tensor.data = bytes.subspan(data_start + info.offset, info.size_bytes);
     file.tensors_.push_back(std::move(info.tensor));
   }
+  return file;
+}
+
+Result<GgufFile> GgufFile::open_metadata(std::string path, std::vector<std::byte> bytes) {
+  GgufFile file;
+  file.path_ = std::move(path);
+  file.owned_ = std::move(bytes);
+  Cursor cursor(file.path_, file.owned_);
+  read_head(cursor, file.metadata_);
+  if (const auto& error = cursor.error()) return *error;
+  file.metadata_bytes_ = std::span<const std::byte>(file.owned_).first(cursor.position());
   return file;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -35,6 +36,11 @@ class GgufFile final : public TensorSource {
   static Result<GgufFile> open(const std::string& path,
                                std::vector<UnsupportedTensor>* unsupported = nullptr);
 
+  /// What metadata_bytes() gave, without any tensor. `path` is named in errors.
+  static Result<GgufFile> open_metadata(std::string path, std::vector<std::byte> bytes);
+  /// The file's bytes up to the end of its metadata; of a split model, those of its first part.
+  std::span<const std::byte> metadata_bytes() const { return metadata_bytes_; }
+
   const std::string& path() const override { return path_; }
   const std::vector<StoredTensor>& tensors() const override { return tensors_; }
   const StoredTensor* find_tensor(std::string_view name) const override;
@@ -67,6 +73,8 @@ class GgufFile final : public TensorSource {
   std::string path_;
   std::vector<std::string> files_;  ///< one a part
   std::vector<Mapping> mappings_;  ///< one a part
+  std::vector<std::byte> owned_;  ///< of open_metadata()
+  std::span<const std::byte> metadata_bytes_;
   std::map<std::string_view, GgufValue> metadata_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string_view, std::size_t> tensor_index_;

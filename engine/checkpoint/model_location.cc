@@ -204,6 +204,8 @@ Result<ModelLocation> locate_model(const std::string& model, const std::string& 
       return make_error(Errc::kInvalidArgument,
                         model + " is one file of a Hugging Face model; name its directory");
     }
+    if (path.extension() == ".thaw")
+      return ModelLocation{ModelKind::kThaw, model, path.stem().string()};
     const auto split = parse_split_name(model);
     return ModelLocation{ModelKind::kGguf, model,
                          split ? fs::path(split->stem).filename().string() : path.stem().string()};
@@ -213,7 +215,8 @@ Result<ModelLocation> locate_model(const std::string& model, const std::string& 
   if (hub_name && is_there(repository_folder(*hub_name, hub_cache)))
     return locate_in_cache(*hub_name, hub_cache);
   // What ends like a file was meant as one.
-  if (!hub_name || !has_owner || model.ends_with(".gguf") || model.ends_with(".safetensors"))
+  if (!hub_name || !has_owner || model.ends_with(".gguf") || model.ends_with(".safetensors") ||
+      model.ends_with(".thaw"))
     return make_error(Errc::kNotFound, model + ": no such file or directory");
   return make_error(Errc::kNotFound,
                     model + ": no such file or directory, and not in the Hugging Face cache " +

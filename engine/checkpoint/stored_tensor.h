@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "engine/base/memory_map.h"
+#include "engine/base/result.h"
+#include "engine/base/thread_pool.h"
 #include "engine/base/types.h"
 #include "engine/checkpoint/dtype.h"
 
@@ -42,6 +44,12 @@ class TensorSource {
   virtual const StoredTensor* find_tensor(std::string_view name) const = 0;
   /// Names the content of all files that decide what the model computes.
   virtual Hash128 digest() const = 0;
+  /// Compares the files with the checksums that they hold, where their format has any: one pass.
+  /// Errors: kDataLoss, naming file and place.
+  virtual Result<void> verify(ThreadPool& threads) const {
+    static_cast<void>(threads);
+    return {};
+  }
   /// The files that digest() covers.
   virtual std::vector<std::string> files() const { return {path()}; }
   /// `tensor` is not needed for now: its pages may leave the memory. Reading it stays valid.

@@ -154,6 +154,10 @@ Result<LoadedImage> ImageCache::load(const ModelSource& source, const ops::Packi
   const auto stamps = stamp_files(files);
   const auto record = read_record(record_file);
   const bool is_known = !options_.verify_source && stamps && record && record->describes(*stamps);
+  if (!is_known) {
+    if (auto verified = source.tensors->verify(threads); !verified)
+      return std::move(verified).error();
+  }
   const Hash128 digest = is_known ? record->digest : source.tensors->digest();
 
   auto plan = plan_image(source, packing, digest);

@@ -209,6 +209,8 @@ Result<LoadedImage> build_image(ImagePlan& plan, ThreadPool& threads) {
 
 Result<LoadedImage> build_image(const ModelSource& source, const ops::PackingOptions& packing,
                                 ThreadPool& threads) {
+  if (auto verified = source.tensors->verify(threads); !verified)
+    return std::move(verified).error();
   auto plan = plan_image(source, packing, source.tensors->digest());
   if (!plan) return std::move(plan).error();
   return build_image(*plan, threads);

@@ -37,6 +37,22 @@ Error error_of(std::string_view bytes) {
   return opened.error();
 }
 
+TEST(Gguf, MetadataStandsAlone) {
+  const GgufFile file = GgufFile::open(tiny_path("mixed")).value();
+  const auto bytes = file.metadata_bytes();
+  auto alone = GgufFile::open_metadata("alone", {bytes.begin(), bytes.end()});
+  ASSERT_TRUE(alone);
+  const GgufFile moved = *std::move(alone);
+  EXPECT_TRUE(moved.tensors().empty());
+  EXPECT_EQ(moved.get_string("general.architecture"), "llama");
+  EXPECT_EQ(*moved.get_strings("tokenizer.ggml.tokens"),
+            *file.get_strings("tokenizer.ggml.tokens"));
+  EXPECT_EQ(end_tokens(moved), end_tokens(file));
+  EXPECT_TRUE(std::ranges::equal(moved.metadata_bytes(), bytes));
+  const auto cut = GgufFile::open_metadata("alone", {bytes.begin(), bytes.end() - 1});
+  EXPECT_THAT(cut.error().message, HasSubstr("alone: truncated"));
+}
+
 TEST(Gguf, ReadsMetadataAndTensors) {
   const GgufFile file = GgufFile::open(tiny_path("mixed")).value();
   EXPECT_EQ(file.get_string("general.architecture"), "llama");

@@ -30,6 +30,10 @@ TEST(ModelLocation, FindsFilesAndDirectories) {
   EXPECT_EQ(found.path, file);
   EXPECT_EQ(found.name, "tiny.Q4_1");
 
+  found = locate_model(folder.write("frozen.thaw", ""), "").value();
+  EXPECT_EQ(found.kind, ModelKind::kThaw);
+  EXPECT_EQ(found.name, "frozen");
+
   folder.write("hf/config.json", "{}");
   folder.write("hf/model.safetensors", "");
   folder.write("hf/model.gguf", "");
