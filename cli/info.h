@@ -8,11 +8,14 @@
 namespace thaw::cli {
 
 struct InfoSettings {
-  std::string model;  ///< as `thaw serve` takes it; empty: the default model
+  std::string model;  ///< as `thaw serve` takes it, or a container; empty: the default model
   bool json = false;
+  bool verify = false;  ///< containers: compare every payload with its checksum
 };
 
-/// `thaw info`: prints what a model is and what of it is not supported, to stdout.
+/// `thaw info`: prints what a model is and what of it is not supported, or what a .thaw or .thawkv
+/// file holds, to stdout. Errors: the files'; kInvalidArgument where `verify` is asked of something
+/// that has no checksums.
 Result<void> run_info(const InfoSettings& settings, const ModelPaths& paths);
 
 }  // namespace thaw::cli

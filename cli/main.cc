@@ -1,9 +1,14 @@
 #include <cstdio>
 #include <exception>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
+#include "cli/container_report.h"
 #include "cli/explain.h"
+#include "cli/freeze.h"
 #include "cli/info.h"
 #include "cli/serve.h"
 #include "cli/settings.h"
@@ -12,10 +17,23 @@
 
 namespace {
 
-int report(const thaw::Result<void>& result) {
+int report(const thaw::Result<void>& result, const char* prefix = "thaw:") {
   if (result) return 0;
-  std::fprintf(stderr, "thaw: %s\n", result.error().message.c_str());
+  std::fprintf(stderr, "%s %s\n", prefix, result.error().message.c_str());
   return 1;
+}
+
+constexpr const char* kFilesPrefix = "[thaw]";  ///< of commands on files: scripts look for it
+
+/// -tp is no short flag as CLI11 knows them.
+std::vector<std::string> arguments(int argc, char** argv) {
+  std::vector<std::string> reversed;
+  for (int i = argc - 1; i > 0; --i) {
+    std::string argument = argv[i];
+    if (argument == "-tp") argument = "--tensor-parallel";
+    reversed.push_back(std::move(argument));
+  }
+  return reversed;
 }
 
 int run(int argc, char** argv) {
@@ -44,26 +62,42 @@ int run(int argc, char** argv) {
   thaw::cli::InfoSettings info_settings;
   CLI::App* info =
       app.add_subcommand("info", "What a model is, and what of it is not supported and why");
-  info->add_option("model", info_settings.model,
-                   "GGUF file, directory of Hugging Face's files, or org/name in its local cache; "
-                   "the default model without one")
+  info->add_option(
+          "model", info_settings.model,
+          "GGUF file, directory of Hugging Face's files, org/name in its local cache, or a "
+          ".thaw or .thawkv file; the default model without one")
       ->envname("THAW_MODEL");
   info->add_flag("--json", info_settings.json, "Print JSON");
+
+  info->add_flag("--verify", info_settings.verify,
+                 "Of a .thaw or .thawkv file: compare every payload with its checksum");
+
+  thaw::cli::FreezeSettings freeze_settings;
+  CLI::App* freeze = app.add_subcommand(
+      "freeze", "Write a model as a .thaw file that holds all it takes to serve it");
+  thaw::cli::add_freeze_options(*freeze, freeze_settings);
 
   CLI::App* version = app.add_subcommand("version", "Print the version");
   CLI::App* worker =
       app.add_subcommand("worker", "A worker process; started by the server")->group("");
 
   try {
-    app.parse(argc, argv);
+    app.name(argv[0]);
+    app.parse(arguments(argc, argv));
   } catch (const CLI::ParseError& failure) {
     const int status = app.exit(failure);
     return status == 0 ? 0 : 1;
   }
   if (serve->parsed())
-    return report(thaw::cli::run_serve(serve_settings, thaw::cli::model_paths_from_environment()));
+    return report(thaw::cli::run_serve(serve_settings, thaw::cli::model_paths_from_environment()),
+                  serve_settings.snapshot.empty() ? "thaw:" : kFilesPrefix);
+  if (freeze->parsed()) {
+    return report(thaw::cli::run_freeze(freeze_settings, thaw::cli::model_paths_from_environment()),
+                  kFilesPrefix);
+  }
   if (info->parsed())
-    return report(thaw::cli::run_info(info_settings, thaw::cli::model_paths_from_environment()));
+    return report(thaw::cli::run_info(info_settings, thaw::cli::model_paths_from_environment()),
+                  thaw::cli::is_container(info_settings.model) ? kFilesPrefix : "thaw:");
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);

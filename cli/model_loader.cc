@@ -5,7 +5,10 @@
 #include <future>
 #include <utility>
 
+#include "cli/freeze_weights.h"
 #include "cli/model_source.h"
+#include "cli/served_model.h"
+#include "engine/base/hash.h"
 #include "engine/base/thread_pool.h"
 #include "engine/checkpoint/safetensors.h"
 
@@ -17,6 +20,33 @@ void add_end_tokens(const std::vector<TokenId>& more, std::vector<TokenId>& ids)
   for (const TokenId id : more)
     if (std::ranges::find(ids, id) == ids.end()) ids.push_back(id);
   std::ranges::sort(ids);
+}
+
+constexpr const char* kGgufContainer = "GGUF";
+constexpr const char* kHfContainer = "safetensors";
+
+/// The files of a directory that go along with weights.
+constexpr std::pair<const char*, std::string checkpoint::HfDirectory::*> kHfTexts[] = {
+    {"config.json", &checkpoint::HfDirectory::config},
+    {"generation_config.json", &checkpoint::HfDirectory::generation_config},
+    {"tokenizer.json", &checkpoint::HfDirectory::tokenizer},
+    {"tokenizer_config.json", &checkpoint::HfDirectory::tokenizer_config},
+    {"special_tokens_map.json", &checkpoint::HfDirectory::special_tokens_map}};
+
+void set_hf_texts(checkpoint::HfDirectory directory, WeightsDocument& document) {
+  for (const auto& [name, text] : kHfTexts)
+    if (!(directory.*text).empty()) document.texts[name] = std::move(directory.*text);
+  document.chat_template = std::move(directory.chat_template);
+}
+
+checkpoint::HfDirectory hf_directory_of(const WeightsDocument& document, const std::string& path) {
+  checkpoint::HfDirectory directory;
+  directory.path = path;
+  for (const auto& [name, text] : kHfTexts)
+    if (const auto found = document.texts.find(name); found != document.texts.end())
+      directory.*text = found->second;
+  directory.chat_template = document.chat_template;
+  return directory;
 }
 
 // By pointer: GCC 12 warns of what std::async's machinery would do with the result itself.
@@ -37,9 +67,40 @@ Result<ModelLoader> ModelLoader::open(const std::string& model, const ModelPaths
   if (!location) return std::move(location).error();
   ModelLoader loader;
   loader.location_ = *std::move(location);
-  const auto opened =
-      loader.location_.kind == checkpoint::ModelKind::kGguf ? loader.open_gguf() : loader.open_hf();
+  const auto opened = [&] {
+    switch (loader.location_.kind) {
+      case checkpoint::ModelKind::kGguf:
+        return loader.open_gguf();
+      case checkpoint::ModelKind::kHuggingFace:
+        return loader.open_hf();
+      case checkpoint::ModelKind::kThaw:
+        break;
+    }
+    return loader.open_thaw(kvsnap::Verify::kChecksums);
+  }();
   if (!opened) return opened.error();
+  return loader;
+}
+
+Result<ModelLoader> ModelLoader::open_snapshot(const std::string& snapshot,
+                                               const std::string& model, const ModelPaths& paths,
+                                               kvsnap::Verify checks) {
+  ModelLoader loader;
+  loader.location_ = {checkpoint::ModelKind::kThaw, snapshot, ""};
+  if (auto opened = loader.open_thaw(checks); !opened) return std::move(opened).error();
+  if (model.empty()) return loader;
+  loader.location_.name = model;
+  const auto located = checkpoint::locate_model(model, paths.hub_cache);
+  if (!located) return loader;  // elsewhere: a name alone
+  loader.location_.name = located->name;
+  const auto origin = open(model, paths);
+  if (origin && origin->source_.config.to_json() != loader.source_.config.to_json()) {
+    return make_error(Errc::kInvalidArgument, snapshot + " was frozen from another model than " +
+                                                  model + " is: a " + loader.source_.config.family +
+                                                  " with " +
+                                                  std::to_string(loader.source_.config.num_layers) +
+                                                  " layers; leave --model out, or freeze this one");
+  }
   return loader;
 }
 
@@ -47,13 +108,24 @@ Result<void> ModelLoader::open_gguf() {
   auto opened = checkpoint::GgufFile::open(location_.path);
   if (!opened) return std::move(opened).error();
   const auto file = std::make_shared<const checkpoint::GgufFile>(*std::move(opened));
-  auto source = model::model_source_from_gguf(file);
+  return use_gguf(*file, file);
+}
+
+Result<void> ModelLoader::use_gguf(const checkpoint::GgufFile& metadata,
+                                   std::shared_ptr<const checkpoint::TensorSource> tensors) {
+  auto source = model::model_source_from_gguf(metadata, std::move(tensors));
   if (!source) return std::move(source).error();
   source_ = *std::move(source);
-  auto tokenizer = tokenizer_spec_from_gguf(*file);
+  auto tokenizer = tokenizer_spec_from_gguf(metadata);
   if (!tokenizer) return std::move(tokenizer).error();
+  if (tokenizer->tokens.size() > static_cast<std::size_t>(source_.config.vocab_size)) {
+    return make_error(Errc::kDataLoss, location_.path + ": " +
+                                           std::to_string(tokenizer->tokens.size()) +
+                                           " tokens, but the model embeds " +
+                                           std::to_string(source_.config.vocab_size));
+  }
   text_ = std::make_shared<const TextSource>(
-      TextSource{*std::move(tokenizer), stored_template_from_gguf(*file)});
+      TextSource{*std::move(tokenizer), stored_template_from_gguf(metadata)});
   return {};
 }
 
@@ -62,17 +134,68 @@ Result<void> ModelLoader::open_hf() {
   if (!directory) return directory.error();
   auto tensors = checkpoint::SafetensorsFiles::open(location_.path);
   if (!tensors) return std::move(tensors).error();
-  auto source = model::model_source_from_hf(
-      std::make_shared<const checkpoint::SafetensorsFiles>(*std::move(tensors)), directory->config,
-      directory->generation_config);
+  return use_hf(*directory,
+                std::make_shared<const checkpoint::SafetensorsFiles>(*std::move(tensors)));
+}
+
+Result<void> ModelLoader::use_hf(const checkpoint::HfDirectory& directory,
+                                 std::shared_ptr<const checkpoint::TensorSource> tensors) {
+  auto source = model::model_source_from_hf(std::move(tensors), directory.config,
+                                            directory.generation_config);
   if (!source) return std::move(source).error();
   source_ = *std::move(source);
-  auto tokenizer = tokenizer_spec_from_hf(*directory);
+  auto tokenizer = tokenizer_spec_from_hf(directory);
   if (!tokenizer) return std::move(tokenizer).error();
   add_end_tokens(tokenizer->eos, source_.config.eos_token_ids);
   text_ = std::make_shared<const TextSource>(
-      TextSource{*std::move(tokenizer), directory->chat_template});
+      TextSource{*std::move(tokenizer), directory.chat_template});
   return {};
+}
+
+Result<void> ModelLoader::open_thaw(kvsnap::Verify checks) {
+  auto opened =
+      WeightsFile::open(kvsnap::system_io(kvsnap::IoMode::kBuffered), location_.path, checks);
+  if (!opened) return std::move(opened).error();
+  const auto file = std::make_shared<const WeightsFile>(*std::move(opened));
+  const WeightsDocument& document = file->document();
+  if (!document.model.empty()) location_.name = document.model;
+  if (document.container == kHfContainer)
+    return use_hf(hf_directory_of(document, location_.path), file);
+  const auto metadata = checkpoint::GgufFile::open_metadata(location_.path, document.gguf_metadata);
+  if (!metadata) return metadata.error();
+  return use_gguf(*metadata, file);
+}
+
+Result<WeightsDocument> ModelLoader::describe() const {
+  WeightsDocument document;
+  switch (location_.kind) {
+    case checkpoint::ModelKind::kGguf: {
+      const auto file = checkpoint::GgufFile::open(location_.path);
+      if (!file) return file.error();
+      document.container = kGgufContainer;
+      document.gguf_metadata.assign(file->metadata_bytes().begin(), file->metadata_bytes().end());
+      break;
+    }
+    case checkpoint::ModelKind::kHuggingFace: {
+      auto directory = checkpoint::read_hf_directory(location_.path);
+      if (!directory) return std::move(directory).error();
+      document.container = kHfContainer;
+      set_hf_texts(*std::move(directory), document);
+      break;
+    }
+    case checkpoint::ModelKind::kThaw:
+      document = static_cast<const WeightsFile&>(*source_.tensors).document();
+      document.tensors.clear();
+      break;
+  }
+  document.model = location_.name;
+  document.config_json = source_.config.to_json();
+  document.dtype = checkpoint::dtype_name(main_dtype(*source_.tensors));
+  document.tokenizer_hash = hash_tokenizer(text_->tokenizer);
+  document.chat_template_hash.reset();
+  if (text_->chat_template)
+    document.chat_template_hash = hash_text(text_->chat_template->source).to_hex();
+  return document;
 }
 
 std::uint64_t ModelLoader::estimated_weight_bytes(const ops::PackingOptions& packing) const {

@@ -7,6 +7,8 @@
 
 #include "cli/model_paths.h"
 #include "cli/model_text.h"
+#include "cli/weights_document.h"
+#include "cli/weights_file.h"
 #include "engine/base/result.h"
 #include "engine/checkpoint/gguf.h"
 #include "engine/checkpoint/hf_directory.h"
@@ -30,10 +32,17 @@ class ModelLoader {
   /// `model` as locate_model() takes it; empty: the default model.
   static Result<ModelLoader> open(const std::string& model, const ModelPaths& paths);
 
+  /// A .thaw file. `model` names it for clients, and where it is found on this machine, it must be
+  /// the model that was frozen; empty: the name that it was frozen under.
+  static Result<ModelLoader> open_snapshot(const std::string& snapshot, const std::string& model,
+                                           const ModelPaths& paths, kvsnap::Verify checks);
+
   const std::string& path() const { return location_.path; }
   /// How clients may call it: "org/name", or the name of the directory or file.
   const std::string& name() const { return location_.name; }
   const model::ModelSource& source() const { return source_; }
+  /// What a .thaw file of this model says of it, but for writer, tensors, digests and shards.
+  Result<WeightsDocument> describe() const;
   /// What the packed weights take, about: the exact figure is known once they are packed.
   std::uint64_t estimated_weight_bytes(const ops::PackingOptions& packing) const;
 
@@ -46,6 +55,11 @@ class ModelLoader {
   ModelLoader() = default;
   Result<void> open_gguf();
   Result<void> open_hf();
+  Result<void> open_thaw(kvsnap::Verify checks);
+  Result<void> use_gguf(const checkpoint::GgufFile& metadata,
+                        std::shared_ptr<const checkpoint::TensorSource> tensors);
+  Result<void> use_hf(const checkpoint::HfDirectory& directory,
+                      std::shared_ptr<const checkpoint::TensorSource> tensors);
 
   checkpoint::ModelLocation location_;
   std::shared_ptr<const TextSource> text_;

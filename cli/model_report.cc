@@ -281,6 +281,11 @@ Result<ordered_json> report_model(const std::string& model, const ModelPaths& pa
   const auto location =
       checkpoint::locate_model(model.empty() ? paths.default_model : model, paths.hub_cache);
   if (!location) return location.error();
+  // What begins as a container is not brought here (run_info).
+  if (location->kind == checkpoint::ModelKind::kThaw) {
+    return make_error(Errc::kInvalidArgument,
+                      location->path + ": not a thaw container: it does not start with THAW");
+  }
   return location->kind == checkpoint::ModelKind::kGguf ? report_gguf(*location)
                                                         : report_hf(*location);
 }

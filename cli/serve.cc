@@ -166,10 +166,20 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
-  model::ImageCache images({paths.images, settings.image_cache_bytes, settings.verify_weights});
-  auto model = ModelLoader::open(settings.model, paths);
+  const bool is_snapshot = !settings.snapshot.empty();
+  // Weights that nobody compared with their checksums are not kept for those who do.
+  const std::uint64_t cache_bytes =
+      is_snapshot && !settings.verify ? 0 : settings.image_cache_bytes;
+  model::ImageCache images({paths.images, cache_bytes, settings.verify_weights});
+  auto model = is_snapshot ? ModelLoader::open_snapshot(settings.snapshot, settings.model, paths,
+                                                        settings.verify ? kvsnap::Verify::kChecksums
+                                                                        : kvsnap::Verify::kNothing)
+                           : ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
-  if (settings.model.empty())
+  if (is_snapshot) {
+    std::printf("[thaw] restoring %s from %s%s\n", model->name().c_str(), settings.snapshot.c_str(),
+                settings.verify ? "" : " unchecked (THAW_VERIFY=0)");
+  } else if (settings.model.empty())
     std::printf("no model given: serving the default one, %s\n", model->path().c_str());
 
   if (auto there = check_device(settings); !there) return there;

@@ -90,10 +90,14 @@ Result<void> settle_device(ServeSettings& settings) {
 void add_serve_options(CLI::App& command, ServeSettings& settings) {
   ServeSettings& s = settings;
   command
-      .add_option("model", s.model,
-                  "GGUF file, directory of Hugging Face's files, or org/name in its local cache; "
-                  "the default model without one")
+      .add_option("--model,model", s.model,
+                  "GGUF file, directory of Hugging Face's files, .thaw file, or org/name in the "
+                  "local Hugging Face cache; the default model without one")
       ->envname("THAW_MODEL");
+  add(command, "--snapshot", s.snapshot,
+      "Take weights, tokenizer and template from this .thaw file; the model is then its name only");
+  // Has no flag: what is not compared can be damaged in silence.
+  s.verify = environment("THAW_VERIFY") != "0";
   add(command, "--served-model-name", s.served_model_names,
       "Name that clients use; may be given several times. Default: the model's name")
       ->delimiter(',');

@@ -15,6 +15,8 @@ namespace thaw::cli {
 /// (docs/configuration.md); this is the only place where the environment is read.
 struct ServeSettings {
   std::string model;  ///< file, directory or org/name; empty: the default model
+  std::string snapshot;  ///< .thaw file; empty: the model's own files
+  bool verify = true;  ///< checksums of the snapshot
   std::vector<std::string> served_model_names;
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;

@@ -31,6 +31,22 @@ TEST(Settings, ReadsFlags) {
   EXPECT_EQ(settings.window_ms, 0.5);
 }
 
+TEST(Settings, TakesAModelAndASnapshotByName) {
+  ServeSettings settings;
+  EXPECT_EQ(parse(settings, {"--model", "org/name", "--snapshot", "w.thaw"}), "");
+  EXPECT_EQ(settings.model, "org/name");
+  EXPECT_EQ(settings.snapshot, "w.thaw");
+  EXPECT_TRUE(settings.verify);
+  ::setenv("THAW_VERIFY", "0", 1);
+  ::setenv("THAW_SNAPSHOT", "v.thaw", 1);
+  ServeSettings from_environment;
+  EXPECT_EQ(parse(from_environment, {}), "");
+  EXPECT_EQ(from_environment.snapshot, "v.thaw");
+  EXPECT_FALSE(from_environment.verify);
+  ::unsetenv("THAW_VERIFY");
+  ::unsetenv("THAW_SNAPSHOT");
+}
+
 TEST(Settings, BoundsTheImageCache) {
   ServeSettings settings;
   EXPECT_EQ(parse(settings, {}), "");

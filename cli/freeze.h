@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/model_paths.h"
+#include "engine/base/result.h"
+
+namespace thaw::cli {
+
+struct FreezeSettings {
+  std::string model;  ///< as `thaw serve` takes it; empty: the default model
+  std::string output;
+  std::string dtype = "native";
+  std::uint32_t tensor_parallel = 1;
+};
+
+void add_freeze_options(CLI::App& command, FreezeSettings& settings);
+
+/// `thaw freeze`: writes a model as .thaw files that hold all that it takes to serve it.
+Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths);
+
+}  // namespace thaw::cli
