@@ -81,7 +81,7 @@ Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths)
               model->source().tensors->tensors().size(), document->dtype.c_str(),
               format_bytes(bytes).c_str());
   std::fflush(stdout);
-  const auto frozen = freeze_weights(kvsnap::system_io(kvsnap::IoMode::kBuffered), model->source(),
+  const auto frozen = freeze_weights(kvsnap::system_io(kvsnap::IoMode::kDirect), model->source(),
                                      *std::move(document), settings.output);
   if (!frozen) return frozen.error();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
