@@ -18,7 +18,6 @@ namespace thaw::cli {
 namespace {
 
 using kvsnap::Region;
-using kvsnap::RegionKind;
 using nlohmann::ordered_json;
 
 constexpr std::string_view kSidecarMagic("THAWKV\0\0", 8);
@@ -117,10 +116,12 @@ Result<ordered_json> report_container(const std::string& path, bool verify) {
                                                         : ordered_json(reader->engine_commit())}};
   const auto document = read_weights_document(*reader, threads);
   if (!document && document.error().code != Errc::kUnsupported) return document.error();
-  if (document && *document) add_weights(**document, report);
+  if (document) {
+    if (const std::optional<WeightsDocument>& weights = *document) add_weights(*weights, report);
+  }
   const auto kv = read_kv_description(path);
   if (!kv) return kv.error();
-  if (*kv) report["kv"] = **kv;
+  if (const std::optional<ordered_json>& description = *kv) report["kv"] = *description;
   report["checksums"] = reader->has_checksums() ? "not compared" : "none";
   if (verify && reader->has_checksums()) {
     if (auto verified = reader->verify(threads); !verified) return std::move(verified).error();

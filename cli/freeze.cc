@@ -14,8 +14,6 @@
 namespace thaw::cli {
 namespace {
 
-using checkpoint::DType;
-
 /// A name as scripts give it, in ours.
 const char* stored_name(const std::string& dtype) {
   if (dtype == "float16") return "F16";
@@ -82,7 +80,7 @@ Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths)
               format_bytes(bytes).c_str());
   std::fflush(stdout);
   const auto frozen = freeze_weights(kvsnap::system_io(kvsnap::IoMode::kDirect), model->source(),
-                                     *std::move(document), settings.output);
+                                     *document, settings.output);
   if (!frozen) return frozen.error();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
   const double gigabytes = static_cast<double>(frozen->total_bytes) / 1e9;

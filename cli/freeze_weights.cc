@@ -64,7 +64,7 @@ struct Shard {
 }  // namespace
 
 Result<FrozenWeights> freeze_weights(kvsnap::FileIo& io, const model::ModelSource& source,
-                                     WeightsDocument document, const std::string& path) {
+                                     const WeightsDocument& document, const std::string& path) {
   const auto regions = layout_regions(source);
   if (!regions) return regions.error();
   const std::uint32_t num_ranks = document.num_ranks;

@@ -22,7 +22,7 @@ struct FrozenWeights {
 /// (kvsnap/FORMAT.md). `document` says where the model comes from; tensors, digests and fingerprint
 /// are filled in here. Rank 0 appears last. Errors: those of layout_regions() and ContainerWriter.
 Result<FrozenWeights> freeze_weights(kvsnap::FileIo& io, const model::ModelSource& source,
-                                     WeightsDocument document, const std::string& path);
+                                     const WeightsDocument& document, const std::string& path);
 
 /// Names a tokenizer by everything that it is made of, whichever file that came from.
 std::string hash_tokenizer(const text::TokenizerSpec& spec);

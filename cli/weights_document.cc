@@ -107,8 +107,11 @@ Result<FrozenTensor> read_tensor(const json& item, std::size_t index) {
   keys.read("offset", tensor.offset);
   std::optional<std::vector<std::int64_t>> rows;
   keys.read("rows", rows);
-  const auto known = dtype_by_name(dtype);
-  if (!known) keys.fail("type " + checkpoint::in_quotes(dtype) + " is not known");
+  if (const auto known = dtype_by_name(dtype)) {
+    tensor.dtype = *known;
+  } else {
+    keys.fail("type " + checkpoint::in_quotes(dtype) + " is not known");
+  }
   if (rows) {
     if (rows->size() != 2 || tensor.shape.size() < 2 || (*rows)[0] < 0 || (*rows)[1] < (*rows)[0]) {
       keys.fail("rows is no range of a matrix");
@@ -117,7 +120,6 @@ Result<FrozenTensor> read_tensor(const json& item, std::size_t index) {
     }
   }
   if (const auto& error = keys.error()) return *error;
-  tensor.dtype = *known;
   return tensor;
 }
 

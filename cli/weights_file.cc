@@ -53,6 +53,11 @@ Error damaged(const std::string& path, const std::string& what) {
   return make_error(Errc::kDataLoss, path + ": metadata: " + what);
 }
 
+Error other_freeze(const std::string& shard, const std::string& first) {
+  return make_error(Errc::kDataLoss,
+                    shard + " is of another freeze than " + first + "; freeze the model again");
+}
+
 }  // namespace
 
 Result<std::optional<WeightsDocument>> read_weights_document(const kvsnap::ContainerReader& reader,
@@ -74,7 +79,8 @@ Result<WeightsFile::Shard> WeightsFile::open_shard(kvsnap::FileIo& io, const std
   ThreadPool caller(1);
   auto document = read_weights_document(*reader, caller);
   if (!document) return std::move(document).error();
-  if (!*document) {
+  std::optional<WeightsDocument>& described = *document;
+  if (!described) {
     return make_error(Errc::kUnsupported,
                       path +
                           ": it has no metadata, so nothing says which weights these are; "
@@ -84,7 +90,7 @@ Result<WeightsFile::Shard> WeightsFile::open_shard(kvsnap::FileIo& io, const std
   if (!mapping) return std::move(mapping).error();
   if (mapping->size_bytes() != reader->file_bytes())
     return make_error(Errc::kDataLoss, path + ": its size changed while it was opened");
-  Shard shard{*std::move(reader), *std::move(mapping), **std::move(document), {}};
+  Shard shard{*std::move(reader), *std::move(mapping), *std::move(described), {}};
 
   // Tensors fill their regions one after another, and nothing else is there.
   std::map<std::uint32_t, std::uint64_t> filled;
@@ -111,7 +117,7 @@ Result<WeightsFile::Shard> WeightsFile::open_shard(kvsnap::FileIo& io, const std
                                std::to_string(end) + " are taken");
     }
     end += size;
-    shard.parts.push_back(shard.mapping.bytes().subspan(region->offset + tensor.offset, size));
+    shard.parts.emplace_back(shard.mapping.bytes().subspan(region->offset + tensor.offset, size));
   }
   for (const kvsnap::Region& region : shard.reader.regions()) {
     if (region.kind == RegionKind::kWeights && filled[region.logical_id] != region.size_bytes) {
@@ -149,8 +155,7 @@ Result<WeightsFile> WeightsFile::open(kvsnap::FileIo& io, const std::string& pat
     if (shard->document.fingerprint != document.fingerprint || shard->document.rank != rank ||
         shard->document.num_ranks != document.num_ranks ||
         shard->document.tensors.size() != document.tensors.size()) {
-      return make_error(Errc::kDataLoss, shard_path + " is of another freeze than " + path +
-                                             "; freeze the model again");
+      return other_freeze(shard_path, path);
     }
     file.shards_.push_back(*std::move(shard));
   }
@@ -174,7 +179,7 @@ Result<void> WeightsFile::merge() {
   std::uint64_t total = 0;
   std::vector<std::uint64_t> sizes;
   for (const FrozenTensor& tensor : document_.tensors) {
-    const Rows rows = *rows_of(tensor);
+    const Rows rows = rows_of(tensor).value_or(Rows{});  // checked by open_shard()
     const std::size_t index = sizes.size();
     std::uint64_t size = tensor.rows ? 0 : rows.count * rows.row_bytes;
     std::int64_t end = 0;
@@ -252,6 +257,7 @@ Result<void> WeightsFile::verify(ThreadPool& threads) const {
 
 std::vector<std::string> WeightsFile::files() const {
   std::vector<std::string> paths;
+  paths.reserve(shards_.size());
   for (const Shard& shard : shards_)
     paths.push_back(shard.reader.path());
   return paths;
