@@ -52,7 +52,7 @@ std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous) {
 }
 
 // Appending B shifts A's remainder by its bits: times x^(8 * size), by squaring.
-Crc32cCombiner::Crc32cCombiner(std::uint64_t size_b_bytes) : power_(0x80000000) {
+Crc32cCombiner::Crc32cCombiner(std::uint64_t size_b_bytes) {
   std::uint32_t power = 0x00800000;  // x^8
   for (std::uint64_t rest = size_b_bytes; rest != 0; rest >>= 1) {
     if ((rest & 1) != 0) power_ = multiply(power, power_);

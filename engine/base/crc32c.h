@@ -20,7 +20,7 @@ class Crc32cCombiner {
   std::uint32_t operator()(std::uint32_t crc_a, std::uint32_t crc_b) const;
 
  private:
-  std::uint32_t power_;  ///< x^(8 * size)
+  std::uint32_t power_ = 0x80000000;  ///< x^(8 * size)
 };
 
 }  // namespace thaw

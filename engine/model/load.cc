@@ -97,6 +97,7 @@ Result<void> pack_rows(const PlannedTensor& plan, std::int64_t first, std::int64
                        std::span<std::byte> out, ThreadPool& threads) {
   if (plan.packing == ops::Packing::kTiledBF16) {
     std::vector<ops::TilePart> parts;
+    parts.reserve(plan.parts.size());
     for (const PlannedPart& part : plan.parts) {
       parts.push_back({part.stored->dtype, part.stored->data, part.stored->rows(), part.placement,
                        part.first_row});
