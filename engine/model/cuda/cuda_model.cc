@@ -82,8 +82,7 @@ class CudaDecoder final : public CudaModel {
   CudaDecoder(const ops::CudaDevice& device, ModelConfig config, CudaWeights weights,
               const ops::cuda::DeviceKv& kv, int num_blocks, const CudaModelOptions& options,
               LinearKernel kernel)
-      : device_(device),
-        config_(std::move(config)),
+      : config_(std::move(config)),
         weights_(std::move(weights)),
         options_(options),
         limits_(limits_of(config_, options)),
@@ -353,7 +352,6 @@ class CudaDecoder final : public CudaModel {
     }
   }
 
-  const ops::CudaDevice& device_;
   const ModelConfig config_;
   const CudaWeights weights_;
   const CudaModelOptions options_;

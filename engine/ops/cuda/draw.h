@@ -19,7 +19,7 @@ struct DrawRow {
 
 /// Bytes of workspace, 8-byte aligned, for `num_rows` rows.
 constexpr std::size_t draw_workspace_bytes(int num_rows, int vocabulary) {
-  const std::size_t blocks = static_cast<std::size_t>(ceil_div(vocabulary, kDrawBlockTokens));
+  const auto blocks = static_cast<std::size_t>(ceil_div(vocabulary, kDrawBlockTokens));
   return static_cast<std::size_t>(num_rows) * (blocks * 16 + 8);
 }
 
