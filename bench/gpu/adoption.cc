@@ -1,34 +1,16 @@
 #include "bench/gpu/adoption.h"
 
-#include <algorithm>
-#include <chrono>
-#include <functional>
 #include <optional>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include "bench/gpu/timing.h"
 #include "engine/cuda/check.h"
 #include "engine/cuda/vmm.h"
 #include "engine/model/cuda/device_image.h"
 
 namespace thaw::bench {
-namespace {
-
-double milliseconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
-}
-
-double median(std::vector<double> times) {
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-}  // namespace
-
 AdoptionFigures measure_adoption(std::size_t bytes, int repeats) {
   AdoptionFigures figures;
   const cuda::Stream stream;

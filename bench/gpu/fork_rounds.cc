@@ -1,6 +1,5 @@
 #include "bench/gpu/fork_rounds.h"
 
-#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <random>
@@ -8,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bench/gpu/timing.h"
 #include "engine/model/cuda/cuda_model.h"
 #include "engine/model/cuda/random_image.h"
 #include "engine/scheduler/scheduler.h"
@@ -21,15 +21,6 @@ constexpr std::size_t kTrunk = 4001;
 constexpr std::size_t kQuestion = 20;
 constexpr std::uint32_t kGenerated = 64;
 constexpr std::size_t kKvBytes = std::size_t{24} << 30;
-
-double ms_since(SteadyTime::time_point start) {
-  return std::chrono::duration<double, std::milli>(SteadyTime::now() - start).count();
-}
-
-double median(std::vector<double> times) {
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 struct Round {
   double wall_ms = 0;
@@ -65,11 +56,11 @@ class Engine {
     started_ = SteadyTime::now();
     for (GenerateRequest& request : requests)
       scheduler_.add(std::move(request)).value();
-    const double added = ms_since(started_);
+    const double added = milliseconds_since(started_);
     admit_us_.push_back(added * 1e3 / static_cast<double>(branches));
     while (scheduler_.has_work())
       scheduler_.step().value();
-    return {ms_since(started_), first_token_ms_,
+    return {milliseconds_since(started_), first_token_ms_,
             static_cast<std::size_t>(scheduler_.stats().tokens_prefilled - before)};
   }
 
@@ -107,7 +98,7 @@ class Engine {
   void note(const GenerateEvent& event) {
     if (const auto* failed = std::get_if<FailedEvent>(&event)) throw Exception(failed->error);
     if (first_token_ms_ == 0 && std::holds_alternative<TokenEvent>(event))
-      first_token_ms_ = ms_since(started_);
+      first_token_ms_ = milliseconds_since(started_);
   }
 
   std::unique_ptr<ops::CudaDevice> device_ = ops::CudaDevice::create(0).value();

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bench/gpu/timing.h"
 #include "engine/base/crc32c.h"
 #include "engine/base/memory_map.h"
 #include "engine/cuda/buffer.h"
@@ -31,18 +32,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using kvsnap::PinnedRange;
 
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
 std::vector<double> sorted_times(int repeats, const std::function<void()>& work) {
   work();  // warms up
   std::vector<double> times;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = Clock::now();
-    work();
-    times.push_back(milliseconds_since(start));
-  }
+  for (int i = 0; i < repeats; ++i)
+    times.push_back(milliseconds(work));
   std::sort(times.begin(), times.end());
   return times;
 }

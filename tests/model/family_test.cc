@@ -3,56 +3,33 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <fstream>
 #include <set>
-#include <stdexcept>
 
 #include <gtest/gtest.h>
 
 #include "engine/model/rope_frequencies.h"
 #include "tests/model/model_harness.h"
+#include "tests/model/reference_file.h"
 
 namespace thaw::model {
 namespace {
 
-struct Reference {
-  std::vector<TokenId> tokens;
-  std::vector<float> logsumexp;  // [positions]
-  std::uint32_t top = 0;
-  std::vector<std::uint32_t> ids;  // [positions, top], best first
-  std::vector<float> logits;  // [positions, top]
+struct Reference : TopLogits {
   std::uint32_t vocab = 0;
   std::vector<std::uint32_t> rows;
   std::vector<float> whole;  // [rows, vocab]
 };
 
-template <typename T>
-std::vector<T> read_values(std::ifstream& file, std::size_t count) {
-  std::vector<T> values(count);
-  file.read(reinterpret_cast<char*>(values.data()),
-            static_cast<std::streamsize>(count * sizeof(T)));
-  return values;
-}
-
 Reference read_reference(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  const auto magic = read_values<char>(file, 8);
-  const auto sizes = read_values<std::uint32_t>(file, 4);
-  if (!file || std::memcmp(magic.data(), "THAWLGT2", 8) != 0)
-    throw std::runtime_error(path + " is missing or damaged: `make fixtures` writes it");
+  const auto sizes = read_sizes(file, path, "THAWLGT2", 4);
   Reference reference;
-  const std::size_t positions = sizes[0];
-  reference.top = sizes[1];
   reference.vocab = sizes[2];
-  for (const std::uint32_t id : read_values<std::uint32_t>(file, positions))
-    reference.tokens.push_back(static_cast<TokenId>(id));
-  reference.logsumexp = read_values<float>(file, positions);
-  reference.ids = read_values<std::uint32_t>(file, positions * reference.top);
-  reference.logits = read_values<float>(file, positions * reference.top);
+  read_top_logits(file, sizes[0], sizes[1], reference);
   reference.rows = read_values<std::uint32_t>(file, sizes[3]);
   reference.whole = read_values<float>(file, std::size_t{sizes[3]} * reference.vocab);
-  if (!file) throw std::runtime_error(path + " is truncated: `make fixtures` writes it");
+  check_whole(file, path);
   return reference;
 }
 

@@ -7,14 +7,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine/base/types.h"
 #include "tests/model/model_harness.h"
+#include "tests/model/reference_file.h"
 
 namespace thaw::model {
 
@@ -28,38 +27,15 @@ inline std::string default_model() {
   return directory + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
-struct Reference {
-  std::vector<TokenId> tokens;
-  std::vector<float> logsumexp;  // [positions]
-  std::uint32_t top = 0;
-  std::vector<std::uint32_t> ids;  // [positions, top], best first
-  std::vector<float> logits;  // [positions, top]
-};
-
-template <typename T>
-std::vector<T> read_values(std::ifstream& file, std::size_t count) {
-  std::vector<T> values(count);
-  file.read(reinterpret_cast<char*>(values.data()),
-            static_cast<std::streamsize>(count * sizeof(T)));
-  return values;
-}
+using Reference = TopLogits;
 
 inline Reference read_reference() {
   const std::string path = std::string(THAW_SOURCE_DIR) + "/tests/data/logits_reference.bin";
   std::ifstream file(path, std::ios::binary);
-  const auto magic = read_values<char>(file, 8);
-  const auto sizes = read_values<std::uint32_t>(file, 2);
-  if (!file || std::memcmp(magic.data(), "THAWLGT1", 8) != 0)
-    throw std::runtime_error(path + " is missing or damaged: `make fixtures` writes it");
+  const auto sizes = read_sizes(file, path, "THAWLGT1", 2);
   Reference reference;
-  const std::size_t positions = sizes[0];
-  reference.top = sizes[1];
-  for (const std::uint32_t id : read_values<std::uint32_t>(file, positions))
-    reference.tokens.push_back(static_cast<TokenId>(id));
-  reference.logsumexp = read_values<float>(file, positions);
-  reference.ids = read_values<std::uint32_t>(file, positions * reference.top);
-  reference.logits = read_values<float>(file, positions * reference.top);
-  if (!file) throw std::runtime_error(path + " is truncated: `make fixtures` writes it");
+  read_top_logits(file, sizes[0], sizes[1], reference);
+  check_whole(file, path);
   return reference;
 }
 
