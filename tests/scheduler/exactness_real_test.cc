@@ -1,22 +1,15 @@
 // The default model: 16 prompts of real text, 64 tokens each, over every path. Needs `make model`.
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
+#include "tests/model/logits_reference.h"
 #include "tests/scheduler/exactness.h"
 
 namespace thaw::scheduler {
 namespace {
 
-std::string default_model() {
-  const char* cache = std::getenv("THAW_CACHE_DIR");
-  const char* home = std::getenv("HOME");
-  const std::string directory = cache != nullptr && *cache != '\0'
-                                    ? cache
-                                    : std::string(home != nullptr ? home : "") + "/.cache/thaw";
-  return directory + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-}
+using model::default_model;
 
 // 512 tokens of real text, from the fixture that holds their reference logits.
 std::vector<TokenId> real_text() {
