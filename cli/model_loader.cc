@@ -193,8 +193,8 @@ Result<WeightsDocument> ModelLoader::describe() const {
   document.dtype = checkpoint::dtype_name(main_dtype(*source_.tensors));
   document.tokenizer_hash = hash_tokenizer(text_->tokenizer);
   document.chat_template_hash.reset();
-  if (text_->chat_template)
-    document.chat_template_hash = hash_text(text_->chat_template->source).to_hex();
+  if (const auto& chat_template = text_->chat_template)
+    document.chat_template_hash = hash_text(chat_template->source).to_hex();
   return document;
 }
 

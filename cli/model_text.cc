@@ -42,7 +42,7 @@ Result<ModelText> make_model_text(const std::string& path, TextSource source) {
   ModelText text;
   text.tokenizer = std::move(*tokenizer);
   if (!source.chat_template) return text;
-  auto parsed = text::ChatTemplate::parse(std::move(source.chat_template->source));
+  auto parsed = text::ChatTemplate::parse(source.chat_template->source);
   if (!parsed)
     return with_path(path + ": " + source.chat_template->file, std::move(parsed).error());
   text.chat_template = std::move(*parsed);

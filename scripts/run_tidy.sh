@@ -11,12 +11,16 @@ compiled() {
     <(grep -o '"file": "[^"]*"' "$1/compile_commands.json" | cut -d '"' -f 4 | sed "s|^$PWD/||" | sort -u)
 }
 # tidy BUILD [OPTION...]: the files named on standard input, compiled as in BUILD.
-tidy() { xargs -r -P "$(nproc)" -n 2 clang-tidy-19 -p "$1" --quiet "${@:2}"; }
+tidy() {
+  xargs -r -P "$(nproc)" -n 2 clang-tidy-19 -p "$1" --quiet "${@:2}" 2> >(grep -v 'warnings\? generated' >&2)
+}
 
-compiled build/tidy | grep -v '^tests/' | tidy build/tidy
+found=0  # every part runs, whatever the one before found
+compiled build/tidy | grep -v '^tests/' | tidy build/tidy || found=1
 # clang-tidy insists on a check of its own beside the compiler's.
-compiled build/tidy | grep '^tests/' | tidy build/tidy --checks='-*,clang-diagnostic-*,bugprone-unused-raii'
+compiled build/tidy | grep '^tests/' | tidy build/tidy --checks='-*,clang-diagnostic-*,bugprone-unused-raii' || found=1
 # The host half of the CUDA rooms, where the release build has them: it needs the toolkit's headers.
 [ ! -f build/release/compile_commands.json ] ||
   comm -13 <(compiled build/tidy) <(compiled build/release | grep -v -e '^tests/' -e '^bench/') |
-    tidy build/release --extra-arg=-Wno-unknown-warning-option  # they are GCC's
+    tidy build/release --extra-arg=-Wno-unknown-warning-option || found=1  # they are GCC's
+exit "$found"
