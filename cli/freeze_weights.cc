@@ -56,9 +56,9 @@ std::string digest_line(const StoredTensor& tensor) {
 
 /// One shard on its way.
 struct Shard {
-  std::unique_ptr<ContainerWriter> writer;
   WeightsDocument document;
   std::string metadata;
+  std::unique_ptr<ContainerWriter> writer;  // last: until it is gone its threads read the metadata
 };
 
 }  // namespace
@@ -78,7 +78,7 @@ Result<FrozenWeights> freeze_weights(kvsnap::FileIo& io, const model::ModelSourc
         options.payload_bytes += part_of(*tensor, rank, num_ranks).data.size();
     auto writer = ContainerWriter::create(io, kvsnap::shard_path(path, rank), options);
     if (!writer) return std::move(writer).error();
-    shards.push_back({*std::move(writer), document, {}});
+    shards.push_back({document, {}, *std::move(writer)});
     shards.back().document.rank = rank;
   }
 
