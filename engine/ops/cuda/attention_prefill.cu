@@ -19,6 +19,7 @@ namespace thaw::ops::cuda {
 namespace {
 
 constexpr int kThreads = 384;
+constexpr int kProducers = 4;  // warps
 constexpr int kChunkKeys = 128;
 constexpr int kChunkBlocks = kChunkKeys / kBlockSize;
 constexpr int kChunkSteps = kChunkKeys / 16;
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ __align__(8) std::uint64_t empty[L::kStages];
   if (threadIdx.x == 0) {
     for (int i = 0; i < L::kStages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&full[i]), kProducers);
       ptx::barrier_init(ptx::shared_address(&empty[i]), 2);
     }
     ptx::barrier_init_fence();
@@ -135,9 +136,9 @@ __global__ void __launch_bounds__(kThreads, 1)
               const int count = min(kChunkBlocks, blocks - at);
               const std::uint32_t bytes = kBlockSize * D * 2;
               ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
-              if (producer == 0)
-                ptx::barrier_expect(ptx::shared_address(&full[stage]), count * bytes);
-              for (int b = producer; b < count; b += 4)
+              ptx::barrier_expect(ptx::shared_address(&full[stage]),
+                                  max(0, ceil_div(count - producer, kProducers)) * bytes);
+              for (int b = producer; b < count; b += kProducers)
                 ptx::bulk_copy(ptx::shared_address(ring) + stage * L::kChunkBytes + b * bytes,
                                p.kv.slab(table[first / kBlockSize + at + b], p.layer, value != 0,
                                          w % p.kv.num_kv_heads),

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   if (static_cast<int>(blockIdx.x) >= max(work, 1)) return;
   if (threadIdx.x == 0) {
     for (int i = 0; i < R::kStages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&full[i]), kProducers);
       ptx::barrier_init(ptx::shared_address(&empty[i]), kComputeWarps);
     }
     ptx::barrier_init_fence();
@@ -166,7 +166,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
               landed_phase ^= 1;
             }
           }
-          if (own == 0) ptx::barrier_expect(ptx::shared_address(&full[stage]), count * kBlockBytes);
+          ptx::barrier_expect(ptx::shared_address(&full[stage]),
+                              ceil_div(count - own, kProducers) * kBlockBytes);
           if (!waited && first + count > item.settled_blocks) {
             ptx::wait_for_previous_kernel();
             waited = true;

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   const int steps = ceil_div(p.chunks, p.stage_chunks);  // stages of one pass over K
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&full[i]), kProducers);
       ptx::barrier_init(ptx::shared_address(&x_full[i]), 1);
       ptx::barrier_init(ptx::shared_address(&empty[i]), p.warps);
     }
@@ -198,8 +198,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
     consume<NT, E>(p, ring, full, x_full, empty, first, last);
   } else if (lane == 0 && warp < p.warps + kProducers) {  // the weights
     const int producer = warp - p.warps;
-    // One without a share would wait for barriers that may run ahead of it.
-    for (int t = 0; t < total && producer < p.warps; ++t) {
+    for (int t = 0; t < total; ++t) {
       const int stage = t % p.stages;
       const int group = first + t / steps * p.warps;
       const int chunk = t % steps * p.stage_chunks;
@@ -211,7 +210,8 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
         ptx::barrier_wait(ptx::shared_address(&full[landed % p.stages]), landed / p.stages & 1);
       const std::uint32_t barrier = ptx::shared_address(&full[stage]);
       const std::uint32_t to = ptx::shared_address(ring) + stage * stage_bytes;
-      if (producer == 0) ptx::barrier_expect(barrier, chunks * groups * kWeightBytes);
+      ptx::barrier_expect(barrier,
+                          max(0, ceil_div(groups - producer, kProducers)) * chunks * kWeightBytes);
       for (int g = producer; g < groups; g += kProducers)
         ptx::bulk_copy_once(
             to + g * p.stage_chunks * kWeightBytes,

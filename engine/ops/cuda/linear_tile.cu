@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 1) tile_kernel(const __grid_constant
   __shared__ __align__(8) std::uint64_t empty[S::kStages];
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&full[i]), kProducers);
       ptx::barrier_init(ptx::shared_address(&empty[i]), kRowTiles);
     }
     ptx::barrier_init_fence();
@@ -160,16 +160,16 @@ __global__ void __launch_bounds__(kThreads, 1) tile_kernel(const __grid_constant
         const int group = tile / p.block_rows * (N / kWeightGroup);
         const int row_tiles = max(0, min(kRowTiles, p.row_tiles - row_tile));
         const int groups = min(N / kWeightGroup, p.groups - group);
-        const std::uint32_t bytes = row_tiles * kTileBytes + groups * kGroupBytes;
         const int own = producer * kShare;
         const int share = max(0, min(kShare, groups - own));
+        const std::uint32_t bytes = (producer < row_tiles ? kTileBytes : 0) + share * kGroupBytes;
         const char* x = p.x + (row_tile + producer) * step * kTileBytes;
         const char* weight = p.weight + (group + own) * step * kGroupBytes;
         for (int c = 0; c < p.chunks; ++c, next_stage()) {
           ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
           const std::uint32_t barrier = ptx::shared_address(&full[stage]);
           const std::uint32_t to = ptx::shared_address(ring) + stage * S::kStageBytes;
-          if (producer == 0) ptx::barrier_expect(barrier, bytes);
+          ptx::barrier_expect(barrier, bytes);
           if (producer < row_tiles)
             ptx::bulk_copy(to + producer * kTileBytes, x, kTileBytes, barrier);
           x += kTileBytes;

@@ -38,7 +38,9 @@ __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
 #endif
 }
 
-/// Arrives and announces `bytes` that bulk copies will bring.
+/// Arrives and announces `bytes` that bulk copies will bring; none is right too. Where several
+/// producers fill one stage, each arrives with its own bytes, before its copies, and the barrier
+/// counts the producers: none of them can fall a phase behind the others.
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
 #if THAW_HOPPER
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
