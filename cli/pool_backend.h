@@ -20,6 +20,16 @@ class PoolBackend final : public coalescer::Backend {
   void submit(ForkPlan plan) override { pool_->submit(std::move(plan)); }
   void cancel(RequestId request) override { pool_->cancel(request); }
   PoolStatus status() const override { return pool_->status(); }
+  void keep(KeepTrunk trunk, TrunkDone done) override {
+    pool_->keep(std::move(trunk), std::move(done));
+  }
+  void release(const PinId& pin) override { pool_->release(pin); }
+  void save(SaveTrunk trunk, TrunkDone done) override {
+    pool_->save(std::move(trunk), std::move(done));
+  }
+  void load(LoadTrunk trunk, TrunkDone done) override {
+    pool_->load(std::move(trunk), std::move(done));
+  }
 
   forkpool::ForkPool& pool() { return *pool_; }
 

@@ -266,6 +266,28 @@ void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
   slots_[worker]->send(SubmitFrame{std::move(request)});
 }
 
+TrunkKeeper::Workers Dispatcher::workers_for_keeper() {
+  TrunkKeeper::Workers workers;
+  workers.cache_root = [this](const TrunkOwner& owner) -> std::optional<Hash128> {
+    for (const auto& slot : slots_) {
+      if (!slot->ready()) continue;  // all of them run one model
+      return make_cache_root(slot->hello().engine_fingerprint, owner.tenant, owner.cache_salt,
+                             owner.adapter);
+    }
+    return std::nullopt;
+  };
+  workers.most_alive = [this](PrefixNames& names) {
+    std::optional<TrunkKeeper::Workers::Alive> best;
+    for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
+      if (!slots_[worker]->ready()) continue;
+      const std::uint32_t alive = slots_[worker]->ledger().alive_tokens(names);
+      if (alive > (best ? best->num_tokens : 0)) best = {end_of(worker), alive};
+    }
+    return best;
+  };
+  return workers;
+}
+
 void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
                           std::chrono::milliseconds deadline, Transfers::Done done) {
   for (const std::uint32_t worker : {from, to}) {

@@ -27,10 +27,11 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       options_(options),
       sink_(std::move(sink)),
       outstanding_(kv_pools.size(), 0),
-      transfers_(loop, arena,
+      transfers_(loop, arena, trunks_,
                  [this](std::uint32_t worker, const Frame& frame) {
                    if (slots_[worker]->ready()) slots_[worker]->send(frame);
                  }),
+      keeper_(loop, arena, trunks_, transfers_, workers_for_keeper()),
       pace_(kv_pools.size()),
       first_uploads_(shared.device_weights != nullptr),
       deadline_timer_(loop),
@@ -340,6 +341,7 @@ void Dispatcher::watch_progress() {
 void Dispatcher::drain(Clock::TimePoint deadline, std::function<void(bool)> done) {
   drained_ = std::move(done);
   draining_ = true;
+  keeper_.stop();
   drain_timer_.start(deadline, [this] {
     stopping_ = true;
     const Error error = make_error(Errc::kUnavailable, "the server is shutting down");

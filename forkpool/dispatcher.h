@@ -14,6 +14,8 @@
 #include "forkpool/loop.h"
 #include "forkpool/placement.h"
 #include "forkpool/transfers.h"
+#include "forkpool/trunk_index.h"
+#include "forkpool/trunk_keeper.h"
 #include "forkpool/worker_slot.h"
 
 namespace thaw::forkpool {
@@ -37,6 +39,8 @@ class Dispatcher {
   void cancel(RequestId id);
   void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
                 std::chrono::milliseconds deadline, Transfers::Done done);
+
+  TrunkKeeper& keeper() { return keeper_; }
 
   /// Refuses new requests, ends the workers once none runs, or, at `deadline`, fails what runs and
   /// kills them. `done` hears whether nothing had to be killed.
@@ -73,6 +77,7 @@ class Dispatcher {
   void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
+  TrunkKeeper::Workers workers_for_keeper();
   Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
   Transfers::End end_of(std::uint32_t worker) const;
 
@@ -95,7 +100,9 @@ class Dispatcher {
   EventSink sink_;
   std::vector<std::unique_ptr<WorkerSlot>> slots_;
   std::vector<std::uint32_t> outstanding_;  // requests on, or held for, each worker
+  TrunkIndex trunks_;
   Transfers transfers_;
+  TrunkKeeper keeper_;
   CostModel model_;
   struct Pace {  // of the reports of one worker
     Clock::TimePoint last_report;

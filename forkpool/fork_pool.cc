@@ -132,6 +132,32 @@ PoolStatus ForkPool::status() const {
   return impl_->status;
 }
 
+// Tasks are copyable; what they carry is moved through all the same.
+void ForkPool::keep(KeepTrunk trunk, TrunkDone done) {
+  auto shared = std::make_shared<KeepTrunk>(std::move(trunk));
+  impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
+    impl->dispatcher->keeper().keep(std::move(*shared), done);
+  });
+}
+
+void ForkPool::release(const PinId& pin) {
+  impl_->loop.post([impl = impl_.get(), pin] { impl->dispatcher->keeper().release(pin); });
+}
+
+void ForkPool::save(SaveTrunk trunk, TrunkDone done) {
+  auto shared = std::make_shared<SaveTrunk>(std::move(trunk));
+  impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
+    impl->dispatcher->keeper().save(std::move(*shared), done);
+  });
+}
+
+void ForkPool::load(LoadTrunk trunk, TrunkDone done) {
+  auto shared = std::make_shared<LoadTrunk>(std::move(trunk));
+  impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
+    impl->dispatcher->keeper().load(std::move(*shared), done);
+  });
+}
+
 bool ForkPool::shutdown(std::chrono::milliseconds deadline) {
   auto clean = std::make_shared<std::promise<bool>>();
   auto ended = clean->get_future();

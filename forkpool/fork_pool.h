@@ -13,6 +13,7 @@
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
+#include "engine/base/trunk_keeping.h"
 #include "engine/base/unique_fd.h"
 #include "forkpool/backoff.h"
 
@@ -70,6 +71,13 @@ class ForkPool {
   void submit(ForkPlan plan);
   void cancel(RequestId request);
   PoolStatus status() const;
+
+  /// Trunks kept beyond their requests (engine/base/trunk_keeping.h). No call blocks; `done` is
+  /// called on the pool's thread, once, and must not block.
+  void keep(KeepTrunk trunk, TrunkDone done);
+  void release(const PinId& pin);
+  void save(SaveTrunk trunk, TrunkDone done);
+  void load(LoadTrunk trunk, TrunkDone done);
 
   /// Lets running requests finish, refuses new ones, ends the workers; kills what is left at the
   /// deadline. True when nothing had to be killed.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/base/types.h"
@@ -19,6 +20,10 @@ class PrefixNames {
   /// The same for another prompt that shares `shared_tokens` with `other`'s: what was computed for
   /// the common blocks is kept.
   PrefixNames(const PrefixNames& other, std::span<const TokenId> prompt, std::size_t shared_tokens);
+
+  /// `names`: of the first blocks, known already.
+  PrefixNames(const Hash128& root, std::span<const TokenId> prompt, std::vector<Hash128> names)
+      : root_(root), prompt_(prompt), names_(std::move(names)) {}
 
   std::size_t num_blocks() const { return prompt_.size() / kBlockSize; }
   /// REQUIRES: block < num_blocks().

@@ -1,61 +1,77 @@
 #include "forkpool/transfers.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "engine/base/log.h"
 
 namespace thaw::forkpool {
 
-Transfers::Transfers(Loop& loop, kvsnap::Arena* arena, Send send)
-    : loop_(loop), arena_(arena), send_(std::move(send)) {
+Transfers::Transfers(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Send send)
+    : loop_(loop), arena_(arena), trunks_(trunks), send_(std::move(send)) {
   if (arena_ == nullptr) return;
   arena_->set_eviction_listener([this](kvsnap::SnapshotId evicted, const kvsnap::Manifest&) {
-    std::erase_if(snapshots_, [&](const auto& entry) { return entry.second == evicted; });
+    const TrunkId id = trunks_.with_snapshot(evicted);
+    if (id != 0) trunks_.remove(id);
   });
 }
 
-void Transfers::start(const End& from, const End& to, PrefixNames& names, std::size_t num_blocks,
-                      std::chrono::milliseconds deadline, Done done) {
+std::uint64_t Transfers::begin(const End& to, std::chrono::milliseconds deadline, Done done) {
   const std::uint64_t id = next_id_++;
   Move& move = moves_[id];
   move.to = to;
   move.done = std::move(done);
-  move.num_tokens = static_cast<std::uint32_t>(num_blocks * kBlockSize);
   move.started = loop_.now();
   move.timer = std::make_unique<Loop::Timer>(loop_);
-  const auto fail_later = [&](Error error) {
-    loop_.post([this, id, error = std::move(error)] { finish(id, error); });
-  };
-  if (arena_ == nullptr) {
-    return fail_later(
-        make_error(Errc::kUnsupported, "no arena to copy KV through: arena_bytes is 0"));
-  }
-  if (from.kv_layout != to.kv_layout || from.block_bytes != to.block_bytes) {
-    return fail_later(make_error(Errc::kUnsupported, "the workers' KV layouts differ: " +
-                                                         from.kv_layout + " and " + to.kv_layout));
-  }
-  const Hash128 name = names.name(num_blocks - 1);
   move.timer->start(move.started + deadline, [this, id] {
     const auto late = moves_.find(id);
     if (late == moves_.end()) return;
     report(late->second, make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time"));
   });
-  if (const auto known = snapshots_.find(name); known != snapshots_.end()) {
-    return loop_.post([this, id, snapshot = known->second] { restore(id, snapshot); });
+  return id;
+}
+
+void Transfers::start(const End& from, const End& to, PrefixNames& names, std::size_t num_blocks,
+                      std::chrono::milliseconds deadline, Done done) {
+  const std::uint64_t id = begin(to, deadline, std::move(done));
+  if (from.kv_layout != to.kv_layout || from.block_bytes != to.block_bytes) {
+    const Error error =
+        make_error(Errc::kUnsupported,
+                   "the workers' KV layouts differ: " + from.kv_layout + " and " + to.kv_layout);
+    return loop_.post([this, id, error] { finish(id, error); });
   }
+  const Trunk* known = trunks_.find(names.name(num_blocks - 1));
+  moves_.at(id).wrote = known == nullptr || !known->snapshot;
+  write(from, names, num_blocks, [this, id](const Result<TrunkId>& trunk) {
+    if (!trunk) return finish(id, trunk.error());
+    read(id, *trunk);
+  });
+}
+
+void Transfers::write(const End& from, PrefixNames& names, std::size_t num_blocks, Written done) {
+  const auto answer_later = [&](Result<TrunkId> result) {
+    loop_.post([done = std::move(done), result = std::move(result)] { done(result); });
+  };
+  if (arena_ == nullptr) {
+    return answer_later(
+        make_error(Errc::kUnsupported, "no arena to copy KV through: arena_bytes is 0"));
+  }
+  const Hash128 name = names.name(num_blocks - 1);
+  TrunkId known = 0;
+  if (const Trunk* trunk = trunks_.find(name, &known); trunk != nullptr && trunk->snapshot)
+    return answer_later(known);
   for (auto& [other, writing] : writings_) {
-    if (writing.name != name) continue;
-    writing.readers.push_back(id);
+    if (writing.names.back() != name) continue;
+    writing.waiting.push_back(std::move(done));
     return;
   }
   auto lease = arena_->lease_for_writing(from.process, num_blocks, from.block_bytes);
-  if (!lease) return fail_later(std::move(lease).error());
-  move.wrote = true;
+  if (!lease) return answer_later(std::move(lease).error());
   Writing writing;
   writing.source = from.process;
   writing.lease = lease->id;
-  writing.name = name;
-  writing.readers.push_back(id);
+  writing.waiting.push_back(std::move(done));
   kvsnap::Manifest& manifest = writing.manifest;
   manifest.cache_root = names.root();
   manifest.kv_layout = from.kv_layout;
@@ -64,11 +80,12 @@ void Transfers::start(const End& from, const End& to, PrefixNames& names, std::s
   for (std::size_t block = 0; block < num_blocks; ++block) {
     const auto tokens = names.tokens(block);
     manifest.token_ids.insert(manifest.token_ids.end(), tokens.begin(), tokens.end());
+    writing.names.push_back(names.name(block));
   }
   manifest.extents = std::move(lease->extents);
-  const std::uint64_t writing_id = next_id_++;
-  send_(from.process.worker, SnapshotFrame{writing_id, manifest});
-  writings_.emplace(writing_id, std::move(writing));
+  const std::uint64_t id = next_id_++;
+  send_(from.process.worker, SnapshotFrame{id, manifest});
+  writings_.emplace(id, std::move(writing));
 }
 
 void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& frame) {
@@ -76,10 +93,13 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
   if (found == writings_.end() || found->second.source.worker != worker) return;
   Writing writing = std::move(found->second);
   writings_.erase(found);
+  const auto tell = [&](const Result<TrunkId>& result) {
+    for (const Written& waiting : writing.waiting)
+      waiting(result);
+  };
   const auto fail = [&](const Error& error) {
     arena_->abandon(writing.lease, writing.source);
-    for (const std::uint64_t reader : writing.readers)
-      finish(reader, error);
+    tell(error);
   };
   if (!frame.error.empty()) {
     return fail(make_error(Errc::kDataLoss, "worker " + std::to_string(worker) +
@@ -91,18 +111,31 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
   }
   for (std::size_t i = 0; i < writing.manifest.extents.size(); ++i)
     writing.manifest.extents[i].crc32c = frame.manifest.extents[i].crc32c;
+  const std::vector<TokenId> token_ids = writing.manifest.token_ids;
+  const std::uint64_t bytes = writing.manifest.payload_bytes();
+  const Hash128 root = writing.manifest.cache_root;
   auto snapshot = arena_->publish(writing.lease, writing.source, std::move(writing.manifest));
   if (!snapshot) return fail(snapshot.error());
-  snapshots_[writing.name] = *snapshot;
-  for (const std::uint64_t reader : writing.readers)
-    restore(reader, *snapshot);
+  PrefixNames names(root, token_ids, std::move(writing.names));
+  const TrunkId trunk = trunks_.add(names, names.num_blocks(), bytes);
+  trunks_.find(trunk)->snapshot = *snapshot;
+  tell(trunk);
 }
 
-void Transfers::restore(std::uint64_t id, kvsnap::SnapshotId snapshot) {
+void Transfers::restore(TrunkId trunk, const End& to, std::chrono::milliseconds deadline,
+                        Done done) {
+  const std::uint64_t id = begin(to, deadline, std::move(done));
+  loop_.post([this, id, trunk] { read(id, trunk); });
+}
+
+void Transfers::read(std::uint64_t id, TrunkId trunk) {
   const auto found = moves_.find(id);
   if (found == moves_.end()) return;
   Move& move = found->second;
-  auto lease = arena_->lease_for_reading(snapshot, move.to.process);
+  const Trunk* known = trunks_.find(trunk);
+  if (known == nullptr || !known->snapshot)
+    return finish(id, make_error(Errc::kNotFound, "the snapshot has left the arena"));
+  auto lease = arena_->lease_for_reading(*known->snapshot, move.to.process);
   if (!lease) return finish(id, std::move(lease).error());
   move.reading = lease->id;
   move.payload_bytes = lease->manifest.payload_bytes();
@@ -128,12 +161,15 @@ void Transfers::on_exit(kvsnap::Holder process) {
   arena_->worker_exited(process);
   const Error error = make_error(Errc::kUnavailable, "worker " + std::to_string(process.worker) +
                                                          " died while its KV was copied");
-  std::vector<std::uint64_t> failed;
+  std::vector<Written> waiting;
   std::erase_if(writings_, [&](auto& entry) {
     if (entry.second.source != process) return false;
-    failed.insert(failed.end(), entry.second.readers.begin(), entry.second.readers.end());
+    std::ranges::move(entry.second.waiting, std::back_inserter(waiting));
     return true;
   });
+  for (const Written& written : waiting)
+    written(error);
+  std::vector<std::uint64_t> failed;
   for (const auto& [id, move] : moves_) {
     if (move.to.process == process && move.reading) failed.push_back(id);
   }

@@ -5,20 +5,20 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "forkpool/ledger.h"
 #include "forkpool/loop.h"
 #include "forkpool/protocol.h"
+#include "forkpool/trunk_index.h"
 #include "kvsnap/arena.h"
 
 namespace thaw::forkpool {
 
-/// Moves prefixes between workers through the arena, and knows which snapshots lie there. One
-/// transfer: the source writes its blocks into leased extents (unless a snapshot of that prefix is
-/// published already), the pool publishes the manifest, the target restores it. Leases end when
-/// their holder has answered or has exited, never earlier. Belongs to the loop's thread.
+/// Moves prefixes between workers and the arena. One transfer: the source writes its blocks into
+/// leased extents (unless a snapshot of that prefix is published already), the pool publishes the
+/// manifest, the target restores it. Leases end when their holder has answered or has exited, never
+/// earlier. Keeps `trunks` right about what lies in the arena. Belongs to the loop's thread.
 class Transfers {
  public:
   /// One end: a process that serves.
@@ -31,13 +31,23 @@ class Transfers {
   /// Tokens that the target holds now.
   using Done = std::function<void(Result<std::uint32_t> tokens)>;
 
+  /// The snapshot that was written, or was there.
+  using Written = std::function<void(Result<TrunkId> trunk)>;
+
   /// `arena` may be null: every transfer fails then.
-  Transfers(Loop& loop, kvsnap::Arena* arena, Send send);
+  Transfers(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Send send);
 
   /// Copies the first `num_blocks` blocks of `names`. `done` is called once, from the loop, not
   /// from within this call; at the latest after `deadline`, when the transfer itself may go on.
   void start(const End& from, const End& to, PrefixNames& names, std::size_t num_blocks,
              std::chrono::milliseconds deadline, Done done);
+
+  /// The first half: a snapshot of the first `num_blocks` blocks of `names`, which are alive at
+  /// `from`. `done` is called once, from the loop, when the worker has answered or is gone: the
+  /// caller has a deadline of its own.
+  void write(const End& from, PrefixNames& names, std::size_t num_blocks, Written done);
+  /// The second half: from the arena to a worker. `done` as of start().
+  void restore(TrunkId trunk, const End& to, std::chrono::milliseconds deadline, Done done);
 
   void on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& frame);
   void on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame);
@@ -52,35 +62,35 @@ class Transfers {
   std::function<void(std::uint64_t bytes, Clock::Duration took)> on_measured;
 
  private:
-  /// A snapshot being written; `readers` wait for it.
+  /// A snapshot being written.
   struct Writing {
     kvsnap::Holder source;
     kvsnap::LeaseId lease = 0;
-    Hash128 name;
+    std::vector<Hash128> names;
     kvsnap::Manifest manifest;
-    std::vector<std::uint64_t> readers;  ///< keys of moves_
+    std::vector<Written> waiting;
   };
   struct Move {
     End to;
     Done done;
     std::optional<kvsnap::LeaseId> reading;
-    std::uint32_t num_tokens = 0;
     std::uint64_t payload_bytes = 0;
     bool wrote = false;  ///< its snapshot was written for it
     Clock::TimePoint started;
     std::unique_ptr<Loop::Timer> timer;
   };
 
-  void restore(std::uint64_t move, kvsnap::SnapshotId snapshot);
+  std::uint64_t begin(const End& to, std::chrono::milliseconds deadline, Done done);
+  void read(std::uint64_t move, TrunkId trunk);
   void finish(std::uint64_t move, Result<std::uint32_t> result);
   void report(Move& move, Result<std::uint32_t> result);
 
   Loop& loop_;
   kvsnap::Arena* arena_;
+  TrunkIndex& trunks_;
   Send send_;
   std::map<std::uint64_t, Writing> writings_;
   std::map<std::uint64_t, Move> moves_;
-  std::unordered_map<Hash128, kvsnap::SnapshotId, Hash128Hasher> snapshots_;  ///< by last block
   std::uint64_t next_id_ = 1;  ///< of writings and moves
 };
 

@@ -40,6 +40,10 @@ class InstantBackend final : public Backend {
     }
   }
   void cancel(RequestId) override {}
+  void keep(KeepTrunk, TrunkDone done) override { done(KeptTrunk{}); }
+  void release(const PinId&) override {}
+  void save(SaveTrunk, TrunkDone done) override { done(KeptTrunk{}); }
+  void load(LoadTrunk, TrunkDone done) override { done(KeptTrunk{}); }
   PoolStatus status() const override {
     PoolStatus status;
     status.ready = true;

@@ -4,6 +4,7 @@
 
 #include "engine/base/fork_plan.h"
 #include "engine/base/pool_status.h"
+#include "engine/base/trunk_keeping.h"
 
 namespace thaw::coalescer {
 
@@ -24,6 +25,18 @@ class Backend {
   virtual void cancel(RequestId request) = 0;
 
   virtual PoolStatus status() const = 0;
+
+  // Trunks that outlive the requests that computed them. Each `done` is called exactly once, on the
+  // backend's thread or from within the call, and must not block.
+
+  /// Covers as much of the tokens as is alive.
+  virtual void keep(KeepTrunk trunk, TrunkDone done) = 0;
+  /// Unknown pins are ignored.
+  virtual void release(const PinId& pin) = 0;
+  /// Covers as much of the tokens as is alive. The files are whole and on the disk when it is done.
+  virtual void save(SaveTrunk trunk, TrunkDone done) = 0;
+  /// Nothing of a file is used before all of it was compared with its checksums.
+  virtual void load(LoadTrunk trunk, TrunkDone done) = 0;
 };
 
 }  // namespace thaw::coalescer

@@ -129,6 +129,75 @@ PoolStatus FakeBackend::status() const {
   return status_;
 }
 
+namespace {
+
+/// Cuts what is not a whole block.
+KeptTrunk whole_blocks(std::vector<TokenId>& tokens) {
+  tokens.resize(tokens.size() / kBlockSize * kBlockSize);
+  return {
+      static_cast<std::uint32_t>(tokens.size()), tokens.size() * FakeBackend::kFakeTokenBytes, {}};
+}
+
+}  // namespace
+
+void FakeBackend::keep(KeepTrunk trunk, TrunkDone done) {
+  const auto kept = [&]() -> Result<KeptTrunk> {
+    const std::scoped_lock lock(mutex_);
+    if (trunk_error_) return *trunk_error_;
+    const KeptTrunk what = whole_blocks(trunk.token_ids);
+    if (what.num_tokens == 0) return make_error(Errc::kNotFound, "no whole block to keep");
+    const PinId pin = trunk.pin;
+    kept_[pin] = std::move(trunk);
+    return what;
+  }();
+  done(kept);
+}
+
+void FakeBackend::release(const PinId& pin) {
+  const std::scoped_lock lock(mutex_);
+  kept_.erase(pin);
+}
+
+void FakeBackend::save(SaveTrunk trunk, TrunkDone done) {
+  const auto saved = [&]() -> Result<KeptTrunk> {
+    const std::scoped_lock lock(mutex_);
+    if (trunk_error_) return *trunk_error_;
+    const KeptTrunk what = whole_blocks(trunk.token_ids);
+    if (what.num_tokens == 0) return make_error(Errc::kNotFound, "no whole block to save");
+    const std::string path = trunk.path;
+    files_[path] = std::move(trunk);
+    return what;
+  }();
+  done(saved);
+}
+
+void FakeBackend::load(LoadTrunk trunk, TrunkDone done) {
+  const auto loaded = [&]() -> Result<KeptTrunk> {
+    const std::scoped_lock lock(mutex_);
+    if (trunk_error_) return *trunk_error_;
+    const auto file = files_.find(trunk.path);
+    if (file == files_.end()) return make_error(Errc::kNotFound, trunk.path + ": no such file");
+    if (file->second.owner != trunk.owner)
+      return make_error(Errc::kUnauthenticated, trunk.path + " is another owner's");
+    std::vector<TokenId> tokens = file->second.token_ids;
+    KeptTrunk what = whole_blocks(tokens);
+    kept_[trunk.pin] = {trunk.pin, trunk.owner, tokens, trunk.ttl};
+    what.token_ids = std::move(tokens);
+    return what;
+  }();
+  done(loaded);
+}
+
+void FakeBackend::set_trunk_error(std::optional<Error> error) {
+  const std::scoped_lock lock(mutex_);
+  trunk_error_ = std::move(error);
+}
+
+std::map<PinId, KeepTrunk> FakeBackend::kept() const {
+  const std::scoped_lock lock(mutex_);
+  return kept_;
+}
+
 void FakeBackend::set_status(PoolStatus status) {
   const std::scoped_lock lock(mutex_);
   status_ = std::move(status);

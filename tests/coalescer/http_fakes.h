@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,6 +42,18 @@ class FakeBackend final : public Backend {
   void submit(ForkPlan plan) override;
   void cancel(RequestId request) override;
   PoolStatus status() const override;
+  /// Every whole block of a trunk is alive, at kFakeTokenBytes a token; pins have no end. Files are
+  /// remembered, not written. All answer from within the call.
+  void keep(KeepTrunk trunk, TrunkDone done) override;
+  void release(const PinId& pin) override;
+  void save(SaveTrunk trunk, TrunkDone done) override;
+  void load(LoadTrunk trunk, TrunkDone done) override;
+
+  static constexpr std::uint64_t kFakeTokenBytes = 1024;
+  /// keep(), save() and load() end with this from now on; nothing: they work.
+  void set_trunk_error(std::optional<Error> error);
+  /// What pins hold now.
+  std::map<PinId, KeepTrunk> kept() const;
 
   std::string reply = "Hello, world.";
   void set_status(PoolStatus status);
@@ -72,6 +85,9 @@ class FakeBackend final : public Backend {
   std::vector<RequestId> cancelled_;
   std::map<std::pair<RequestId, std::uint32_t>, std::uint32_t> next_index_;
   PoolStatus status_;
+  std::map<PinId, KeepTrunk> kept_;
+  std::map<std::string, SaveTrunk> files_;  ///< by path
+  std::optional<Error> trunk_error_;
 };
 
 }  // namespace thaw::coalescer

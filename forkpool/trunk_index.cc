@@ -1,0 +1,79 @@
+#include "forkpool/trunk_index.h"
+
+#include <algorithm>
+
+namespace thaw::forkpool {
+
+TrunkId TrunkIndex::add(PrefixNames& names, std::size_t num_blocks, std::uint64_t bytes) {
+  TrunkId id = 0;
+  if (find(names.name(num_blocks - 1), &id) != nullptr) return id;
+  Trunk trunk;
+  trunk.root = names.root();
+  trunk.bytes = bytes;
+  for (std::size_t block = 0; block < num_blocks; ++block) {
+    const auto tokens = names.tokens(block);
+    trunk.token_ids.insert(trunk.token_ids.end(), tokens.begin(), tokens.end());
+    trunk.names.push_back(names.name(block));
+    by_block_[trunk.names.back()].push_back(next_id_);
+  }
+  trunks_.emplace(next_id_, std::move(trunk));
+  return next_id_++;
+}
+
+Trunk* TrunkIndex::find(TrunkId id) {
+  const auto found = trunks_.find(id);
+  return found == trunks_.end() ? nullptr : &found->second;
+}
+
+Trunk* TrunkIndex::find(const Hash128& last_block, TrunkId* id) {
+  const auto candidates = by_block_.find(last_block);
+  if (candidates == by_block_.end()) return nullptr;
+  for (const TrunkId candidate : candidates->second) {
+    Trunk& trunk = trunks_.at(candidate);
+    if (trunk.names.back() != last_block) continue;
+    if (id != nullptr) *id = candidate;
+    return &trunk;
+  }
+  return nullptr;
+}
+
+TrunkId TrunkIndex::with_snapshot(kvsnap::SnapshotId snapshot) const {
+  const auto found = std::ranges::find_if(
+      trunks_, [&](const auto& entry) { return entry.second.snapshot == snapshot; });
+  return found == trunks_.end() ? 0 : found->first;
+}
+
+void TrunkIndex::remove(TrunkId id) {
+  const auto found = trunks_.find(id);
+  if (found == trunks_.end()) return;
+  for (const Hash128& name : found->second.names) {
+    const auto entry = by_block_.find(name);
+    std::erase(entry->second, id);
+    if (entry->second.empty()) by_block_.erase(entry);
+  }
+  trunks_.erase(found);
+}
+
+std::optional<TrunkIndex::Found> TrunkIndex::longest(PrefixNames& names) const {
+  const std::vector<TrunkId>* candidates = nullptr;
+  std::size_t num_blocks = 0;
+  for (; num_blocks < names.num_blocks() && !by_block_.empty(); ++num_blocks) {
+    const auto entry = by_block_.find(names.name(num_blocks));
+    if (entry == by_block_.end()) break;
+    candidates = &entry->second;
+  }
+  if (candidates == nullptr) return std::nullopt;
+  const auto best = std::ranges::min_element(*candidates, {},
+                                             [this](TrunkId id) { return trunks_.at(id).bytes; });
+  // Names are hashes: the tokens decide.
+  const auto& tokens = trunks_.at(*best).token_ids;
+  for (std::size_t block = 0; block < num_blocks; ++block) {
+    if (!std::ranges::equal(names.tokens(block),
+                            std::span(tokens).subspan(block * kBlockSize, kBlockSize))) {
+      return std::nullopt;
+    }
+  }
+  return Found{*best, static_cast<std::uint32_t>(num_blocks * kBlockSize)};
+}
+
+}  // namespace thaw::forkpool

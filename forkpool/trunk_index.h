@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/types.h"
+#include "forkpool/ledger.h"
+#include "kvsnap/arena.h"
+
+namespace thaw::forkpool {
+
+using TrunkId = std::uint64_t;  ///< never used twice
+
+/// KV of whole blocks that lies somewhere besides the workers' KV memory.
+struct Trunk {
+  Hash128 root;
+  std::vector<TokenId> token_ids;
+  std::vector<Hash128> names;  ///< of its blocks, chained
+  std::uint64_t bytes = 0;  ///< of KV
+  std::optional<kvsnap::SnapshotId> snapshot;  ///< in the arena
+  int pins = 0;  ///< of callers
+
+  std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(token_ids.size()); }
+};
+
+/// Which trunks there are, by the chained names of their blocks: any prefix of one can be found.
+/// One thread.
+class TrunkIndex {
+ public:
+  /// The first `num_blocks` blocks of `names`. The trunk that has exactly these, where there is
+  /// one.
+  TrunkId add(PrefixNames& names, std::size_t num_blocks, std::uint64_t bytes);
+
+  Trunk* find(TrunkId id);
+  /// The trunk whose last block has that name.
+  Trunk* find(const Hash128& last_block, TrunkId* id = nullptr);
+  /// The trunk with that snapshot, or 0.
+  TrunkId with_snapshot(kvsnap::SnapshotId snapshot) const;
+  /// Forgets it. Unknown ids are ignored.
+  void remove(TrunkId id);
+
+  struct Found {
+    TrunkId id = 0;
+    std::uint32_t num_tokens = 0;  ///< that it and the prompt have in common, whole blocks
+  };
+  /// The trunk that has the most in common with a prompt; of several the one with the fewest bytes.
+  std::optional<Found> longest(PrefixNames& names) const;
+
+  std::size_t size() const { return trunks_.size(); }
+  const std::map<TrunkId, Trunk>& trunks() const { return trunks_; }
+
+ private:
+  std::map<TrunkId, Trunk> trunks_;
+  std::unordered_map<Hash128, std::vector<TrunkId>, Hash128Hasher> by_block_;
+  TrunkId next_id_ = 1;
+};
+
+}  // namespace thaw::forkpool
