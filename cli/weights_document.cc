@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "cli/base64.h"
+#include "engine/base/base64.h"
 #include "engine/checkpoint/in_quotes.h"
 
 namespace thaw::cli {

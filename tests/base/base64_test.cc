@@ -1,10 +1,10 @@
-#include "cli/base64.h"
+#include "engine/base/base64.h"
 
 #include <random>
 
 #include <gtest/gtest.h>
 
-namespace thaw::cli {
+namespace thaw {
 namespace {
 
 std::vector<std::byte> bytes_of(std::string_view text) {
@@ -43,4 +43,4 @@ TEST(Base64, NothingElseIsTaken) {
 }
 
 }  // namespace
-}  // namespace thaw::cli
+}  // namespace thaw

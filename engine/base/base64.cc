@@ -1,10 +1,10 @@
-#include "cli/base64.h"
+#include "engine/base/base64.h"
 
 #include <algorithm>
 
 #include <openssl/evp.h>
 
-namespace thaw::cli {
+namespace thaw {
 namespace {
 
 // The library counts in int: pieces of whole groups of 3 bytes, 4 characters.
@@ -50,4 +50,4 @@ std::optional<std::vector<std::byte>> decode_base64(std::string_view text) {
   return bytes;
 }
 
-}  // namespace thaw::cli
+}  // namespace thaw
