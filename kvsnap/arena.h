@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -62,6 +63,10 @@ class Arena {
   Result<void> warm_in_background();
   void wait_until_warm() { warmer_.wait(); }
 
+  /// The bytes of an extent that the caller holds a lease of.
+  std::span<std::byte> bytes(const Extent& extent) const {
+    return memory_.mapping.bytes().subspan(extent.offset, extent.size_bytes);
+  }
   /// To be inherited by workers.
   int fd() const { return memory_.fd.get(); }
   std::size_t size_bytes() const { return memory_.mapping.size_bytes(); }

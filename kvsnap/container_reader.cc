@@ -100,10 +100,10 @@ Result<void> ContainerReader::read_range(std::uint64_t offset, std::span<std::by
   return {};
 }
 
-/// Of each region. What is read goes to `out`, where that is not empty.
-Result<std::vector<std::uint32_t>> ContainerReader::checksums(std::span<const Region> regions,
-                                                              std::span<std::byte> out,
-                                                              ThreadPool& threads) const {
+/// Of each region. What is read goes to the spans of `out`, where there are any.
+Result<std::vector<std::uint32_t>> ContainerReader::checksums(
+    std::span<const Region> regions, std::span<const std::span<std::byte>> out,
+    ThreadPool& threads) const {
   std::vector<Chunk> chunks;
   for (std::size_t i = 0; i < regions.size(); ++i) {
     for (std::uint64_t begin = 0; begin < regions[i].size_bytes; begin += kChunkBytes) {
@@ -132,7 +132,7 @@ Result<std::vector<std::uint32_t>> ContainerReader::checksums(std::span<const Re
     Chunk& chunk = chunks[static_cast<std::size_t>(task)];
     AlignedBuffer buffer = take_buffer();
     const auto bytes = out.empty() ? buffer.bytes().first(chunk.size_bytes)
-                                   : out.subspan(chunk.begin, chunk.size_bytes);
+                                   : out[chunk.region].subspan(chunk.begin, chunk.size_bytes);
     auto read =
         read_range(regions[chunk.region].offset + chunk.begin, bytes, buffer.bytes().subspan(half));
     if (read) chunk.crc32c = crc32c(bytes);
@@ -166,9 +166,17 @@ Result<void> ContainerReader::compare(std::span<const Region> regions,
 Result<void> ContainerReader::read(const Region& region, std::span<std::byte> out,
                                    ThreadPool& threads, Verify verify) const {
   const std::span<const Region> one(&region, 1);
-  const auto found = checksums(one, out, threads);
+  const std::span<const std::span<std::byte>> outs(&out, 1);
+  const auto found = checksums(one, outs, threads);
   if (!found) return found.error();
   return verify == Verify::kChecksums ? compare(one, *found) : Result<void>();
+}
+
+Result<void> ContainerReader::read_all(std::span<const Region> regions,
+                                       std::span<const std::span<std::byte>> out,
+                                       ThreadPool& threads) const {
+  const auto found = checksums(regions, out, threads);
+  return found ? compare(regions, *found) : Result<void>(found.error());
 }
 
 Result<std::string> ContainerReader::read_text(const Region& region, std::size_t max_bytes,

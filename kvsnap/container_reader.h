@@ -38,6 +38,10 @@ class ContainerReader {
   /// is in `out` must not be used then.
   Result<void> read(const Region& region, std::span<std::byte> out, ThreadPool& threads,
                     Verify verify = Verify::kChecksums) const;
+  /// Reads whole regions, all of them at once, each to the span at its place, and compares them
+  /// with their checksums. REQUIRES: as many spans as regions, of their sizes. Errors as of read().
+  Result<void> read_all(std::span<const Region> regions, std::span<const std::span<std::byte>> out,
+                        ThreadPool& threads) const;
   /// A region of text. Errors: kDataLoss where it is larger than `max_bytes` too.
   Result<std::string> read_text(const Region& region, std::size_t max_bytes,
                                 ThreadPool& threads) const;
@@ -53,7 +57,8 @@ class ContainerReader {
   Result<void> read_range(std::uint64_t offset, std::span<std::byte> out,
                           std::span<std::byte> buffer) const;
   Result<std::vector<std::uint32_t>> checksums(std::span<const Region> regions,
-                                               std::span<std::byte> out, ThreadPool& threads) const;
+                                               std::span<const std::span<std::byte>> out,
+                                               ThreadPool& threads) const;
   Result<void> compare(std::span<const Region> regions,
                        const std::vector<std::uint32_t>& found) const;
 
