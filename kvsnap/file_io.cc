@@ -1,7 +1,9 @@
 #include "kvsnap/file_io.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -87,6 +89,11 @@ class SystemFile final : public IoFile {
     return error;
   }
 
+  bool share_bytes_of(const IoFile& source) override {
+    const auto* file = dynamic_cast<const SystemFile*>(&source);
+    return file != nullptr && ::ioctl(fd_.get(), FICLONE, file->fd_.get()) == 0;
+  }
+
  private:
   UniqueFd fd_;
   std::string path_;
@@ -95,7 +102,8 @@ class SystemFile final : public IoFile {
 
 class SystemIo final : public FileIo {
  public:
-  explicit SystemIo(bool is_direct) : is_direct_(is_direct) {}
+  explicit SystemIo(IoMode mode)
+      : is_direct_(mode == IoMode::kDirect), follow_(mode == IoMode::kNoLinks ? O_NOFOLLOW : 0) {}
 
   Result<std::unique_ptr<IoFile>> create(const std::string& path,
                                          std::uint64_t reserve_bytes) override {
@@ -125,8 +133,13 @@ class SystemIo final : public FileIo {
   }
 
   Result<std::unique_ptr<IoFile>> open(const std::string& path) override {
-    auto [fd, is_direct] = open_fd(path, O_RDONLY | O_NONBLOCK);
+    auto [fd, is_direct] = open_fd(path, O_RDONLY | O_NONBLOCK | follow_);
     if (!fd && errno == ENOENT) return make_error(Errc::kNotFound, path + ": no such file");
+    if (!fd && errno == ELOOP && follow_ != 0) {
+      return make_error(
+          Errc::kInvalidArgument,
+          path + " is a symbolic link, which may lead anywhere; a file must be there");
+    }
     if (!fd) return file_error("cannot open " + path, errno);
     struct stat info {};
     if (::fstat(fd.get(), &info) != 0) return file_error("cannot stat " + path, errno);
@@ -172,14 +185,24 @@ class SystemIo final : public FileIo {
   }
 
   bool is_direct_;
+  int follow_;
 };
 
 }  // namespace
 
 FileIo& system_io(IoMode mode) {
-  static SystemIo buffered(false);
-  static SystemIo direct(true);
-  return mode == IoMode::kDirect ? direct : buffered;
+  static SystemIo buffered(IoMode::kBuffered);
+  static SystemIo direct(IoMode::kDirect);
+  static SystemIo no_links(IoMode::kNoLinks);
+  switch (mode) {
+    case IoMode::kDirect:
+      return direct;
+    case IoMode::kNoLinks:
+      return no_links;
+    case IoMode::kBuffered:
+      break;
+  }
+  return buffered;
 }
 
 }  // namespace thaw::kvsnap

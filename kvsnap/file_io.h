@@ -28,6 +28,12 @@ class IoFile {
   virtual Result<void> sync() = 0;
   /// The whole file, read-only.
   virtual Result<Mapping> map() const = 0;
+  /// Whether this empty file now has the bytes of `source`, sharing its place on the disk until
+  /// either is written: some file systems can (XFS, btrfs), between files of theirs.
+  virtual bool share_bytes_of(const IoFile& source) {
+    static_cast<void>(source);
+    return false;
+  }
 };
 
 /// The calls that container files need of a file system, and all that they make: tests put one in
@@ -54,6 +60,8 @@ enum class IoMode {
   /// must be on the disk: fsync of 1 GiB through the cache took 3.5 s, past it 0.5 s (ext4 on a
   /// virtual NVMe disk). Two threads with pwrite fill such a disk as io_uring does.
   kDirect,
+  /// kBuffered that opens no symbolic link: for names inside of a directory that came from others.
+  kNoLinks,
 };
 
 /// The operating system's files; lives as long as the process.
