@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build needs: the packages named in the given lists (default: apt_packages.txt), and
-# the Python environment .venv. Does nothing where nothing is missing. Uses sudo only where not root.
+# the Python environment .venv, the S3 client .deps/awscrt. Does nothing where nothing is missing. Uses sudo only where not root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -56,3 +56,6 @@ if ! cmp -s requirements.txt "$stamp"; then
     fail "pip could not install requirements.txt"
   cp requirements.txt "$stamp"
 fi
+
+# The S3 client: a build of C libraries that no distribution has.
+.venv/bin/python scripts/get_awscrt.py
