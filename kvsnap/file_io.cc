@@ -68,6 +68,13 @@ class SystemFile final : public IoFile {
     return static_cast<std::uint64_t>(info.st_size);
   }
 
+  Result<std::string> version() const override {
+    struct stat info {};
+    if (::fstat(fd_.get(), &info) != 0) return file_error("cannot stat " + path_, errno);
+    return std::to_string(info.st_ino) + "-" + std::to_string(info.st_size) + "-" +
+           std::to_string(info.st_mtim.tv_sec) + "." + std::to_string(info.st_mtim.tv_nsec);
+  }
+
   Result<void> set_size(std::uint64_t size_bytes) override {
     if (::ftruncate(fd_.get(), static_cast<off_t>(size_bytes)) != 0)
       return file_error("cannot size " + path_, errno);
@@ -189,6 +196,11 @@ class SystemIo final : public FileIo {
 };
 
 }  // namespace
+
+Result<std::string> IoFile::version() const {
+  const auto size = size_bytes();
+  return size ? Result<std::string>(std::to_string(*size)) : size.error();
+}
 
 FileIo& system_io(IoMode mode) {
   static SystemIo buffered(IoMode::kBuffered);

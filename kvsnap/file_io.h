@@ -34,6 +34,8 @@ class IoFile {
     static_cast<void>(source);
     return false;
   }
+  /// Changes when the file's bytes do, as far as the file system tells.
+  virtual Result<std::string> version() const;
 };
 
 /// The calls that container files need of a file system, and all that they make: tests put one in

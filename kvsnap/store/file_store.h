@@ -1,0 +1,24 @@
+#pragma once
+
+#include "kvsnap/file_io.h"
+#include "kvsnap/store/store.h"
+
+namespace thaw::kvsnap {
+
+/// Files as a store: a URL is a path. An open object is the file that had the name then, whatever
+/// takes the name later; one that is cut or written in place meanwhile is an error.
+class FileStore final : public Store {
+ public:
+  /// `io` must outlive the store and what it opens.
+  explicit FileStore(FileIo& io) : io_(&io) {}
+
+  std::string name() const override { return "file"; }
+  Result<std::unique_ptr<StoredObject>> open(const std::string& url) override;
+  /// Copies through URL.thaw-incomplete: sync, rename, sync of the directory.
+  Result<ObjectInfo> put(const std::string& url, const std::string& path) override;
+
+ private:
+  FileIo* io_;
+};
+
+}  // namespace thaw::kvsnap

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/base/result.h"
+#include "kvsnap/store/s3_runtime.h"
+#include "kvsnap/store/s3_url.h"
+#include "kvsnap/store/store.h"
+
+namespace thaw::kvsnap {
+
+/// What an answer says of an object.
+struct S3Object {
+  std::uint64_t size_bytes = 0;
+  std::string etag;
+};
+
+/// Size and ETag, by a request for the first byte: unlike one for the headers alone, its refusal
+/// says why. Errors: Store::open()'s.
+Result<S3Object> s3_probe(const S3Runtime& runtime, const std::string& url, const S3Url& object);
+
+/// `size_bytes` of `expected` from `offset` on, as ranges fetched at once, in order to `sink`.
+/// Ends in an error unless every byte came, of that ETag, from an object of that size. Errors:
+/// StoredObject::stream()'s.
+Result<void> s3_get(const S3Runtime& runtime, const std::string& url, const S3Url& object,
+                    const S3Object& expected, std::uint64_t offset, std::uint64_t size_bytes,
+                    const ByteSink& sink);
+
+/// Uploads a file, in parts at once where it is large. What had been uploaded of one that fails is
+/// dropped. Errors: Store::put()'s.
+Result<void> s3_put(const S3Runtime& runtime, const std::string& url, const S3Url& object,
+                    const std::string& path, std::uint64_t size_bytes);
+
+}  // namespace thaw::kvsnap
