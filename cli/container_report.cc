@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -62,10 +61,28 @@ void add_weights(const WeightsDocument& document, ordered_json& report) {
   report["writer"] = document.writer;
 }
 
+Result<std::string> read_text(kvsnap::FileIo& io, const std::string& path) {
+  const auto file = io.open(path);
+  if (!file) return file.error();
+  const auto size = (*file)->size_bytes();
+  if (!size) return size.error();
+  if (*size > checkpoint::kMaxTextFileBytes) {
+    return make_error(Errc::kDataLoss, path + " has " + std::to_string(*size) + " bytes; at most " +
+                                           std::to_string(checkpoint::kMaxTextFileBytes) +
+                                           " are right");
+  }
+  std::string text(static_cast<std::size_t>(*size), '\0');
+  const auto read = (*file)->read(std::as_writable_bytes(std::span(text)), 0);
+  if (!read) return read.error();
+  text.resize(*read);
+  return text;
+}
+
 /// What lies beside KV payloads: nothing where there is no such file.
-Result<std::optional<ordered_json>> read_kv_description(const std::string& path) {
+Result<std::optional<ordered_json>> read_kv_description(kvsnap::FileIo& io,
+                                                        const std::string& path) {
   const std::string sidecar = path + ".meta";
-  const auto text = checkpoint::read_text_file(sidecar);
+  const auto text = read_text(io, sidecar);
   if (!text && text.error().code == Errc::kNotFound) return std::optional<ordered_json>();
   if (!text) return text.error();
   const auto bad = [&](const std::string& what) {
@@ -102,11 +119,11 @@ bool is_container(const std::string& path) {
   return file && std::string_view(magic.data(), magic.size()) == "THAW";
 }
 
-Result<ordered_json> report_container(const std::string& path, bool verify) {
-  const auto reader =
-      kvsnap::ContainerReader::open(kvsnap::system_io(kvsnap::IoMode::kBuffered), path);
+Result<ordered_json> report_container(kvsnap::FileIo& io, const std::string& path, bool verify,
+                                      int num_threads) {
+  const auto reader = kvsnap::ContainerReader::open(io, path);
   if (!reader) return reader.error();
-  ThreadPool threads(static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 16U)));
+  ThreadPool threads(std::clamp(num_threads, 1, 16));
   ordered_json report = {
       {"path", path},
       {"container", "thaw"},
@@ -119,7 +136,7 @@ Result<ordered_json> report_container(const std::string& path, bool verify) {
   if (document) {
     if (const std::optional<WeightsDocument>& weights = *document) add_weights(*weights, report);
   }
-  const auto kv = read_kv_description(path);
+  const auto kv = read_kv_description(io, path);
   if (!kv) return kv.error();
   if (const std::optional<ordered_json>& description = *kv) report["kv"] = *description;
   report["checksums"] = reader->has_checksums() ? "not compared" : "none";

@@ -7,6 +7,7 @@
 #include "cli/freeze_weights.h"
 #include "cli/memory_budget.h"
 #include "cli/model_loader.h"
+#include "cli/remote_files.h"
 #include "cli/served_model.h"
 #include "cli/version.h"
 #include "engine/base/hash.h"
@@ -34,9 +35,9 @@ Result<void> check_dtype(const FreezeSettings& settings, const model::ModelSourc
 }
 
 Result<void> check_output(const std::string& output) {
-  if (output.find("://") == std::string::npos) return {};
+  if (output.find("://") == std::string::npos || is_remote(output)) return {};
   return make_error(Errc::kUnsupported,
-                    output + ": only local files can be written; freeze to one and upload it");
+                    output + ": only local files and s3://BUCKET/KEY can be written");
 }
 
 }  // namespace
@@ -47,7 +48,9 @@ void add_freeze_options(CLI::App& command, FreezeSettings& settings) {
                   "GGUF file, directory of Hugging Face's files, .thaw file, or org/name in the "
                   "local Hugging Face cache; the default model without one")
       ->envname("THAW_MODEL");
-  command.add_option("-o,--output", settings.output, "File to write, such as weights.thaw")
+  command
+      .add_option("-o,--output", settings.output,
+                  "File to write, such as weights.thaw, or s3://BUCKET/KEY")
       ->required();
   command
       .add_option("--tensor-parallel", settings.tensor_parallel,
@@ -59,10 +62,19 @@ void add_freeze_options(CLI::App& command, FreezeSettings& settings) {
                   "native keeps what is stored; another type is accepted where it is that")
       ->check(CLI::IsMember({"native", "auto", "float16", "bfloat16", "float32"}))
       ->capture_default_str();
+  add_s3_options(command, settings.s3);
 }
 
 Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths) {
   if (auto checked = check_output(settings.output); !checked) return checked;
+  std::unique_ptr<RemoteFiles> remote;
+  if (is_remote(settings.output)) {
+    auto opened = RemoteFiles::open(settings.s3, paths.snapshots);
+    if (!opened) return std::move(opened).error();
+    remote = *std::move(opened);
+    if (auto checked = remote->check_output(settings.output); !checked) return checked;
+  }
+  kvsnap::FileIo& io = remote ? remote->io() : kvsnap::system_io(kvsnap::IoMode::kDirect);
   const auto model = ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
   if (auto checked = check_dtype(settings, model->source()); !checked) return checked;
@@ -79,8 +91,7 @@ Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths)
               model->source().tensors->tensors().size(), document->dtype.c_str(),
               format_bytes(bytes).c_str());
   std::fflush(stdout);
-  const auto frozen = freeze_weights(kvsnap::system_io(kvsnap::IoMode::kDirect), model->source(),
-                                     *document, settings.output);
+  const auto frozen = freeze_weights(io, model->source(), *document, settings.output);
   if (!frozen) return frozen.error();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
   const double gigabytes = static_cast<double>(frozen->total_bytes) / 1e9;

@@ -6,15 +6,17 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/model_paths.h"
+#include "cli/s3_settings.h"
 #include "engine/base/result.h"
 
 namespace thaw::cli {
 
 struct FreezeSettings {
   std::string model;  ///< as `thaw serve` takes it; empty: the default model
-  std::string output;
+  std::string output;  ///< file, or s3:// URL
   std::string dtype = "native";
   std::uint32_t tensor_parallel = 1;
+  S3Settings s3;
 };
 
 void add_freeze_options(CLI::App& command, FreezeSettings& settings);

@@ -10,6 +10,7 @@
 #include "cli/explain.h"
 #include "cli/freeze.h"
 #include "cli/info.h"
+#include "cli/remote_files.h"
 #include "cli/serve.h"
 #include "cli/settings.h"
 #include "cli/version.h"
@@ -65,12 +66,14 @@ int run(int argc, char** argv) {
   info->add_option(
           "model", info_settings.model,
           "GGUF file, directory of Hugging Face's files, org/name in its local cache, or a "
-          ".thaw or .thawkv file; the default model without one")
+          ".thaw or .thawkv file (s3://BUCKET/KEY too); the default model without one")
       ->envname("THAW_MODEL");
   info->add_flag("--json", info_settings.json, "Print JSON");
 
   info->add_flag("--verify", info_settings.verify,
                  "Of a .thaw or .thawkv file: compare every payload with its checksum");
+
+  thaw::cli::add_s3_options(*info, info_settings.s3);
 
   thaw::cli::FreezeSettings freeze_settings;
   CLI::App* freeze = app.add_subcommand(
@@ -96,8 +99,11 @@ int run(int argc, char** argv) {
                   kFilesPrefix);
   }
   if (info->parsed())
-    return report(thaw::cli::run_info(info_settings, thaw::cli::model_paths_from_environment()),
-                  thaw::cli::is_container(info_settings.model) ? kFilesPrefix : "thaw:");
+    return report(
+        thaw::cli::run_info(info_settings, thaw::cli::model_paths_from_environment()),
+        thaw::cli::is_container(info_settings.model) || thaw::cli::is_remote(info_settings.model)
+            ? kFilesPrefix
+            : "thaw:");
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);

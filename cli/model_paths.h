@@ -10,6 +10,7 @@ struct ModelPaths {
   std::string default_model;  ///< GGUF file that scripts/get_model.py fetches
   std::string hub_cache;  ///< Hugging Face's local cache
   std::string images;  ///< directory of model::ImageCache
+  std::string snapshots;  ///< directory of local copies of what lies in S3
 };
 
 }  // namespace thaw::cli

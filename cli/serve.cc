@@ -14,6 +14,7 @@
 #include "cli/memory_budget.h"
 #include "cli/model_loader.h"
 #include "cli/pool_backend.h"
+#include "cli/remote_files.h"
 #include "cli/served_model.h"
 #include "cli/version.h"
 #include "coalescer/http/server.h"
@@ -124,6 +125,15 @@ coalescer::ServerOptions server_options(const ServeSettings& settings, const Mod
   return options;
 }
 
+// The client's threads and connections end before the workers start.
+Result<std::string> fetch_snapshot(const ServeSettings& settings, const ModelPaths& paths) {
+  const auto remote = RemoteFiles::open(settings.s3, paths.snapshots);
+  if (!remote) return remote.error();
+  std::printf("[thaw] fetching %s\n", settings.snapshot.c_str());
+  std::fflush(stdout);
+  return (*remote)->fetch_weights(settings.snapshot);
+}
+
 // Blocks SIGTERM and SIGINT in this thread and those it starts, so that one thread can wait for
 // them.
 sigset_t block_stop_signals() {
@@ -167,6 +177,12 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   if (!keys) return keys.error();
 
   const bool is_snapshot = !settings.snapshot.empty();
+  const std::string snapshot = settings.snapshot;
+  if (is_remote(snapshot)) {
+    auto fetched = fetch_snapshot(settings, paths);
+    if (!fetched) return std::move(fetched).error();
+    settings.snapshot = *std::move(fetched);
+  }
   // Weights that nobody compared with their checksums are not kept for those who do.
   const std::uint64_t cache_bytes =
       is_snapshot && !settings.verify ? 0 : settings.image_cache_bytes;
@@ -177,7 +193,7 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
                            : ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
   if (is_snapshot) {
-    std::printf("[thaw] restoring %s from %s%s\n", model->name().c_str(), settings.snapshot.c_str(),
+    std::printf("[thaw] restoring %s from %s%s\n", model->name().c_str(), snapshot.c_str(),
                 settings.verify ? "" : " unchecked (THAW_VERIFY=0)");
   } else if (settings.model.empty())
     std::printf("no model given: serving the default one, %s\n", model->path().c_str());

@@ -60,7 +60,8 @@ ModelPaths model_paths_from_environment() {
   const std::string hf_home = first_of(
       environment("HF_HOME"), first_of(environment("XDG_CACHE_HOME"), user_cache) + "/huggingface");
   return {thaw_cache + "/models/SmolLM2-135M-Instruct.Q4_1.gguf",
-          first_of(environment("HF_HUB_CACHE"), hf_home + "/hub"), thaw_cache + "/images"};
+          first_of(environment("HF_HUB_CACHE"), hf_home + "/hub"), thaw_cache + "/images",
+          thaw_cache + "/snapshots"};
 }
 
 Result<void> settle_device(ServeSettings& settings) {
@@ -95,7 +96,9 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
                   "local Hugging Face cache; the default model without one")
       ->envname("THAW_MODEL");
   add(command, "--snapshot", s.snapshot,
-      "Take weights, tokenizer and template from this .thaw file; the model is then its name only");
+      "Take weights, tokenizer and template from this .thaw file, or s3://BUCKET/KEY; the model is "
+      "then its name only");
+  add_s3_options(command, s.s3);
   // Has no flag: what is not compared can be damaged in silence.
   s.verify = environment("THAW_VERIFY") != "0";
   add(command, "--served-model-name", s.served_model_names,

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/model_paths.h"
+#include "cli/s3_settings.h"
 #include "engine/base/result.h"
 
 namespace thaw::cli {
@@ -15,7 +16,8 @@ namespace thaw::cli {
 /// (docs/configuration.md); this is the only place where the environment is read.
 struct ServeSettings {
   std::string model;  ///< file, directory or org/name; empty: the default model
-  std::string snapshot;  ///< .thaw file; empty: the model's own files
+  std::string snapshot;  ///< .thaw file or s3:// URL; empty: the model's own files
+  S3Settings s3;
   bool verify = true;  ///< checksums of the snapshot
   std::vector<std::string> served_model_names;
   std::string host = "127.0.0.1";
