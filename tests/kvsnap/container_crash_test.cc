@@ -82,6 +82,54 @@ TEST_P(ContainerCrash, BetweenAnyTwoCallsItIsTheOldOrTheNewOne) {
   EXPECT_GT(news, 50);  // a rename that was not synced yet may have survived
 }
 
+// Threads write chunks in any order; what is safe does not depend on it.
+TEST_P(ContainerCrash, WithSeveralThreadsItIsTheOldOrTheNewOneToo) {
+  ContainerWriterOptions options = one_thread();
+  options.num_threads = 3;
+  CrashIo io(before());
+  ASSERT_TRUE(write_regions(io, kPath, kNew, options));
+  for (std::size_t call = 0; call <= io.num_calls(); ++call) {
+    for (unsigned seed = 0; seed < 30; ++seed) {
+      const std::size_t written = call < io.num_calls() ? io.written_by(call) : 0;
+      const std::size_t torn = written == 0 ? 0 : seed * written / 30;
+      const Found found = find(io.after_crash(call, torn, {Survival::Kind::kRandom, seed}));
+      ASSERT_TRUE(found == kept() || found == Found::kNew) << "call " << call << ", seed " << seed;
+    }
+  }
+}
+
+// Its second shard is written before the first is renamed, and the first, which names the others,
+// is renamed last: so who finds the new first one finds the new second one.
+TEST_P(ContainerCrash, TheFirstOfTwoShardsIsNeverNewerThanTheSecond) {
+  const std::string second_path = "folder/weights.rank1.thaw";
+  const auto write_both = [&](CrashIo& io, const std::vector<TestRegion>& regions) {
+    ContainerWriterOptions options = one_thread();
+    options.num_regions = regions.size();
+    auto first = ContainerWriter::create(io, kPath, options);
+    auto second = ContainerWriter::create(io, second_path, options);
+    ASSERT_TRUE(first && second);
+    for (const TestRegion& region : regions) {
+      ASSERT_TRUE((*first)->add(region.kind, region.logical_id, {region.payload}));
+      ASSERT_TRUE((*second)->add(region.kind, region.logical_id, {region.payload}));
+    }
+    ASSERT_TRUE((*second)->commit());
+    ASSERT_TRUE((*first)->commit());
+  };
+  CrashIo old_io;
+  if (has_old()) write_both(old_io, kOld);
+  CrashIo io(old_io.files());
+  write_both(io, kNew);
+  for (std::size_t call = 0; call <= io.num_calls(); ++call) {
+    for (unsigned seed = 0; seed < 20; ++seed) {
+      const Files files = io.after_crash(call, 0, {Survival::Kind::kRandom, seed});
+      if (find(files) != Found::kNew) continue;
+      CrashIo after(files);
+      const auto second = read_regions(after, second_path, threads_);
+      ASSERT_TRUE(second && *second == kNew) << "call " << call << ", seed " << seed;
+    }
+  }
+}
+
 // The file system of these tests sees what is not synced.
 TEST_P(ContainerCrash, WithoutSyncsItWouldBeTorn) {
   CrashIo io(before());
