@@ -36,6 +36,9 @@ class CopyPipeline {
   virtual ~CopyPipeline() = default;
   /// Starts a copy; the memory must stay valid and unchanged until collect().
   virtual Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) = 0;
+  /// Copies on where no engine does that by itself: a few milliseconds' worth. To be called between
+  /// other work as long as something is not done.
+  virtual void advance() {}
   /// Whether collect() would return at once.
   virtual bool done(CopyHandle handle) const = 0;
   /// Waits for the copy. The checksum of each extent, in order. Errors: the device's.
@@ -43,7 +46,8 @@ class CopyPipeline {
 };
 
 /// The CPU's: `threads` copy with stores that bypass the cache and checksum what they just read.
-/// The work is done when launch() returns. `threads` must outlive it.
+/// The first 16 MiB when launch() is called, the rest in steps of as much by advance(), the oldest
+/// copy first. `threads` must outlive it.
 std::unique_ptr<CopyPipeline> make_cpu_copy_pipeline(ThreadPool& threads);
 
 }  // namespace thaw::kvsnap

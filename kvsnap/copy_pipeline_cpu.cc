@@ -16,6 +16,8 @@ namespace {
 
 // A task: enough work to share out evenly, and few enough checksums to combine.
 constexpr std::size_t kChunkBytes = std::size_t{512} << 10;
+// Sequences that decode wait no longer than a copy of so many chunks takes.
+constexpr std::size_t kStepChunks = 32;
 // Copied, then checksummed while it is still in the first-level cache.
 constexpr std::size_t kSliceBytes = std::size_t{16} << 10;
 
@@ -103,38 +105,68 @@ std::vector<Chunk> cut_into_chunks(const std::vector<ExtentCopy>& extents) {
   return chunks;
 }
 
+/// A copy under way. Chunks point into `extents`.
+struct Copy {
+  std::vector<ExtentCopy> extents;
+  std::vector<Chunk> chunks;
+  std::size_t next = 0;  ///< chunk
+
+  bool done() const { return next == chunks.size(); }
+};
+
 class CpuCopyPipeline final : public CopyPipeline {
  public:
   explicit CpuCopyPipeline(ThreadPool& threads) : threads_(&threads) {}
 
   Result<CopyHandle> launch(CopyDirection /*direction*/, std::vector<ExtentCopy> extents) override {
-    std::vector<Chunk> chunks = cut_into_chunks(extents);
-    threads_->parallel_for(static_cast<int>(chunks.size()),
-                           [&](int task) { run_chunk(chunks[static_cast<std::size_t>(task)]); });
-    std::vector<std::uint32_t> checksums(extents.size(), 0);
-    for (const Chunk& chunk : chunks) {
-      std::uint32_t& crc = checksums[static_cast<std::size_t>(chunk.extent - extents.data())];
-      crc = crc32c_combine(crc, chunk.crc, chunk.size_bytes);
-    }
-    finished_.emplace(++last_handle_, std::move(checksums));
+    Copy& copy = copies_[++last_handle_];
+    copy.extents = std::move(extents);
+    copy.chunks = cut_into_chunks(copy.extents);
+    step(copy);
     return last_handle_;
   }
 
-  bool done(CopyHandle /*handle*/) const override { return true; }
+  void advance() override {
+    for (auto& [handle, copy] : copies_) {
+      if (copy.done()) continue;
+      return step(copy);
+    }
+  }
+
+  bool done(CopyHandle handle) const override {
+    const auto found = copies_.find(handle);
+    return found == copies_.end() || found->second.done();
+  }
 
   Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override {
-    auto finished = finished_.extract(handle);
-    if (finished.empty()) {
+    auto found = copies_.extract(handle);
+    if (found.empty()) {
       return make_error(Errc::kInternal,
                         "copy " + std::to_string(handle) + " was never launched, or collected");
     }
-    return std::move(finished.mapped());
+    Copy& copy = found.mapped();
+    while (!copy.done())
+      step(copy);
+    std::vector<std::uint32_t> checksums(copy.extents.size(), 0);
+    for (const Chunk& chunk : copy.chunks) {
+      std::uint32_t& crc = checksums[static_cast<std::size_t>(chunk.extent - copy.extents.data())];
+      crc = crc32c_combine(crc, chunk.crc, chunk.size_bytes);
+    }
+    return checksums;
   }
 
  private:
+  void step(Copy& copy) {
+    const std::size_t count = std::min(kStepChunks, copy.chunks.size() - copy.next);
+    threads_->parallel_for(static_cast<int>(count), [&](int task) {
+      run_chunk(copy.chunks[copy.next + static_cast<std::size_t>(task)]);
+    });
+    copy.next += count;
+  }
+
   ThreadPool* threads_;
   CopyHandle last_handle_ = 0;
-  std::map<CopyHandle, std::vector<std::uint32_t>> finished_;
+  std::map<CopyHandle, Copy> copies_;
 };
 
 }  // namespace

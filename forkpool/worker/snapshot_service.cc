@@ -136,6 +136,7 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
 }
 
 Result<void> SnapshotService::poll() {
+  if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
     if (!writer_->done(current->copy)) continue;

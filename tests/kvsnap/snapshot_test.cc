@@ -271,6 +271,36 @@ TEST(SnapshotProcesses, WrittenByOneReadByAnother) {
   EXPECT_EQ(out, payload);
 }
 
+TEST(CpuCopyPipeline, LargeCopiesLetOthersIn) {
+  constexpr std::size_t kBytes = std::size_t{40} << 20;
+  ThreadPool threads(2);
+  const auto pipeline = make_cpu_copy_pipeline(threads);
+  const std::vector<std::byte> from = random_bytes(kBytes, 3);
+  std::vector<std::byte> to(kBytes);
+  std::vector<std::byte> small(1000);
+  const auto copy_to = [&](std::vector<std::byte>& out) {
+    return pipeline
+        ->launch(CopyDirection::kFromArena, {ExtentCopy{{{from.data(), out.data(), out.size()}}}})
+        .value();
+  };
+  const CopyHandle large = copy_to(to);
+  EXPECT_FALSE(pipeline->done(large));
+  const CopyHandle other = copy_to(small);
+  EXPECT_TRUE(pipeline->done(other)) << "what is small is done at once";
+  int steps = 0;
+  for (; !pipeline->done(large) && steps < 10; ++steps)
+    pipeline->advance();
+  EXPECT_EQ(steps, 2);
+  EXPECT_EQ(pipeline->collect(large).value(), std::vector<std::uint32_t>{crc32c(from)});
+  EXPECT_EQ(to, from);
+  EXPECT_EQ(pipeline->collect(other).value(),
+            std::vector<std::uint32_t>{crc32c(std::span(from).first(small.size()))});
+  std::ranges::fill(to, std::byte{0});
+  EXPECT_TRUE(pipeline->collect(copy_to(to))) << "collected before it is done";
+  EXPECT_EQ(to, from);
+  EXPECT_FALSE(pipeline->collect(large)) << "twice";
+}
+
 TEST(ArenaView, RefusesADescriptorThatIsNone) {
   EXPECT_FALSE(ArenaView::map(-1));
   const UniqueFd empty = std::move(create_memfd("empty", 0)).value();
