@@ -18,6 +18,8 @@ constexpr std::chrono::seconds kTransferDeadline{10};
 void Dispatcher::pump() {
   run_quarantine();
   if (waiting_.empty()) return;
+  // Who came first after a restart must find what was there before it.
+  if (spill_ && !spill_->ready()) return;
   const std::vector<std::uint32_t> workers = candidates();
   if (!workers.empty()) place_waiting(workers);
 }
@@ -90,14 +92,7 @@ void Dispatcher::place_waiting(const std::vector<std::uint32_t>& workers) {
 
   if (workers.size() == 1) {  // nothing to decide
     taken.insert(taken.begin(), pinned.front().begin(), pinned.front().end());
-    for (const RequestId id : taken) {
-      if (room(workers.front()) > 0) {
-        assign(entries_.at(id), workers.front());
-      } else {
-        waiting_.push_back(id);
-      }
-    }
-    return;
+    return deliver(taken, workers.front());
   }
   for (std::uint32_t load = 0; load < workers.size(); ++load)
     place_requests(workers, pinned[load], load);
@@ -217,13 +212,7 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
            group.published_tokens[transfer->from]);
       continue;
     }
-    for (const RequestId id : mine) {
-      if (room(workers[i]) > 0) {
-        assign(entries_.at(id), workers[i]);
-      } else {
-        waiting_.push_back(id);
-      }
-    }
+    deliver(mine, workers[i]);
   }
 }
 
@@ -237,25 +226,33 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, const GenerateRequest& 
   }
   PrefixNames names(root_of(sample, from), sample.prompt);
   logger("pool")->debug("trunk tokens={} from={} to={} for={}", num_tokens, from, to, ids.size());
+  const Hash128 name = names.name(num_tokens / kBlockSize - 1);
+  const TrunkOwner owner{sample.tenant, sample.cache_salt, sample.model, sample.adapter};
   transfers_.start(end_of(from), end_of(to), names, num_tokens / kBlockSize, kTransferDeadline,
-                   [this, ids, to](const Result<std::uint32_t>& /*arrived*/) {
-                     std::vector<RequestId> still;
-                     for (const RequestId id : ids) {
-                       const auto found = entries_.find(id);
-                       if (found == entries_.end() || found->second.held_for != to) continue;
-                       leave(found->second);
-                       still.push_back(id);
-                     }
-                     for (auto id = still.rbegin(); id != still.rend(); ++id) {
-                       if (slots_[to]->ready() && reserved_ != to) {
-                         assign(entries_.at(*id), to);
-                       } else {
-                         waiting_.push_front(*id);
-                       }
-                     }
-                     pump();
-                     changed();
+                   [this, ids, to, name, owner](const Result<std::uint32_t>& /*arrived*/) {
+                     if (Trunk* trunk = trunks_.find(name)) trunk->owner = owner;
+                     release_held(ids, to);
                    });
+}
+
+/// What they waited for is there, or will not come: they run.
+void Dispatcher::release_held(const std::vector<RequestId>& ids, std::uint32_t to) {
+  std::vector<RequestId> still;
+  for (const RequestId id : ids) {
+    const auto found = entries_.find(id);
+    if (found == entries_.end() || found->second.held_for != to) continue;
+    leave(found->second);
+    still.push_back(id);
+  }
+  for (auto id = still.rbegin(); id != still.rend(); ++id) {
+    if (slots_[to]->ready() && reserved_ != to) {
+      assign(entries_.at(*id), to);
+    } else {
+      waiting_.push_front(*id);
+    }
+  }
+  pump();
+  changed();
 }
 
 void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
@@ -264,28 +261,6 @@ void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
   entry.prefilling = true;
   ++outstanding_[worker];
   slots_[worker]->send(SubmitFrame{std::move(request)});
-}
-
-TrunkKeeper::Workers Dispatcher::workers_for_keeper() {
-  TrunkKeeper::Workers workers;
-  workers.cache_root = [this](const TrunkOwner& owner) -> std::optional<Hash128> {
-    for (const auto& slot : slots_) {
-      if (!slot->ready()) continue;  // all of them run one model
-      return make_cache_root(slot->hello().engine_fingerprint, owner.tenant, owner.cache_salt,
-                             owner.adapter);
-    }
-    return std::nullopt;
-  };
-  workers.most_alive = [this](PrefixNames& names) {
-    std::optional<TrunkKeeper::Workers::Alive> best;
-    for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
-      if (!slots_[worker]->ready()) continue;
-      const std::uint32_t alive = slots_[worker]->ledger().alive_tokens(names);
-      if (alive > (best ? best->num_tokens : 0)) best = {end_of(worker), alive};
-    }
-    return best;
-  };
-  return workers;
 }
 
 void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,

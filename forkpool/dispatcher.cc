@@ -31,7 +31,16 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
                  [this](std::uint32_t worker, const Frame& frame) {
                    if (slots_[worker]->ready()) slots_[worker]->send(frame);
                  }),
-      keeper_(loop, arena, trunks_, transfers_, workers_for_keeper()),
+      files_(loop, arena, trunks_,
+             options.file_io != nullptr ? *options.file_io
+                                        : kvsnap::system_io(kvsnap::IoMode::kDirect)),
+      spill_(options.spill_directory.empty() || arena == nullptr
+                 ? nullptr
+                 : std::make_unique<SpillTier>(
+                       loop, arena, trunks_, files_, options.spill_directory, options.spill_bytes,
+                       [this](std::uint64_t tokens) { return model_.prefill_seconds(tokens); })),
+      keeper_(loop, {arena, &trunks_, &transfers_, &files_, spill_.get()}, workers_for_keeper()),
+      tend_timer_(loop),
       pace_(kv_pools.size()),
       first_uploads_(shared.device_weights != nullptr),
       deadline_timer_(loop),
@@ -41,10 +50,18 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
   transfers_.on_measured = [this](std::uint64_t bytes, Clock::Duration took) {
     model_.observe_transfer(bytes, std::chrono::duration<double>(took).count());
   };
+  files_.on_read = [this](std::uint64_t bytes, Clock::Duration took) {
+    model_.observe_file(bytes, std::chrono::duration<double>(took).count());
+  };
+  if (spill_) {
+    spill_->on_ready = [this] { pump(); };
+    spill_->on_change = [this] { changed(); };
+  }
   const WorkerSlot::Listener listener{
       .on_ready =
           [this](std::uint32_t worker) {
             pace_[worker] = {};
+            identify(worker);
             start_others();
             pump();
             changed();
@@ -60,7 +77,18 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
   }
 }
 
+void Dispatcher::identify(std::uint32_t worker) {
+  if (engine_) return;
+  const ReadyFrame& hello = slots_[worker]->hello();
+  engine_ = EngineIdentity{hello.engine_fingerprint,
+                           hello.system_fingerprint,
+                           {hello.kv_layout, kBlockSize, hello.block_bytes, 0, 1}};
+  if (spill_) spill_->identify(*engine_);
+  keeper_.on_engine();
+}
+
 void Dispatcher::start() {
+  if (spill_) spill_->start();
   slots_.front()->start();
   // On a device the first one uploads the weights and the others share them.
   if (!first_uploads_) start_others();
@@ -189,13 +217,16 @@ void Dispatcher::on_events(std::uint32_t worker, std::vector<GenerateEvent> even
     if (!*news) continue;
     const bool last =
         std::holds_alternative<CompletedEvent>(event) || std::holds_alternative<FailedEvent>(event);
+    const bool completed = std::holds_alternative<CompletedEvent>(event);
     emit(std::move(event));
     if (!last) continue;
+    if (completed && spill_) recent_.note(found->second.request(), recent_min_tokens());
     erase(id);
     ended = true;
   }
   if (!ended) return;
   pump();
+  tend_later();
   stop_if_drained();
   changed();
 }
@@ -233,6 +264,7 @@ void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
   std::visit(Overloaded{[&](EventsFrame& events) { on_events(worker, std::move(events.events)); },
                         [&](SnapshotDoneFrame& done) {
                           transfers_.on_snapshot_done(worker, done);
+                          relieve_arena();
                           changed();
                         },
                         [&](RestoreDoneFrame& done) {
@@ -342,6 +374,7 @@ void Dispatcher::drain(Clock::TimePoint deadline, std::function<void(bool)> done
   drained_ = std::move(done);
   draining_ = true;
   keeper_.stop();
+  tended_ = deadline <= loop_.now();  // no time to write anything
   drain_timer_.start(deadline, [this] {
     stopping_ = true;
     const Error error = make_error(Errc::kUnavailable, "the server is shutting down");
@@ -360,6 +393,12 @@ void Dispatcher::drain(Clock::TimePoint deadline, std::function<void(bool)> done
 
 void Dispatcher::stop_if_drained() {
   if (!draining_ || !entries_.empty()) return;
+  if (spill_ && !stopping_ && !tended_ && any_ready()) {
+    return tend(true, [this] {
+      tended_ = true;
+      stop_if_drained();
+    });
+  }
   if (!std::exchange(stopping_, true)) {
     for (const auto& slot : slots_)
       slot->stop();
@@ -385,6 +424,15 @@ PoolStatus Dispatcher::status() const {
   status.arena_bytes = transfers_.arena_bytes();
   status.arena_used_bytes = transfers_.arena_used_bytes();
   status.snapshots = transfers_.num_snapshots();
+  transfers_.add_to(status.arena);
+  if (spill_) spill_->add_to(status);
+  if (engine_) {
+    const std::uint64_t token_bytes = engine_->format.block_bytes / kBlockSize;
+    status.arena.crossover_tokens = model_.crossover_tokens(token_bytes, false);
+    status.files.crossover_tokens = model_.crossover_tokens(token_bytes, true);
+  }
+  status.tokens_restored = tokens_restored_;
+  status.pins = keeper_.num_pins();
   return status;
 }
 

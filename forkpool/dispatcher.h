@@ -13,7 +13,10 @@
 #include "forkpool/journal.h"
 #include "forkpool/loop.h"
 #include "forkpool/placement.h"
+#include "forkpool/recent_trunks.h"
+#include "forkpool/spill_tier.h"
 #include "forkpool/transfers.h"
+#include "forkpool/trunk_files.h"
 #include "forkpool/trunk_index.h"
 #include "forkpool/trunk_keeper.h"
 #include "forkpool/worker_slot.h"
@@ -77,7 +80,18 @@ class Dispatcher {
   void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
+
+  // Trunks from arena and files: bring.cc.
+  void deliver(const std::vector<RequestId>& ids, std::uint32_t worker);
+  std::optional<TrunkIndex::Found> worth_bringing(const Ongoing& entry, std::uint32_t worker);
+  void bring(TrunkId trunk, std::uint32_t worker);
+  void arrived(std::pair<TrunkId, std::uint32_t> key, const Result<std::uint32_t>& tokens);
+  void release_held(const std::vector<RequestId>& ids, std::uint32_t to);
   TrunkKeeper::Workers workers_for_keeper();
+  std::uint32_t recent_min_tokens() const;
+  void tend_later();
+  void tend(bool all, const std::function<void()>& done);
+  void relieve_arena();
   Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
   Transfers::End end_of(std::uint32_t worker) const;
 
@@ -89,6 +103,7 @@ class Dispatcher {
   bool any_ready() const;
   std::optional<Error> hopeless() const;
   void start_others();
+  void identify(std::uint32_t worker);
   void watch_progress();
   void stop_if_drained();
   void changed() {
@@ -102,8 +117,21 @@ class Dispatcher {
   std::vector<std::uint32_t> outstanding_;  // requests on, or held for, each worker
   TrunkIndex trunks_;
   Transfers transfers_;
-  TrunkKeeper keeper_;
   CostModel model_;
+  TrunkFiles files_;
+  std::unique_ptr<SpillTier> spill_;  // null: no directory
+  TrunkKeeper keeper_;
+  std::optional<EngineIdentity> engine_;  // of the first worker that was ready
+  struct Bring {
+    std::vector<RequestId> ids;  // held for it
+    std::uint32_t gain_tokens = 0;
+    std::unique_ptr<Loop::Timer> timer;
+  };
+  std::map<std::pair<TrunkId, std::uint32_t>, Bring> brings_;  // by trunk and worker
+  RecentTrunks recent_;
+  Loop::Timer tend_timer_;
+  bool tending_ = false;
+  bool tended_ = false;  // all of it, at the end
   struct Pace {  // of the reports of one worker
     Clock::TimePoint last_report;
     bool busy = false;  // all the time since
@@ -132,6 +160,7 @@ class Dispatcher {
   std::uint64_t retried_ = 0;
   std::uint64_t resumed_ = 0;
   std::uint64_t deaths_ = 0;
+  std::uint64_t tokens_restored_ = 0;
 };
 
 }  // namespace thaw::forkpool

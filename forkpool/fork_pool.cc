@@ -65,6 +65,11 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   if (options.num_workers == 0) return wrong("num_workers is 0; at least 1");
   if (options.max_num_seqs == 0) return wrong("max_num_seqs is 0; at least 1");
   if (options.max_boot_failures == 0) return wrong("max_boot_failures is 0; at least 1");
+  if (!options.spill_directory.empty() && (options.arena_bytes == 0 || options.spill_bytes == 0)) {
+    return wrong("a spill directory needs an arena and a budget: arena_bytes is " +
+                 std::to_string(options.arena_bytes) + ", spill_bytes " +
+                 std::to_string(options.spill_bytes));
+  }
   if (::access(options.worker_binary.c_str(), X_OK) != 0) {
     return io_error("worker binary " + options.worker_binary + " cannot be run", errno);
   }
@@ -132,11 +137,11 @@ PoolStatus ForkPool::status() const {
   return impl_->status;
 }
 
-// Tasks are copyable; what they carry is moved through all the same.
+// Shared, because tasks are copied.
 void ForkPool::keep(KeepTrunk trunk, TrunkDone done) {
   auto shared = std::make_shared<KeepTrunk>(std::move(trunk));
   impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
-    impl->dispatcher->keeper().keep(std::move(*shared), done);
+    impl->dispatcher->keeper().keep(*shared, done);
   });
 }
 
@@ -147,14 +152,14 @@ void ForkPool::release(const PinId& pin) {
 void ForkPool::save(SaveTrunk trunk, TrunkDone done) {
   auto shared = std::make_shared<SaveTrunk>(std::move(trunk));
   impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
-    impl->dispatcher->keeper().save(std::move(*shared), done);
+    impl->dispatcher->keeper().save(*shared, done);
   });
 }
 
 void ForkPool::load(LoadTrunk trunk, TrunkDone done) {
   auto shared = std::make_shared<LoadTrunk>(std::move(trunk));
   impl_->loop.post([impl = impl_.get(), shared, done = std::move(done)] {
-    impl->dispatcher->keeper().load(std::move(*shared), done);
+    impl->dispatcher->keeper().load(*shared, done);
   });
 }
 

@@ -16,6 +16,7 @@
 #include "engine/base/trunk_keeping.h"
 #include "engine/base/unique_fd.h"
 #include "forkpool/backoff.h"
+#include "kvsnap/file_io.h"
 
 namespace thaw::forkpool {
 
@@ -32,7 +33,11 @@ struct PoolOptions {
   std::uint32_t max_waiting = 1024;
   std::uint32_t prefill_chunk_tokens = 128;
   std::uint32_t max_model_len = 0;
-  std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
+  /// Shorter trunks never cross workers and are not brought back; 0: the measured rates decide.
+  std::uint32_t fork_min_prefix_tokens = 500;
+  std::string spill_directory;  ///< for trunks that shall outlive the server; empty: none
+  std::uint64_t spill_bytes = 0;  ///< most that lies there
+  kvsnap::FileIo* file_io = nullptr;  ///< null: the system's, past the page cache; must outlive it
   std::chrono::milliseconds boot_deadline{60000};
   std::chrono::milliseconds stall_limit{30000};  ///< a worker that reads nothing so long is killed
   std::string log_level = "info";

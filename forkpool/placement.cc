@@ -161,4 +161,24 @@ void CostModel::observe_transfer(std::uint64_t bytes, double seconds) {
   average(copy_bytes_per_second, 2 * static_cast<double>(bytes) / (seconds - transfer_seconds));
 }
 
+void CostModel::observe_file(std::uint64_t bytes, double seconds) {
+  if (seconds <= file_seconds || bytes == 0) return;
+  average(file_bytes_per_second, static_cast<double>(bytes) / (seconds - file_seconds));
+}
+
+double CostModel::restore_seconds(std::uint64_t bytes, bool from_file) const {
+  const auto size = static_cast<double>(bytes);
+  const double from_arena = transfer_seconds / 2 + size / copy_bytes_per_second;
+  return from_file ? from_arena + file_seconds + size / file_bytes_per_second : from_arena;
+}
+
+std::uint32_t CostModel::crossover_tokens(std::uint64_t kv_bytes_per_token, bool from_file) const {
+  constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
+  const double fixed = restore_seconds(0, from_file);
+  const double saved_each =
+      1 / prefill_tokens_per_second - (restore_seconds(kv_bytes_per_token, from_file) - fixed);
+  if (saved_each <= 0 || fixed / saved_each >= static_cast<double>(kNever)) return kNever;
+  return static_cast<std::uint32_t>(fixed / saved_each) + 1;
+}
+
 }  // namespace thaw::forkpool

@@ -17,7 +17,10 @@ struct CostModel {
   double decode_seconds_per_sequence = 3e-4;  ///< of each sequence in a step, added to it
   double copy_bytes_per_second = 4e9;  ///< into the arena, and again out of it
   double transfer_seconds = 1e-3;  ///< of a snapshot and its restore, besides the bytes
-  std::uint32_t fork_min_prefix_tokens = 500;  ///< shorter trunks never cross workers
+  double file_bytes_per_second = 1e9;  ///< from a file into the arena, checksums included
+  double file_seconds = 5e-3;  ///< of opening one, besides the bytes
+  std::uint32_t fork_min_prefix_tokens =
+      500;  ///< shorter trunks never cross workers; 0: rates decide
   std::uint32_t max_decode_tokens = 256;  ///< few answers are as long as their max_tokens
   /// Branches are spread only if that costs less than this part of keeping them together.
   double spread_below = 0.85;
@@ -26,6 +29,17 @@ struct CostModel {
   void observe_steps(const EngineStats& before, const EngineStats& now, double seconds);
   /// From a snapshot written and restored.
   void observe_transfer(std::uint64_t bytes, double seconds);
+  /// From a file read.
+  void observe_file(std::uint64_t bytes, double seconds);
+
+  double prefill_seconds(std::uint64_t tokens) const {
+    return static_cast<double>(tokens) / prefill_tokens_per_second;
+  }
+  /// From the arena to a worker, before that from a file where `from_file`.
+  double restore_seconds(std::uint64_t bytes, bool from_file) const;
+  /// The fewest tokens that are restored sooner than prefilled, by the measured rates; the largest
+  /// number where that is never so.
+  std::uint32_t crossover_tokens(std::uint64_t kv_bytes_per_token, bool from_file) const;
 };
 
 /// A worker that can take requests now.

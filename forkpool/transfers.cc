@@ -13,7 +13,11 @@ Transfers::Transfers(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Send 
   if (arena_ == nullptr) return;
   arena_->set_eviction_listener([this](kvsnap::SnapshotId evicted, const kvsnap::Manifest&) {
     const TrunkId id = trunks_.with_snapshot(evicted);
-    if (id != 0) trunks_.remove(id);
+    if (id == 0) return;
+    ++num_evictions_;
+    Trunk& trunk = *trunks_.find(id);
+    trunk.snapshot.reset();
+    if (trunk.file.empty()) trunks_.remove(id);
   });
 }
 
@@ -119,6 +123,9 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
   PrefixNames names(root, token_ids, std::move(writing.names));
   const TrunkId trunk = trunks_.add(names, names.num_blocks(), bytes);
   trunks_.find(trunk)->snapshot = *snapshot;
+  settle_pin(arena_, *trunks_.find(trunk));
+  ++num_writes_;
+  written_bytes_ += bytes;
   tell(trunk);
 }
 
@@ -149,9 +156,12 @@ void Transfers::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& fr
   if (!move.reading) return;
   arena_->end_reading(*move.reading);
   if (!frame.error.empty()) {
+    ++num_refused_;
     return finish(frame.id, make_error(Errc::kDataLoss, "worker " + std::to_string(worker) +
                                                             " restored nothing: " + frame.error));
   }
+  ++num_reads_;
+  read_bytes_ += move.payload_bytes;
   if (move.wrote && on_measured) on_measured(move.payload_bytes, loop_.now() - move.started);
   finish(frame.id, frame.num_tokens);
 }
@@ -175,6 +185,17 @@ void Transfers::on_exit(kvsnap::Holder process) {
   }
   for (const std::uint64_t id : failed)
     finish(id, error);
+}
+
+void Transfers::add_to(TierStatus& status) const {
+  status.entries = num_snapshots();
+  status.bytes = arena_used_bytes();
+  status.hits = num_reads_;
+  status.restored_bytes = read_bytes_;
+  status.writes = num_writes_;
+  status.written_bytes = written_bytes_;
+  status.evictions = num_evictions_;
+  status.refused = num_refused_;
 }
 
 void Transfers::finish(std::uint64_t id, Result<std::uint32_t> result) {

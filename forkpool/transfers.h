@@ -58,6 +58,8 @@ class Transfers {
   std::uint64_t arena_used_bytes() const { return arena_ ? arena_->used_bytes() : 0; }
   std::uint64_t num_snapshots() const { return arena_ ? arena_->num_snapshots() : 0; }
 
+  void add_to(TierStatus& status) const;
+
   /// Called with every finished transfer that wrote a snapshot: payload bytes and time.
   std::function<void(std::uint64_t bytes, Clock::Duration took)> on_measured;
 
@@ -91,6 +93,12 @@ class Transfers {
   Send send_;
   std::map<std::uint64_t, Writing> writings_;
   std::map<std::uint64_t, Move> moves_;
+  std::uint64_t num_writes_ = 0;
+  std::uint64_t written_bytes_ = 0;
+  std::uint64_t num_evictions_ = 0;
+  std::uint64_t num_reads_ = 0;
+  std::uint64_t read_bytes_ = 0;
+  std::uint64_t num_refused_ = 0;
   std::uint64_t next_id_ = 1;  ///< of writings and moves
 };
 

@@ -4,6 +4,17 @@
 
 namespace thaw::forkpool {
 
+void settle_pin(kvsnap::Arena* arena, Trunk& trunk) {
+  if (arena == nullptr) return;
+  const bool wanted = trunk.pins > 0 && trunk.snapshot && trunk.file.empty();
+  if (wanted == trunk.is_arena_pinned || !trunk.snapshot) return;
+  if (wanted)
+    arena->pin(*trunk.snapshot);
+  else
+    arena->unpin(*trunk.snapshot);
+  trunk.is_arena_pinned = wanted;
+}
+
 TrunkId TrunkIndex::add(PrefixNames& names, std::size_t num_blocks, std::uint64_t bytes) {
   TrunkId id = 0;
   if (find(names.name(num_blocks - 1), &id) != nullptr) return id;

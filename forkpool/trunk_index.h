@@ -4,9 +4,11 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "engine/base/trunk_keeping.h"
 #include "engine/base/types.h"
 #include "forkpool/ledger.h"
 #include "kvsnap/arena.h"
@@ -22,10 +24,18 @@ struct Trunk {
   std::vector<Hash128> names;  ///< of its blocks, chained
   std::uint64_t bytes = 0;  ///< of KV
   std::optional<kvsnap::SnapshotId> snapshot;  ///< in the arena
+  std::string file;  ///< that holds it, in the spill directory; empty: none
+  std::optional<TrunkOwner> owner;  ///< where somebody said so
   int pins = 0;  ///< of callers
+  bool is_arena_pinned = false;
+  int failures = 0;  ///< to bring it to a worker, in a row
 
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(token_ids.size()); }
 };
+
+/// A pinned trunk must not leave the arena unless a file holds it. To be called after any of the
+/// three has changed. `arena` may be null.
+void settle_pin(kvsnap::Arena* arena, Trunk& trunk);
 
 /// Which trunks there are, by the chained names of their blocks: any prefix of one can be found.
 /// One thread.

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "engine/base/hash.h"
 #include "engine/base/log.h"
 
 namespace thaw::forkpool {
@@ -39,14 +40,16 @@ Result<void> check_tokens(const std::vector<TokenId>& token_ids) {
   return {};
 }
 
+Hash128 root_of(const EngineIdentity& engine, const TrunkOwner& owner) {
+  return make_cache_root(engine.fingerprint, owner.tenant, owner.cache_salt, owner.adapter);
+}
+
 }  // namespace
 
-TrunkKeeper::TrunkKeeper(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Transfers& transfers,
-                         Workers workers)
+TrunkKeeper::TrunkKeeper(Loop& loop, const Places& places, Workers workers)
     : loop_(loop),
-      arena_(arena),
-      trunks_(trunks),
-      transfers_(transfers),
+      places_(places),
+      trunks_(*places.trunks),
       workers_(std::move(workers)),
       expiry_timer_(loop) {}
 
@@ -71,47 +74,82 @@ void TrunkKeeper::end(std::uint64_t call, Result<KeptTrunk> result) {
   done(std::move(result));
 }
 
-void TrunkKeeper::keep(KeepTrunk trunk, TrunkDone done) {
+void TrunkKeeper::keep(const KeepTrunk& trunk, TrunkDone done) {
   if (stopped_) return done(make_error(Errc::kUnavailable, "the server is shutting down"));
   if (auto checked = check_pin(trunk.pin, trunk.ttl); !checked) return done(checked.error());
   if (auto checked = check_tokens(trunk.token_ids); !checked) return done(checked.error());
-  if (arena_ == nullptr) {
+  const std::uint64_t call = begin(trunk.pin, kKeepDeadline, std::move(done));
+  const auto engine = workers_.engine();
+  if (!engine) return end(call, make_error(Errc::kUnavailable, "no worker is ready"));
+  // What a file holds already needs no copy in the arena.
+  PrefixNames names(root_of(*engine, trunk.owner), trunk.token_ids);
+  const auto known = trunks_.longest(names);
+  const auto alive = workers_.most_alive(names);
+  if (known && known->num_tokens >= (alive ? alive->num_tokens : 0)) {
+    trunks_.find(known->id)->owner = trunk.owner;  // whose root it has
+    return keep_found(call, *known, trunk.ttl);
+  }
+  bring_to_arena(trunk.owner, trunk.token_ids,
+                 [this, call, ttl = trunk.ttl](const Result<TrunkIndex::Found>& found) {
+                   if (!calls_.contains(call)) return;  // too late, or released
+                   if (!found) return end(call, found.error());
+                   keep_found(call, *found, ttl);
+                 });
+}
+
+/// Holds the trunk and, where there is a place for it, waits until a file has it: what is said to
+/// be kept outlives the server then.
+void TrunkKeeper::keep_found(std::uint64_t call, const TrunkIndex::Found& found,
+                             std::chrono::seconds ttl) {
+  const Trunk& trunk = *trunks_.find(found.id);
+  const KeptTrunk what{found.num_tokens, trunk.bytes, {}};
+  hold(calls_.at(call).pin, found.id, ttl);
+  if (places_.spill == nullptr) return end(call, what);
+  // That it could not be written was logged; the arena has it.
+  places_.spill->spill(found.id, [this, call, what](const Result<TrunkId>&) { end(call, what); });
+}
+
+void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<TokenId>& token_ids,
+                                 std::function<void(Result<TrunkIndex::Found>)> done) {
+  if (places_.arena == nullptr) {
     return done(
         make_error(Errc::kUnsupported, "there is no arena to keep KV in (--arena-bytes 0)"));
   }
-  const auto root = workers_.cache_root(trunk.owner);
-  if (!root) return done(make_error(Errc::kUnavailable, "no worker is ready"));
-  PrefixNames names(*root, trunk.token_ids);
+  const auto engine = workers_.engine();
+  if (!engine) return done(make_error(Errc::kUnavailable, "no worker is ready"));
+  PrefixNames names(root_of(*engine, owner), token_ids);
   const auto known = trunks_.longest(names);
   const auto alive = workers_.most_alive(names);
   const std::uint32_t alive_tokens = alive ? alive->num_tokens : 0;
   if (known && known->num_tokens >= alive_tokens) {
-    const Trunk& found = *trunks_.find(known->id);
-    const std::uint64_t bytes = found.bytes;
-    hold(trunk.pin, known->id, trunk.ttl);
-    return done(KeptTrunk{known->num_tokens, bytes, {}});
+    trunks_.find(known->id)->owner = owner;
+    if (trunks_.find(known->id)->snapshot) return done(*known);
+    if (places_.spill == nullptr)
+      return done(make_error(Errc::kNotFound, "the trunk is neither in memory nor in a file"));
+    return places_.spill->fetch(
+        known->id, [done = std::move(done), tokens = known->num_tokens](Result<TrunkId> fetched) {
+          if (!fetched) return done(fetched.error());
+          done(TrunkIndex::Found{*fetched, tokens});
+        });
   }
   if (alive_tokens == 0) {
     return done(make_error(Errc::kNotFound,
-                           "the KV of these " + std::to_string(trunk.token_ids.size()) +
+                           "the KV of these " + std::to_string(token_ids.size()) +
                                " tokens is not there; it is once a request has computed it"));
   }
-  const std::uint64_t call = begin(trunk.pin, kKeepDeadline, std::move(done));
-  transfers_.write(alive->worker, names, alive_tokens / kBlockSize,
-                   [this, call, ttl = trunk.ttl](const Result<TrunkId>& written) {
-                     const auto found = calls_.find(call);
-                     if (found == calls_.end()) return;  // too late, or released
-                     if (!written) return end(call, written.error());
-                     const Trunk& kept = *trunks_.find(*written);
-                     const KeptTrunk what{kept.num_tokens(), kept.bytes, {}};
-                     hold(found->second.pin, *written, ttl);
-                     end(call, what);
-                   });
+  places_.transfers->write(
+      alive->worker, names, alive_tokens / kBlockSize,
+      [this, owner, alive_tokens, done = std::move(done)](const Result<TrunkId>& written) {
+        if (!written) return done(written.error());
+        trunks_.find(*written)->owner = owner;
+        done(TrunkIndex::Found{*written, alive_tokens});
+      });
 }
 
 void TrunkKeeper::hold(const PinId& pin, TrunkId trunk, std::chrono::seconds ttl) {
   Trunk& held = *trunks_.find(trunk);
-  if (held.pins++ == 0 && held.snapshot) arena_->pin(*held.snapshot);
+  ++held.pins;
+  settle_pin(places_.arena, held);
   drop(pin);  // what it held before, which may be the same
   Pin& entry = pins_[pin];
   entry.trunk = trunk;
@@ -120,6 +158,7 @@ void TrunkKeeper::hold(const PinId& pin, TrunkId trunk, std::chrono::seconds ttl
     expiries_.emplace(*entry.expiry, pin);
   }
   arm_expiry();
+  workers_.changed();
 }
 
 void TrunkKeeper::drop(const PinId& pin) {
@@ -128,12 +167,15 @@ void TrunkKeeper::drop(const PinId& pin) {
   if (found->second.expiry) expiries_.erase({*found->second.expiry, pin});
   Trunk* held = trunks_.find(found->second.trunk);
   pins_.erase(found);
-  if (held != nullptr && --held->pins == 0 && held->snapshot) arena_->unpin(*held->snapshot);
+  if (held == nullptr) return;
+  --held->pins;
+  settle_pin(places_.arena, *held);
 }
 
 void TrunkKeeper::release(const PinId& pin) {
   drop(pin);
   arm_expiry();
+  workers_.changed();
   std::vector<std::uint64_t> cancelled;
   for (const auto& [id, call] : calls_)
     if (!call.pin.empty() && call.pin == pin) cancelled.push_back(id);
@@ -150,15 +192,55 @@ void TrunkKeeper::arm_expiry() {
       drop(pin);
     }
     arm_expiry();
+    workers_.changed();
   });
 }
 
-void TrunkKeeper::save(SaveTrunk /*trunk*/, TrunkDone done) {
-  done(make_error(Errc::kUnsupported, "trunks cannot be written to files yet"));
+void TrunkKeeper::save(const SaveTrunk& trunk, TrunkDone done) {
+  if (stopped_) return done(make_error(Errc::kUnavailable, "the server is shutting down"));
+  if (auto checked = check_tokens(trunk.token_ids); !checked) return done(checked.error());
+  if (trunk.path.empty()) return done(wrong("the path to save to is empty"));
+  const std::uint64_t call = begin("", trunk.deadline, std::move(done));
+  bring_to_arena(
+      trunk.owner, trunk.token_ids,
+      [this, call, path = trunk.path, owner = trunk.owner](const Result<TrunkIndex::Found>& found) {
+        if (!found) return end(call, found.error());
+        if (!calls_.contains(call)) return;  // too late
+        places_.files->write(
+            found->id, found->num_tokens, path, owner, *workers_.engine(),
+            workers_.prefill_seconds(found->num_tokens),
+            [this, call](Result<KeptTrunk> written) { end(call, std::move(written)); });
+      });
 }
 
-void TrunkKeeper::load(LoadTrunk /*trunk*/, TrunkDone done) {
-  done(make_error(Errc::kUnsupported, "trunks cannot be read from files yet"));
+void TrunkKeeper::load(const LoadTrunk& trunk, TrunkDone done) {
+  if (stopped_) return done(make_error(Errc::kUnavailable, "the server is shutting down"));
+  if (auto checked = check_pin(trunk.pin, trunk.ttl); !checked) return done(checked.error());
+  if (trunk.path.empty()) return done(wrong("the path to load from is empty"));
+  const std::uint64_t call = begin(trunk.pin, trunk.deadline, std::move(done));
+  if (workers_.engine()) return start_load(call, trunk);
+  waiting_for_engine_.emplace_back([this, call, trunk] { start_load(call, trunk); });
+}
+
+void TrunkKeeper::start_load(std::uint64_t call, const LoadTrunk& trunk) {
+  if (!calls_.contains(call)) return;
+  places_.files->read(trunk.path, trunk.owner, *workers_.engine(),
+                      [this, call, ttl = trunk.ttl](const Result<TrunkId>& read) {
+                        const auto found = calls_.find(call);
+                        if (found == calls_.end()) return;  // too late, or released
+                        if (!read) return end(call, read.error());
+                        const Trunk& loaded = *trunks_.find(*read);
+                        const KeptTrunk what{loaded.num_tokens(), loaded.bytes, loaded.token_ids};
+                        hold(found->second.pin, *read, ttl);
+                        if (places_.spill == nullptr) return end(call, what);
+                        places_.spill->spill(
+                            *read, [this, call, what](const Result<TrunkId>&) { end(call, what); });
+                      });
+}
+
+void TrunkKeeper::on_engine() {
+  for (const auto& waiting : std::exchange(waiting_for_engine_, {}))
+    waiting();
 }
 
 void TrunkKeeper::stop() {

@@ -38,6 +38,20 @@ struct WorkerStatus {
   std::string system_fingerprint;  ///< build, device kind and kernel set
 };
 
+/// KV kept beside the workers' own: in the arena, or in files.
+struct TierStatus {
+  std::uint64_t entries = 0;  ///< trunks there now
+  std::uint64_t bytes = 0;  ///< that they take
+  std::uint64_t hits = 0;  ///< trunks brought back from there; counters from here on
+  std::uint64_t restored_bytes = 0;
+  std::uint64_t writes = 0;  ///< trunks written there
+  std::uint64_t written_bytes = 0;
+  std::uint64_t evictions = 0;  ///< trunks that had to make room
+  std::uint64_t refused = 0;  ///< damaged ones
+  /// Gauge: from how many tokens on bringing back beats prefill, by the rates measured so far.
+  std::uint64_t crossover_tokens = 0;
+};
+
 struct PoolStatus {
   bool ready = false;  ///< at least one worker serves
   bool draining = false;
@@ -49,6 +63,10 @@ struct PoolStatus {
   std::uint64_t arena_bytes = 0;
   std::uint64_t arena_used_bytes = 0;
   std::uint64_t snapshots = 0;  ///< published now
+  TierStatus arena;  ///< snapshots in shared memory
+  TierStatus files;  ///< the spill directory's, of all servers that share it
+  std::uint64_t tokens_restored = 0;  ///< prompt tokens brought back for requests, not prefilled
+  std::uint64_t pins = 0;  ///< of trunks that callers keep
 };
 
 }  // namespace thaw

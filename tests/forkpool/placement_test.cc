@@ -275,6 +275,39 @@ TEST(Grouping, EveryRequestIsPlacedOnceAndSharesWhatItsGroupSays) {
   }
 }
 
+TEST(CostModel, FindsWhereRestoringBeatsPrefill) {
+  CostModel model;
+  model.prefill_tokens_per_second = 1000;
+  model.copy_bytes_per_second = 4e9;
+  model.transfer_seconds = 2e-3;
+  model.file_bytes_per_second = 1e9;
+  model.file_seconds = 4e-3;
+  constexpr std::uint64_t kTokenBytes = 20000;
+  for (const bool from_file : {false, true}) {
+    const std::uint32_t crossover = model.crossover_tokens(kTokenBytes, from_file);
+    EXPECT_GT(crossover, 1U);
+    EXPECT_LT(model.restore_seconds(crossover * kTokenBytes, from_file),
+              model.prefill_seconds(crossover));
+    EXPECT_GE(model.restore_seconds((crossover - 1) * kTokenBytes, from_file),
+              model.prefill_seconds(crossover - 1));
+  }
+  EXPECT_LT(model.crossover_tokens(kTokenBytes, false), model.crossover_tokens(kTokenBytes, true));
+  // A disk that is slower than prefill never pays.
+  model.file_bytes_per_second = 1e6;
+  EXPECT_EQ(model.crossover_tokens(kTokenBytes, true), std::numeric_limits<std::uint32_t>::max());
+}
+
+TEST(CostModel, LearnsHowFastFilesAre) {
+  CostModel model;
+  for (int i = 0; i < 50; ++i)
+    model.observe_file(1000000000, 2 + model.file_seconds);
+  EXPECT_NEAR(model.file_bytes_per_second, 5e8, 1e6);
+  const double before = model.file_bytes_per_second;
+  model.observe_file(0, 1);
+  model.observe_file(100, 0);
+  EXPECT_EQ(model.file_bytes_per_second, before);
+}
+
 TEST(Backoff, DoublesAndStartsAgainAfterHealth) {
   Backoff backoff(Backoff::Policy{});
   const Clock::TimePoint start{};

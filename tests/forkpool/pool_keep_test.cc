@@ -5,7 +5,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/forkpool/pool_harness.h"
+#include "tests/forkpool/trunk_calls.h"
 
 namespace thaw::forkpool {
 namespace {
@@ -30,18 +30,7 @@ class PoolKeepTest : public testing::Test {
   }
   Result<KeptTrunk> keep(const PinId& pin, const std::vector<TokenId>& tokens,
                          const std::string& tenant = "", seconds ttl = seconds(0)) {
-    KeepTrunk trunk;
-    trunk.pin = pin;
-    trunk.owner.tenant = tenant;
-    trunk.token_ids = tokens;
-    trunk.ttl = ttl;
-    auto done = std::make_shared<std::promise<Result<KeptTrunk>>>();
-    auto ended = done->get_future();
-    harness->pool().keep(std::move(trunk),
-                         [done](Result<KeptTrunk> kept) { done->set_value(std::move(kept)); });
-    if (ended.wait_for(seconds(30)) != std::future_status::ready)
-      return make_error(Errc::kInternal, "keep() was never answered");
-    return ended.get();
+    return keep_trunk(harness->pool(), pin, tokens, tenant, ttl);
   }
 
   std::optional<PoolHarness> harness;

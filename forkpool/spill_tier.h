@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/pool_status.h"
+#include "forkpool/spill_directory.h"
+#include "forkpool/trunk_files.h"
+
+namespace thaw::forkpool {
+
+/// The tier below the arena: trunks in a directory, found again by their hash chains, also after a
+/// restart. Everything slow happens on the threads of TrunkFiles. Belongs to the loop's thread;
+/// callbacks come from the loop.
+class SpillTier {
+ public:
+  using Done = std::function<void(Result<TrunkId>)>;
+  /// What prefilling so many tokens takes, as measured.
+  using PrefillSeconds = std::function<double(std::uint64_t tokens)>;
+
+  SpillTier(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, TrunkFiles& files,
+            std::string directory, std::uint64_t max_bytes, PrefillSeconds prefill_seconds);
+
+  /// Looks for files; on_ready is called when that is done, or takes too long to be waited for.
+  void start();
+  bool ready() const { return ready_; }
+  std::function<void()> on_ready;
+  std::function<void()> on_change;  ///< of what add_to() says
+  /// The engine is known: from now on its files are found, those of others are left alone.
+  void identify(const EngineIdentity& engine);
+
+  /// Writes a trunk that lies in the arena, unless a file holds it; one after another. `done` may
+  /// be null.
+  void spill(TrunkId trunk, Done done);
+  /// Reads a trunk's file into the arena. A file that is damaged is removed, and the trunk gone.
+  void fetch(TrunkId trunk, Done done);
+
+  void add_to(PoolStatus& status) const;
+
+ private:
+  struct Job {
+    TrunkId trunk = 0;
+    Done done;
+  };
+  void index();
+  void write_next();
+  void write(const Job& job, const std::string& path);
+  void forget(const std::string& path);
+  std::set<std::string> pinned_paths() const;
+  void refresh_usage();
+
+  Loop& loop_;
+  kvsnap::Arena* arena_;
+  TrunkIndex& trunks_;
+  TrunkFiles& files_;
+  std::shared_ptr<SpillDirectory> directory_;  ///< shared with the threads
+  PrefillSeconds prefill_seconds_;
+  Loop::Timer scan_timer_;
+  bool ready_ = false;
+  std::vector<SpillDirectory::File> found_;  ///< by the scan, until the engine is known
+  std::optional<EngineIdentity> engine_;
+  std::deque<Job> waiting_;
+  bool writing_ = false;
+  SpillDirectory::Usage usage_;
+  TierStatus counts_;
+};
+
+}  // namespace thaw::forkpool
