@@ -63,10 +63,12 @@ void add_freeze_options(CLI::App& command, FreezeSettings& settings) {
       ->check(CLI::IsMember({"native", "auto", "float16", "bfloat16", "float32"}))
       ->capture_default_str();
   add_s3_options(command, settings.s3);
+  add_freeze_kv_options(command, settings.kv);
 }
 
 Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths) {
   if (auto checked = check_output(settings.output); !checked) return checked;
+  if (auto checked = check_freeze_kv(settings.kv); !checked) return checked;
   std::unique_ptr<RemoteFiles> remote;
   if (is_remote(settings.output)) {
     auto opened = RemoteFiles::open(settings.s3, paths.snapshots);
@@ -101,7 +103,7 @@ Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths)
   std::printf("[thaw] fingerprint %s\n", frozen->fingerprint.c_str());
   std::printf("[thaw] %s is ready: thaw serve --snapshot %s\n", settings.output.c_str(),
               settings.output.c_str());
-  return {};
+  return settings.kv.output.empty() ? Result<void>() : freeze_kv(settings.kv, *model, paths);
 }
 
 }  // namespace thaw::cli

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/freeze_kv.h"
 #include "cli/model_paths.h"
 #include "cli/s3_settings.h"
 #include "engine/base/result.h"
@@ -17,6 +18,7 @@ struct FreezeSettings {
   std::string dtype = "native";
   std::uint32_t tensor_parallel = 1;
   S3Settings s3;
+  FreezeKvSettings kv;
 };
 
 void add_freeze_options(CLI::App& command, FreezeSettings& settings);

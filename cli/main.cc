@@ -93,7 +93,9 @@ int run(int argc, char** argv) {
   }
   if (serve->parsed())
     return report(thaw::cli::run_serve(serve_settings, thaw::cli::model_paths_from_environment()),
-                  serve_settings.snapshot.empty() ? "thaw:" : kFilesPrefix);
+                  serve_settings.snapshot.empty() && serve_settings.kv_snapshots.empty()
+                      ? "thaw:"
+                      : kFilesPrefix);
   if (freeze->parsed()) {
     return report(thaw::cli::run_freeze(freeze_settings, thaw::cli::model_paths_from_environment()),
                   kFilesPrefix);

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "cli/api_keys.h"
+#include "cli/kv_snapshot.h"
 #include "cli/memory_budget.h"
 #include "cli/model_loader.h"
 #include "cli/pool_backend.h"
@@ -95,6 +96,8 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   options.prefill_chunk_tokens = settings.prefill_chunk_tokens;
   options.max_model_len = settings.max_model_len;
   options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
+  options.spill_directory = settings.spill_dir;
+  options.spill_bytes = settings.spill_bytes;
   options.boot_deadline = seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s);
   options.log_level = settings.log_level;
   return options;
@@ -222,6 +225,11 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   forkpool::WeightsMemory weights{std::move(loaded->image.fd), loaded->image.size_bytes};
   auto backend = PoolBackend::start(pool_options(settings, threads), std::move(weights));
   if (!backend) return backend.error();
+  if (auto kept = load_kv_snapshots(**backend, settings.kv_snapshots,
+                                    seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s));
+      !kept) {
+    return kept;
+  }
   auto server = coalescer::Server::create(options, backend->get(), loaded->text.tokenizer.get(),
                                           loaded->text.chat_template.get());
   if (!server) return server.error();
@@ -234,7 +242,10 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   serve_until_signal(**server, signals, drain_timeout);
   (*backend)->set_event_sink(nullptr);
   server->reset();
-  (*backend)->pool().shutdown(std::chrono::milliseconds(2000));
+  // With a spill directory the last trunks are written first.
+  constexpr std::chrono::milliseconds kShutdown{2000};
+  (*backend)->pool().shutdown(settings.spill_dir.empty() ? kShutdown
+                                                         : std::max(kShutdown, drain_timeout));
   logger("serve")->info("stopped");
   return {};
 }

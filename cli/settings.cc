@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <map>
 
 #include "engine/base/device_name.h"
 
@@ -140,8 +141,20 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->check(CLI::Range(0.0, 1000.0))
       ->group(fork);
   add(command, "--fork-min-prefix-tokens", s.fork_min_prefix_tokens,
-      "Shorter trunks are never copied to another worker")
-      ->check(CLI::Range(1U, kMaxCount))
+      "Shorter trunks are never copied to another worker, nor brought back from memory or files; "
+      "auto: where that is faster than prefill, as measured")
+      ->transform(CLI::Transformer(std::map<std::string, std::uint32_t>{{"auto", 0}}))
+      ->check(CLI::Range(0U, kMaxCount))
+      ->group(fork);
+  add(command, "--kv-snapshot", s.kv_snapshots,
+      "Keep the KV of this .thawkv file (thaw freeze --kv-output); may be given several times")
+      ->delimiter(',')
+      ->group(fork);
+  add(command, "--spill-dir", s.spill_dir,
+      "Keep trunks in files of this directory, which servers may share: they outlive restarts")
+      ->group(fork);
+  add(command, "--spill-bytes", s.spill_bytes, "Most that lies in --spill-dir, of all servers")
+      ->transform(CLI::AsSizeValue(false))
       ->group(fork);
 
   const std::string engine = "Engine";

@@ -41,7 +41,10 @@ struct ServeSettings {
   std::uint32_t max_queued_requests = 1024;
   std::uint32_t prefill_chunk_tokens = 0;  ///< 0: the device's default
   double window_ms = 2.0;
-  std::uint32_t fork_min_prefix_tokens = 500;
+  std::uint32_t fork_min_prefix_tokens = 500;  ///< 0: auto
+  std::vector<std::string> kv_snapshots;  ///< .thawkv files
+  std::string spill_dir;  ///< empty: none
+  std::uint64_t spill_bytes = 16ULL << 30;
   std::uint64_t max_body_bytes = 32ULL << 20;
   std::uint32_t max_connections = 4096;
   double drain_timeout_s = 30.0;

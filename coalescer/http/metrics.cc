@@ -70,6 +70,42 @@ constexpr WorkerMetric kWorkerMetrics[] = {
      &EngineStats::waiting},
 };
 
+struct TierMetric {
+  const char* name;
+  const char* help;
+  const char* type;
+  std::uint64_t TierStatus::*field;
+};
+
+constexpr TierMetric kTierMetrics[] = {
+    {"thaw_tier_trunks", "Trunks in a tier: arena, or files of the spill directory.", "gauge",
+     &TierStatus::entries},
+    {"thaw_tier_bytes", "Bytes that they take.", "gauge", &TierStatus::bytes},
+    {"thaw_tier_hits_total", "Trunks brought back from there.", "counter", &TierStatus::hits},
+    {"thaw_tier_restored_bytes_total", "Bytes of them.", "counter", &TierStatus::restored_bytes},
+    {"thaw_tier_writes_total", "Trunks written there.", "counter", &TierStatus::writes},
+    {"thaw_tier_written_bytes_total", "Bytes of them.", "counter", &TierStatus::written_bytes},
+    {"thaw_tier_evictions_total", "Trunks that had to make room.", "counter",
+     &TierStatus::evictions},
+    {"thaw_tier_refused_total", "Damaged trunks.", "counter", &TierStatus::refused},
+    {"thaw_tier_crossover_tokens",
+     "Tokens from which on bringing a trunk back beats prefill, as measured.", "gauge",
+     &TierStatus::crossover_tokens},
+};
+
+void append_tiers(std::string& out, const PoolStatus& status) {
+  for (const TierMetric& metric : kTierMetrics) {
+    append_header(out, metric.name, metric.help, metric.type);
+    out += fmt::format("{0}{{tier=\"arena\"}} {1}\n{0}{{tier=\"files\"}} {2}\n", metric.name,
+                       status.arena.*metric.field, status.files.*metric.field);
+  }
+  append_single(out, "thaw_tokens_restored_total",
+                "Prompt tokens brought back for requests, not prefilled.", "counter",
+                status.tokens_restored);
+  append_single(out, "thaw_pinned_trunks", "Pins of trunks that callers keep.", "gauge",
+                status.pins);
+}
+
 void append_workers(std::string& out, const PoolStatus& status) {
   for (const WorkerMetric& metric : kWorkerMetrics) {
     append_header(out, metric.name, metric.help, metric.type);
@@ -151,6 +187,7 @@ std::string Metrics::render(const PoolStatus& status, const std::string& version
   append_single(out, "thaw_arena_used_bytes", "Bytes of the arena in use.", "gauge",
                 status.arena_used_bytes);
   append_single(out, "thaw_arena_snapshots", "Snapshots published now.", "gauge", status.snapshots);
+  append_tiers(out, status);
   append_workers(out, status);
   return out;
 }

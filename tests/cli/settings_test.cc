@@ -47,6 +47,22 @@ TEST(Settings, TakesAModelAndASnapshotByName) {
   ::unsetenv("THAW_SNAPSHOT");
 }
 
+TEST(Settings, KeepsKvInFiles) {
+  ServeSettings settings;
+  EXPECT_EQ(parse(settings, {}), "");
+  EXPECT_EQ(settings.fork_min_prefix_tokens, 500U);
+  EXPECT_EQ(settings.spill_dir, "");
+  EXPECT_EQ(
+      parse(settings, {"--fork-min-prefix-tokens", "auto", "--spill-dir", "d", "--spill-bytes",
+                       "2GiB", "--kv-snapshot", "a.thawkv", "--kv-snapshot", "b.thawkv"}),
+      "");
+  EXPECT_EQ(settings.fork_min_prefix_tokens, 0U);
+  EXPECT_EQ(settings.spill_dir, "d");
+  EXPECT_EQ(settings.spill_bytes, 2ULL << 30);
+  EXPECT_EQ(settings.kv_snapshots, (std::vector<std::string>{"a.thawkv", "b.thawkv"}));
+  EXPECT_NE(parse(settings, {"--fork-min-prefix-tokens", "few"}), "");
+}
+
 TEST(Settings, BoundsTheImageCache) {
   ServeSettings settings;
   EXPECT_EQ(parse(settings, {}), "");
