@@ -1,5 +1,7 @@
-// Containers against raw writes and reads of the same size in the same directory, taken in turns in
-// the same run. Arguments: 1 past the page cache, 0 through it; threads.
+// Containers of weights (16 regions) and of KV (a region for each block, checksums and token ids)
+// against raw writes and reads of the same size in the same directory, taken in turns in the same
+// run. Arguments: 1 past the page cache, 0 through it; threads. Files of KV are written by the four
+// threads of their writer.
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -15,9 +17,11 @@
 
 #include <benchmark/benchmark.h>
 
+#include "engine/base/hash.h"
 #include "kvsnap/aligned_buffer.h"
 #include "kvsnap/container_reader.h"
 #include "kvsnap/container_writer.h"
+#include "kvsnap/kv_file.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -96,6 +100,35 @@ void read_container(IoMode mode, ThreadPool& threads, std::span<std::byte> memor
   }
 }
 
+constexpr std::size_t kBlockBytes = 368640;  // 16 tokens of a model of 135M parameters, in bf16
+constexpr std::size_t kBlocks = kBytes / kBlockBytes;
+
+template <typename Byte>
+std::vector<std::span<Byte>> blocks_of(std::span<Byte> memory) {
+  std::vector<std::span<Byte>> blocks;
+  for (std::size_t i = 0; i < kBlocks; ++i)
+    blocks.push_back(memory.subspan(i * kBlockBytes, kBlockBytes));
+  return blocks;
+}
+
+void write_kv(IoMode mode, std::span<const std::byte> memory) {
+  KvDocument document;
+  document.cache_root = make_cache_root(document.engine_fingerprint, "", "", "");
+  document.kv_layout = "bf16";
+  document.block_size = kBlockSize;
+  document.block_bytes = kBlockBytes;
+  for (std::size_t i = 0; i < kBlocks * kBlockSize; ++i)
+    document.token_ids.push_back(static_cast<TokenId>(i * 31 % 50000));
+  must(write_kv_file(system_io(mode), path_of("bench.thaw"), document, blocks_of(memory))
+           .has_value());
+}
+
+void read_kv(IoMode mode, ThreadPool& threads, std::span<std::byte> memory) {
+  const auto file = KvFile::open(system_io(mode), path_of("bench.thaw"), threads);
+  must(file.has_value());
+  must(file->read(blocks_of(memory), threads).has_value());
+}
+
 double median(std::vector<double> values) {
   std::ranges::sort(values);
   return values[values.size() / 2];
@@ -109,7 +142,9 @@ void report(benchmark::State& state, const std::vector<double>& ours,
   state.counters["share_of_raw"] = median(raws) / median(ours);
 }
 
-void Container(benchmark::State& state, bool writes) {
+enum class Holds { kWeights, kKv };
+
+void Container(benchmark::State& state, Holds holds, bool writes) {
   const bool is_direct = state.range(0) != 0;
   const IoMode mode = is_direct ? IoMode::kDirect : IoMode::kBuffered;
   const int num_threads = static_cast<int>(state.range(1));
@@ -118,9 +153,17 @@ void Container(benchmark::State& state, bool writes) {
   for (std::size_t i = 0; i < kBytes; ++i)
     memory[i] = static_cast<std::byte>(i * 2654435761U >> 13);
   ThreadPool threads(num_threads);
+  const auto write = [&] {
+    if (holds == Holds::kKv) return write_kv(mode, memory);
+    write_container(mode, num_threads, memory);
+  };
+  const auto read = [&] {
+    if (holds == Holds::kKv) return read_kv(mode, threads, memory);
+    read_container(mode, threads, memory);
+  };
   if (!writes) {
     raw(is_direct, true, num_threads, memory);
-    write_container(mode, num_threads, memory);
+    write();
   }
   std::vector<double> ours;
   std::vector<double> raws;
@@ -128,18 +171,13 @@ void Container(benchmark::State& state, bool writes) {
     if (!writes) forget("bench.raw");
     raws.push_back(seconds([&] { raw(is_direct, writes, num_threads, memory); }));
     if (!writes) forget("bench.thaw");
-    ours.push_back(seconds([&] {
-      if (writes) {
-        write_container(mode, num_threads, memory);
-      } else {
-        read_container(mode, threads, memory);
-      }
-    }));
+    ours.push_back(seconds([&] { writes ? write() : read(); }));
     state.SetIterationTime(ours.back());
   }
   report(state, ours, raws);
   std::filesystem::remove(path_of("bench.raw"));
   std::filesystem::remove(path_of("bench.thaw"));
+  std::filesystem::remove(path_of("bench.thaw.meta"));
 }
 
 void arguments(benchmark::internal::Benchmark* bench) {
@@ -151,8 +189,10 @@ void arguments(benchmark::internal::Benchmark* bench) {
     for (const int threads : {1, 2, 4})
       bench->Args({is_direct, threads});
 }
-BENCHMARK_CAPTURE(Container, write, true)->Apply(arguments);
-BENCHMARK_CAPTURE(Container, read, false)->Apply(arguments);
+BENCHMARK_CAPTURE(Container, write, Holds::kWeights, true)->Apply(arguments);
+BENCHMARK_CAPTURE(Container, read, Holds::kWeights, false)->Apply(arguments);
+BENCHMARK_CAPTURE(Container, write_kv, Holds::kKv, true)->Apply(arguments);
+BENCHMARK_CAPTURE(Container, read_kv, Holds::kKv, false)->Apply(arguments);
 
 }  // namespace
 }  // namespace thaw::kvsnap
