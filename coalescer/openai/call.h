@@ -36,7 +36,16 @@ struct ApiCall {
   std::string cache_salt;
   std::int32_t priority = 0;
   std::optional<std::uint32_t> worker;
+  std::string session_id;  ///< chat: goes on with this session; empty: none
+  bool append = false;  ///< behind the session's ids as they are, else rendered anew
+  bool replace = false;  ///< the messages are the whole conversation, else they are added
+  bool has_tools = false;  ///< the request says what the tools are, even if none
+  bool hides_tools = false;  ///< tool_choice "none"
+  bool has_template_kwargs = false;
 };
+
+/// Longest cache_salt.
+inline constexpr std::size_t kMaxSaltBytes = 1024;
 
 struct ParseLimits {
   std::uint32_t max_choices = 64;  ///< bound of n, and of n times the number of prompts
@@ -57,6 +66,10 @@ struct PreparedPrompt {
 /// Renders and tokenizes the prompts (slow for long ones) and checks them against the context.
 ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, const TextCodec& codec,
                                                        std::uint32_t max_model_len);
+
+/// A prompt of `tokens` with the room that the context leaves. Errors as prepare_prompts.
+ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> tokens,
+                                     std::uint32_t max_model_len);
 
 /// The requests of a call, one for each prompt, without ids. `seed` is used where the call has
 /// none.

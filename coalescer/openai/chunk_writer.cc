@@ -158,7 +158,18 @@ void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& u
   number(R"(,"completion_tokens":)", usage.completion_tokens);
   number(R"(,"total_tokens":)", usage.prompt_tokens + usage.completion_tokens);
   number(R"(,"prompt_tokens_details":{"cached_tokens":)", usage.cached_tokens);
-  out += "}}";
+  out += '}';
+  if (const auto& session = usage.session) {
+    const std::uint64_t common = session->common_tokens;
+    out += R"(,"session":{"id":)";
+    append_json_string(out, session->id);
+    out += session->appended ? R"(,"mode":"append")" : R"(,"mode":"render")";
+    number(R"(,"common_tokens":)", common);
+    number(R"(,"recomputed_tokens":)",
+           common > usage.cached_tokens ? common - usage.cached_tokens : 0);
+    out += '}';
+  }
+  out += '}';
 }
 
 void ChunkWriter::append_usage(std::string& out, const CompletionUsage& usage,

@@ -18,10 +18,18 @@ struct CompletionLabel {
   std::string system_fingerprint;
 };
 
+/// What a session's turn did with the session.
+struct SessionUsage {
+  std::string id;
+  bool appended = false;  ///< behind the ids as they were, else rendered anew
+  std::uint64_t common_tokens = 0;  ///< of the prompt and the session's line
+};
+
 struct CompletionUsage {
   std::uint64_t prompt_tokens = 0;
   std::uint64_t cached_tokens = 0;
   std::uint64_t completion_tokens = 0;
+  std::optional<SessionUsage> session;
 };
 
 /// A token with its log-probability, as text.

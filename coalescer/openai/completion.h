@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coalescer/openai/call.h"
@@ -51,6 +52,7 @@ class Completion {
   std::string body(const std::string& explanation) const;
 
   const CompletionUsage& usage() const { return usage_; }
+  void set_session(SessionUsage session) { usage_.session = std::move(session); }
 
  private:
   struct Choice {

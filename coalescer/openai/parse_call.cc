@@ -19,7 +19,6 @@ constexpr std::size_t kMaxStops = 64;
 constexpr std::size_t kMaxStopBytes = 1024;
 constexpr std::size_t kMaxLogitBias = 1024;
 constexpr std::int64_t kMaxTopLogprobs = 20;
-constexpr std::size_t kMaxSaltBytes = 1024;
 
 void read_sampling(JsonFields& fields, const ParseLimits& limits, ApiCall& call) {
   SamplingParams& sampling = call.sampling;
@@ -146,6 +145,11 @@ void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
   if (!suffix.empty()) {
     return fields.fail(unsupported_field("suffix", "`suffix` is not supported; leave it out"));
   }
+  if (call.kind == ApiKind::kCompletions && fields.find("session_id")) {
+    return fields.fail(unsupported_field(
+        "session_id",
+        "`session_id` goes with /v1/chat/completions; a plain prompt has no session"));
+  }
   if (auto format = fields.object("response_format")) {
     std::string type = "text";
     format->read("type", type);
@@ -183,6 +187,37 @@ void read_delivery(JsonFields& fields, ApiCall& call) {
                           " bytes; at most " + std::to_string(kMaxSaltBytes) + " are accepted"));
   }
   fields.read("priority", call.priority, -kMaxInt32, kMaxInt32);
+}
+
+/// Fields that only mean something to a session.
+void read_session(JsonFields& fields, ApiCall& call) {
+  fields.read("session_id", call.session_id);
+  fields.read("append", call.append);
+  fields.read("replace", call.replace);
+  if (fields.failed()) return;
+  const auto wrong = [&](const std::string& name, std::string message) {
+    fields.fail(invalid_field(name, std::move(message)));
+  };
+  if (call.session_id.empty()) {
+    for (const auto& [name, given] : {std::pair("append", call.append), {"replace", call.replace}})
+      if (given) wrong(name, "`" + std::string(name) + "` is true but `session_id` is missing");
+    return;
+  }
+  if (call.append && call.replace) {
+    return wrong("replace",
+                 "`append` and `replace` are both true; messages are either written behind the "
+                 "session's tokens or stand for the whole conversation");
+  }
+  if (call.num_choices != 1) {
+    return wrong("n", "`n` is " + std::to_string(call.num_choices) +
+                          " in a session's turn; it must be 1, fork the session for more");
+  }
+  call.has_tools = fields.find("tools").has_value();
+  call.has_template_kwargs = fields.find("chat_template_kwargs").has_value();
+  if (const auto choice = fields.find("tool_choice")) {
+    std::string_view word;
+    call.hides_tools = choice->get(word) == simdjson::SUCCESS && word == "none";
+  }
 }
 
 void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& call) {
@@ -251,8 +286,15 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLi
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
     if (kind == ApiKind::kChat) {
+      read_session(fields, call);
       ChatPrompt prompt;
-      read_chat_prompt(fields, prompt);
+      read_chat_prompt(fields, prompt, /*may_be_empty=*/!call.session_id.empty() && !call.replace);
+      if (!call.session_id.empty() && !prompt.add_generation_prompt) {
+        fields.fail(
+            invalid_field("add_generation_prompt",
+                          "`add_generation_prompt` is false in a session's turn, which is a "
+                          "reply; leave it out"));
+      }
       call.prompts.emplace_back(std::move(prompt));
     } else {
       read_text_prompts(fields, limits, call);

@@ -124,20 +124,25 @@ void read_tools(JsonFields& fields, ChatPrompt& prompt) {
   if (show_tools && !list.empty()) prompt.tools = std::move(list);
 }
 
-}  // namespace
-
-void read_chat_prompt(JsonFields& fields, ChatPrompt& prompt) {
-  const auto messages = fields.array("messages");
-  if (fields.failed()) return;
-  if (!messages)
-    return fields.fail(invalid_field("messages", "`messages` is missing; it must be a list"));
-  for (const element value : *messages) {
+void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt& prompt) {
+  for (const element value : messages) {
     const std::string name = "messages[" + std::to_string(prompt.messages.size()) + "]";
     auto message = read_message(value, name);
     if (auto* error = std::get_if<ApiError>(&message)) return fields.fail(std::move(*error));
     prompt.messages.push_back(std::move(std::get<ordered_json>(message)));
   }
-  if (prompt.messages.empty()) {
+}
+
+}  // namespace
+
+void read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty) {
+  const auto messages = fields.array("messages");
+  if (fields.failed()) return;
+  if (!messages && !may_be_empty)
+    return fields.fail(invalid_field("messages", "`messages` is missing; it must be a list"));
+  if (messages) read_messages(fields, *messages, prompt);
+  if (fields.failed()) return;
+  if (prompt.messages.empty() && !may_be_empty) {
     return fields.fail(
         invalid_field("messages", "`messages` is empty; it must hold at least one message"));
   }

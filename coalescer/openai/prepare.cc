@@ -41,6 +41,29 @@ ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec&
 
 }  // namespace
 
+ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> tokens,
+                                     std::uint32_t max_model_len) {
+  PreparedPrompt result;
+  result.tokens = std::move(tokens);
+  const std::size_t length = result.tokens.size();
+  if (length == 0) {
+    return invalid_field(call.kind == ApiKind::kChat ? "messages" : "prompt",
+                         "the prompt is empty; it must have at least one token");
+  }
+  const std::size_t room = max_model_len > length ? max_model_len - length : 0;
+  if (room == 0 || call.max_tokens.value_or(1) > room) return too_long(call, length, max_model_len);
+  const std::size_t wanted =
+      call.kind == ApiKind::kChat ? room : std::min<std::size_t>(room, kDefaultCompletionTokens);
+  result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
+  if (call.sampling.min_tokens > result.max_tokens) {
+    return invalid_field("min_tokens", "`min_tokens` is " +
+                                           std::to_string(call.sampling.min_tokens) +
+                                           "; it must not exceed `max_tokens`, here " +
+                                           std::to_string(result.max_tokens));
+  }
+  return result;
+}
+
 ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, const TextCodec& codec,
                                                        std::uint32_t max_model_len) {
   std::vector<PreparedPrompt> prepared;
@@ -48,25 +71,10 @@ ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, cons
   for (const ApiPrompt& prompt : call.prompts) {
     auto encoded = encode(prompt, codec);
     if (auto* error = std::get_if<ApiError>(&encoded)) return std::move(*error);
-    PreparedPrompt& result = prepared.emplace_back();
-    result.tokens = std::move(std::get<std::vector<TokenId>>(encoded));
-    const std::size_t length = result.tokens.size();
-    if (length == 0) {
-      return invalid_field(call.kind == ApiKind::kChat ? "messages" : "prompt",
-                           "the prompt is empty; it must have at least one token");
-    }
-    const std::size_t room = max_model_len > length ? max_model_len - length : 0;
-    if (room == 0 || call.max_tokens.value_or(1) > room)
-      return too_long(call, length, max_model_len);
-    const std::size_t wanted =
-        call.kind == ApiKind::kChat ? room : std::min<std::size_t>(room, kDefaultCompletionTokens);
-    result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
-    if (call.sampling.min_tokens > result.max_tokens) {
-      return invalid_field("min_tokens", "`min_tokens` is " +
-                                             std::to_string(call.sampling.min_tokens) +
-                                             "; it must not exceed `max_tokens`, here " +
-                                             std::to_string(result.max_tokens));
-    }
+    auto fitted =
+        fit_prompt(call, std::move(std::get<std::vector<TokenId>>(encoded)), max_model_len);
+    if (auto* error = std::get_if<ApiError>(&fitted)) return std::move(*error);
+    prepared.push_back(std::move(std::get<PreparedPrompt>(fitted)));
   }
   return prepared;
 }
@@ -81,6 +89,7 @@ std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<Prep
     request.tenant = tenant;
     request.cache_salt = call.cache_salt;
     request.model = model;
+    request.session = call.session_id;
     request.priority = call.priority;
     request.worker = call.worker;
     request.num_choices = call.num_choices;

@@ -1,5 +1,6 @@
 #include "coalescer/openai/text_codec.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -23,30 +24,40 @@ class ModelTextCodec final : public TextCodec {
       : tokenizer_(tokenizer), chat_template_(chat_template) {}
 
   Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override {
-    if (chat_template_ == nullptr) {
-      return make_error(Errc::kUnsupported,
-                        "this model has no chat template; use /v1/completions with the whole "
-                        "prompt as text");
-    }
-    text::RenderOptions options;
-    options.messages = prompt.messages;
-    options.tools = prompt.tools;
-    options.add_generation_prompt = prompt.add_generation_prompt;
-    options.extra = prompt.template_kwargs;
-    if (tokenizer_->bos() >= 0)
-      options.bos_token = tokenizer_->token_bytes(tokenizer_->bos(), true);
-    if (!tokenizer_->eos().empty())
-      options.eos_token = tokenizer_->token_bytes(tokenizer_->eos().front(), true);
-    options.now_unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(
-                                   std::chrono::system_clock::now().time_since_epoch())
-                                   .count();
-    auto rendered = chat_template_->render(options);
+    const auto rendered = render(prompt);
+    if (!rendered) return rendered.error();
+    return encode(*rendered);
+  }
+
+  Result<std::vector<TokenId>> encode_after(const ChatPrompt& prompt,
+                                            std::size_t index) const override {
+    // A word that stands nowhere else takes the content's place, so that the end of the content can
+    // be told from the same text elsewhere.
+    ChatPrompt marked = prompt;
+    marked.messages[index]["content"] = "";
+    const std::string others =
+        marked.messages.dump() + marked.tools.dump() + marked.template_kwargs.dump();
+    std::string word = "contentends";
+    while (others.find(word) != std::string::npos)
+      word += 'x';
+    marked.messages[index]["content"] = word;
+    auto rendered = render(marked);
     if (!rendered) return std::move(rendered).error();
-    std::vector<text::TextSpan> spans;
-    spans.reserve(rendered->size());
-    for (const text::RenderedSpan& span : *rendered)
-      spans.push_back({span.text, span.from_template});
-    return tokenizer_->encode_spans(spans);
+    auto& spans = *rendered;
+    const auto holds_word = [&](const text::RenderedSpan& span) {
+      return span.text.find(word) != std::string::npos;
+    };
+    const auto found = std::find_if(spans.begin(), spans.end(), holds_word);
+    if (found == spans.end() || std::find_if(found + 1, spans.end(), holds_word) != spans.end()) {
+      return make_error(Errc::kUnsupported,
+                        "this model's chat template does not write message " +
+                            std::to_string(index) +
+                            " as it is, so that nothing can be appended behind it; leave `append` "
+                            "out");
+    }
+    found->text.erase(0, found->text.find(word) + word.size());
+    spans.erase(spans.begin(), found);
+    return encode(spans);
   }
 
   std::vector<TokenId> encode_text(std::string_view text, bool add_special) const override {
@@ -69,6 +80,35 @@ class ModelTextCodec final : public TextCodec {
   int vocab_size() const override { return tokenizer_->vocab_size(); }
 
  private:
+  Result<std::vector<text::RenderedSpan>> render(const ChatPrompt& prompt) const {
+    if (chat_template_ == nullptr) {
+      return make_error(Errc::kUnsupported,
+                        "this model has no chat template; use /v1/completions with the whole "
+                        "prompt as text");
+    }
+    text::RenderOptions options;
+    options.messages = prompt.messages;
+    options.tools = prompt.tools;
+    options.add_generation_prompt = prompt.add_generation_prompt;
+    options.extra = prompt.template_kwargs;
+    if (tokenizer_->bos() >= 0)
+      options.bos_token = tokenizer_->token_bytes(tokenizer_->bos(), true);
+    if (!tokenizer_->eos().empty())
+      options.eos_token = tokenizer_->token_bytes(tokenizer_->eos().front(), true);
+    options.now_unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(
+                                   std::chrono::system_clock::now().time_since_epoch())
+                                   .count();
+    return chat_template_->render(options);
+  }
+
+  std::vector<TokenId> encode(const std::vector<text::RenderedSpan>& rendered) const {
+    std::vector<text::TextSpan> spans;
+    spans.reserve(rendered.size());
+    for (const text::RenderedSpan& span : rendered)
+      spans.push_back({span.text, span.from_template});
+    return tokenizer_->encode_spans(spans);
+  }
+
   const text::Tokenizer* tokenizer_;
   const text::ChatTemplate* chat_template_;
 };

@@ -40,6 +40,11 @@ class TextCodec {
 
   /// Errors: what the template refuses (kInvalidArgument), no template (kUnsupported).
   virtual Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const = 0;
+  /// Only what the template writes behind the content of message `index`: its end, the later
+  /// messages, the call for a reply. This goes on a line of ids whose last message is not ended.
+  /// Errors: those of encode_chat; kUnsupported where the content cannot be found in the rendering.
+  virtual Result<std::vector<TokenId>> encode_after(const ChatPrompt& prompt,
+                                                    std::size_t index) const = 0;
   /// Special tokens in `text` count as such; `add_special` puts BOS in front where the model has
   /// one.
   virtual std::vector<TokenId> encode_text(std::string_view text, bool add_special) const = 0;

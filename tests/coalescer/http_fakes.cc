@@ -44,12 +44,33 @@ std::vector<TokenId> byte_tokens(std::string_view text) {
 }
 
 Result<std::vector<TokenId>> ByteCodec::encode_chat(const ChatPrompt& prompt) const {
+  return encode_from(prompt, 0);
+}
+
+Result<std::vector<TokenId>> ByteCodec::encode_after(const ChatPrompt& prompt,
+                                                     std::size_t index) const {
+  auto tail = encode_from(prompt, index + 1);
+  if (tail) tail->insert(tail->begin(), '\n');
+  return tail;
+}
+
+Result<std::vector<TokenId>> ByteCodec::encode_from(const ChatPrompt& prompt, std::size_t first) {
+  std::size_t last_user = 0;
+  for (std::size_t i = 0; i < prompt.messages.size(); ++i)
+    if (prompt.messages[i]["role"] == "user") last_user = i;
   std::string text;
-  for (const auto& message : prompt.messages) {
+  for (std::size_t i = first; i < prompt.messages.size(); ++i) {
+    const auto& message = prompt.messages[i];
     if (message["role"] == "refused")
       return make_error(Errc::kInvalidArgument, "the template refuses this role");
-    text +=
-        message["role"].get<std::string>() + ": " + message["content"].get<std::string>() + "\n";
+    auto content = message["content"].get<std::string>();
+    const std::size_t thought =
+        content.rfind("<t>", 0) == 0 ? content.find("</t>") : std::string::npos;
+    if (thought != std::string::npos && message["role"] == "assistant" && i < last_user)
+      content.erase(0, thought + 4);
+    // An assistant's text follows the call for it, as in real templates.
+    const auto role = message["role"].get<std::string>();
+    text += role + (role == "assistant" ? ":" : ": ") + content + "\n";
   }
   if (!prompt.tools.is_null()) text += "tools: " + prompt.tools.dump() + "\n";
   if (prompt.add_generation_prompt) text += "assistant:";

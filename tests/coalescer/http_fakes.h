@@ -16,17 +16,24 @@
 namespace thaw::coalescer {
 
 /// Tokens are bytes; 256 is BOS ("<bos>"), 257 EOS. A chat renders as "role: content\n" for each
-/// message and "assistant:".
+/// message ("assistant:content\n" for that role) and "assistant:"; as with Qwen3's template,
+/// "<t>...</t>" at the start of an assistant's content is left out of messages before the last
+/// user's.
 class ByteCodec final : public TextCodec {
  public:
   static constexpr TokenId kBos = 256;
   static constexpr TokenId kEos = 257;
 
   Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override;
+  Result<std::vector<TokenId>> encode_after(const ChatPrompt& prompt,
+                                            std::size_t index) const override;
   std::vector<TokenId> encode_text(std::string_view text, bool add_special) const override;
   std::string decode(std::span<const TokenId> tokens, bool keep_special) const override;
   std::unique_ptr<TextStream> new_stream(bool keep_special) const override;
   int vocab_size() const override { return 258; }
+
+ private:
+  static Result<std::vector<TokenId>> encode_from(const ChatPrompt& prompt, std::size_t first);
 };
 
 std::vector<TokenId> byte_tokens(std::string_view text);

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "coalescer/core/session_store.h"
+#include "coalescer/openai/api_error.h"
+
+namespace thaw::coalescer {
+
+/// A session written down (docs/sessions.md): everything but its KV.
+struct SessionDocument {
+  StoredSession session;
+  std::int64_t expires_at = 0;  ///< seconds since the epoch
+  std::string system_fingerprint;  ///< of the server that wrote it
+};
+
+/// What the ids of a document must fit.
+struct DocumentLimits {
+  int vocab_size = 0;
+  std::uint32_t max_model_len = 0;
+};
+
+/// JSON text. States that begin alike are written with what they differ in.
+std::string write_session_document(const SessionDocument& document, int vocab_size);
+
+/// Reads what write_session_document gave, and trusts none of it. Errors name the field.
+ApiResult<SessionDocument> read_session_document(std::string_view text,
+                                                 const DocumentLimits& limits);
+
+}  // namespace thaw::coalescer
