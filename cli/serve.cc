@@ -118,6 +118,12 @@ coalescer::ServerOptions server_options(const ServeSettings& settings, const Mod
                                  settings.generation_config == "auto");
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
   options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
+  options.session_limits.default_ttl = std::chrono::seconds(settings.session_ttl_s);
+  options.session_limits.max_ttl = std::chrono::seconds(settings.session_max_ttl_s);
+  options.session_limits.max_sessions = settings.max_sessions;
+  options.session_limits.max_history_bytes = settings.session_history_bytes;
+  options.session_kept_bytes = session_bytes(settings).value();
+  options.session_dir = settings.session_dir;
   options.max_body_bytes = settings.max_body_bytes;
   options.max_connections = settings.max_connections;
   options.max_num_seqs = settings.max_num_seqs;
@@ -170,6 +176,7 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
 Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
   if (auto settled = settle_device(settings); !settled) return settled;
+  if (auto checked = check_sessions(settings); !checked) return checked;
   const sigset_t signals = block_stop_signals();
   if (settings.dtype != "native" && settings.quantize != "none") {
     return make_error(Errc::kInvalidArgument,

@@ -28,6 +28,7 @@ CLI::Option* add(CLI::App& command, const std::string& flag, T& value, const std
 }
 
 constexpr std::uint32_t kMaxCount = 1U << 20;
+constexpr std::uint64_t kMaxTtl = 366ULL * 24 * 3600;
 constexpr std::uint64_t kCpuKvBytes = 1ULL << 30;
 // A GPU computes few rows as slowly as many: its chunks are longer.
 constexpr std::uint32_t kCpuPrefillChunk = 128;
@@ -86,6 +87,39 @@ Result<void> settle_device(ServeSettings& settings) {
     return wrong("give --kv-bytes: " + std::to_string(settings.workers) +
                  " workers cannot each take what is free");
   }
+  return {};
+}
+
+Result<std::uint64_t> session_bytes(const ServeSettings& settings) {
+  std::string text = settings.session_bytes;
+  if (text == "auto") return settings.arena_bytes / 2;
+  const auto wrong = [&](const std::string& right) {
+    return make_error(Errc::kInvalidArgument,
+                      "--session-bytes is " + settings.session_bytes + "; it must be " + right);
+  };
+  std::uint64_t bytes = 0;
+  try {
+    if (!CLI::AsSizeValue(false)(text).empty() || text.find('-') != std::string::npos ||
+        !CLI::detail::lexical_cast(text, bytes))
+      return wrong("a size such as 64MiB, 0 or auto");
+  } catch (const CLI::Error&) {
+    return wrong("a size such as 64MiB, 0 or auto");
+  }
+  if (bytes > settings.arena_bytes) {
+    return wrong("at most --arena-bytes, here " + std::to_string(settings.arena_bytes) +
+                 ", where the KV of sessions lies");
+  }
+  return bytes;
+}
+
+Result<void> check_sessions(const ServeSettings& settings) {
+  if (settings.session_ttl_s > settings.session_max_ttl_s) {
+    return make_error(Errc::kInvalidArgument, "--session-ttl is " +
+                                                  std::to_string(settings.session_ttl_s) +
+                                                  "; it must be at most --session-max-ttl, here " +
+                                                  std::to_string(settings.session_max_ttl_s));
+  }
+  if (const auto bytes = session_bytes(settings); !bytes) return bytes.error();
   return {};
 }
 
@@ -156,6 +190,29 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--spill-bytes", s.spill_bytes, "Most that lies in --spill-dir, of all servers")
       ->transform(CLI::AsSizeValue(false))
       ->group(fork);
+
+  const std::string sessions = "Sessions";
+  add(command, "--session-ttl", s.session_ttl_s,
+      "Seconds that a session lives after its last use, unless it was made with other ones")
+      ->check(CLI::Range(std::uint64_t{1}, kMaxTtl))
+      ->group(sessions);
+  add(command, "--session-max-ttl", s.session_max_ttl_s, "Most seconds that a session may ask for")
+      ->check(CLI::Range(std::uint64_t{1}, kMaxTtl))
+      ->group(sessions);
+  add(command, "--max-sessions", s.max_sessions, "Sessions kept at once, forks included")
+      ->check(CLI::Range(1U, kMaxCount))
+      ->group(sessions);
+  add(command, "--session-bytes", s.session_bytes,
+      "KV kept for sessions, in the arena (64MiB, ...); auto: half of it; 0 keeps none")
+      ->group(sessions);
+  add(command, "--session-history-bytes", s.session_history_bytes,
+      "Tokens and messages of all sessions")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{1} << 20, std::uint64_t{1} << 40))
+      ->group(sessions);
+  add(command, "--session-dir", s.session_dir,
+      "Sessions are written there at checkpoints and at the server's end, and taken up from there")
+      ->group(sessions);
 
   const std::string engine = "Engine";
   add(command, "--device", s.device, "cpu, cuda (the first GPU) or cuda:N")

@@ -45,6 +45,12 @@ struct ServeSettings {
   std::vector<std::string> kv_snapshots;  ///< .thawkv files
   std::string spill_dir;  ///< empty: none
   std::uint64_t spill_bytes = 16ULL << 30;
+  std::uint64_t session_ttl_s = 3600;
+  std::uint64_t session_max_ttl_s = 604800;
+  std::uint32_t max_sessions = 1024;
+  std::string session_bytes = "auto";  ///< KV kept for sessions; auto: half of the arena
+  std::uint64_t session_history_bytes = 256ULL << 20;
+  std::string session_dir;
   std::uint64_t max_body_bytes = 32ULL << 20;
   std::uint32_t max_connections = 4096;
   double drain_timeout_s = 30.0;
@@ -57,6 +63,12 @@ struct ServeSettings {
 /// Sets what was left to the device: KV memory (1 GiB on the CPU; 0, what is free, on a GPU) and
 /// the prefill chunk. Errors: settings that exclude each other on that device, named.
 Result<void> settle_device(ServeSettings& settings);
+
+/// Bytes of KV kept for sessions. Errors: --session-bytes is no size, or more than the arena has.
+Result<std::uint64_t> session_bytes(const ServeSettings& settings);
+
+/// Errors: session settings that contradict each other, named.
+Result<void> check_sessions(const ServeSettings& settings);
 
 /// Hugging Face's cache: $HF_HUB_CACHE, else hub/ below $HF_HOME, else huggingface/hub/ below
 /// $XDG_CACHE_HOME or ~/.cache. The default model: models/ below $THAW_CACHE_DIR, else below

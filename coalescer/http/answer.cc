@@ -21,8 +21,6 @@ namespace net = boost::asio;
 /// Longer bodies are parsed and tokenized on the text threads.
 constexpr std::size_t kInlineBodyBytes = 2048;
 constexpr std::size_t kRecentWindows = 32;
-/// Counted where the client hung up; never sent.
-constexpr int kClientClosed = 499;
 
 struct PreparedCall {
   ApiCall call;
@@ -42,16 +40,9 @@ ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
   PreparedCall prepared;
   prepared.call = std::move(std::get<ApiCall>(parsed));
   const std::string* name = context->served_name(prepared.call.model);
-  if (name == nullptr) {
-    ApiError error = invalid_field("model",
-                                   "the model `" + prepared.call.model.substr(0, 200) +
-                                       "` is not served here; `" +
-                                       context->options.served_model_names.front() + "` is",
-                                   "model_not_found");
-    error.status = 404;
-    return error;
-  }
+  if (name == nullptr) return context->unknown_model(prepared.call.model);
   prepared.shown_model = *name;
+  if (!prepared.call.session_id.empty()) return prepared;  // its prompt follows from the session
   auto prompts = prepare_prompts(prepared.call, *context->codec, context->options.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
   prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
@@ -96,11 +87,6 @@ HttpReply json_reply(std::string body, int status = 200) {
   return reply;
 }
 
-ApiError not_ready(bool draining) {
-  return to_api_error(make_error(
-      Errc::kUnavailable, draining ? "the server is shutting down" : "the model is still loading"));
-}
-
 HttpReply health_reply(ServerContext* context) {
   if (!context->draining && context->backend->status().ready)
     return json_reply(R"({"status":"ok"})");
@@ -119,6 +105,8 @@ net::awaitable<bool> Session::answer(Request request) {
       co_return co_await answer_call(ApiKind::kChat, std::move(request));
     if (request.route.endpoint == Endpoint::kCompletions)
       co_return co_await answer_call(ApiKind::kCompletions, std::move(request));
+    if (request.route.endpoint >= Endpoint::kSessions)
+      co_return co_await answer_session(std::move(request));
     Request seen;
     seen.head = head;
     seen.route = request.route;
@@ -129,7 +117,9 @@ net::awaitable<bool> Session::answer(Request request) {
   }
   logger("http")->error("event=request_failed path={} error=\"{}\"", head.path, failure);
   if (call_ != nullptr) {
-    std::exchange(call_, nullptr)->abandon();
+    const auto call = std::exchange(call_, nullptr);
+    call->abandon();
+    if (call->record() != nullptr) context_->sessions.calls().end(call->record(), /*keep=*/false);
     co_return false;  // part of an answer may be out
   }
   ApiError error = to_api_error(make_error(Errc::kInternal, "the server failed on this request"));
@@ -200,6 +190,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   if (context_->draining || !context_->backend_was_ready())
     co_return co_await reply(request, error_reply(not_ready(context_->draining)));
   std::string body = std::exchange(request.body, {});
+  const std::size_t body_bytes = body.size();
   ApiResult<PreparedCall> result;
   if (body.size() <= kInlineBodyBytes) {
     result = prepare_call(context_, kind, body);
@@ -215,17 +206,43 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     co_return co_await reply(request, error_reply(not_ready(context_->draining)));
 
   auto& prepared = std::get<PreparedCall>(result);
-  const ApiCall& call = prepared.call;
+  const auto record = std::make_shared<CallRecord>();
+  record->tenant = request.tenant;
+  record->call = std::move(prepared.call);
+  record->body_bytes = body_bytes;
+  const ApiCall& call = record->call;
+  std::shared_ptr<RunningTurn> turn;
+  if (!call.session_id.empty()) {
+    auto begun = co_await begin_turn(record);
+    if (auto* error = std::get_if<ApiError>(&begun))
+      co_return co_await reply(request, error_reply(*error));
+    auto& [running, prompt] = std::get<TurnStart>(begun);
+    turn = std::move(running);
+    prepared.prompts.push_back(std::move(prompt));
+    if (context_->draining)
+      co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+  }
   const std::size_t num_prompts = prepared.prompts.size();
   CompletionLabel label;
   label.id = context_->next_response_id(kind);
   label.created = context_->unix_seconds();
   label.model = prepared.shown_model;
   label.system_fingerprint = context_->system_fingerprint();
-  const std::string id = label.id;
+  record->id = label.id;
   auto live = std::make_shared<LiveCall>(
       socket_.get_executor(), Completion(call, num_prompts, label, context_->codec), call.stream,
-      &context_->dispatcher, &context_->metrics, request.received);
+      &context_->dispatcher, &context_->metrics, context_->codec, request.received);
+  if (kind == ApiKind::kChat) {
+    record->prompt = prepared.prompts.front().tokens;
+    record->generated.resize(call.num_choices);
+  }
+  if (turn != nullptr) {
+    SessionUsage used;
+    used.id = call.session_id;
+    used.appended = call.append;
+    used.common_tokens = record->turn->common_tokens;
+    live->completion().set_session(std::move(used));
+  }
   auto submitted = context_->dispatcher.submit(
       make_requests(call, std::move(prepared.prompts), context_->options.served_model_names.front(),
                     request.tenant, context_->random()),
@@ -234,16 +251,26 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     co_return co_await reply(request, error_reply(*error));
   live->set_requests(std::move(std::get<std::vector<RequestId>>(submitted)));
   context_->schedule_flush();
+  if (kind == ApiKind::kChat) {
+    live->set_record(record);
+    context_->sessions.calls().add(record);
+  }
+  if (turn != nullptr) {
+    context_->sessions.set_running(call.session_id, record);
+    live->set_turn(std::move(turn));
+  }
 
   call_ = live;
   watch_client(live);
   bool open = false;
   if (call.stream)
-    open = co_await answer_stream(live, std::move(request), id, call.explain);
+    open = co_await answer_stream(live, std::move(request), record->id, call.explain);
   else
-    open = co_await answer_whole(live, std::move(request), id, call.explain);
+    open = co_await answer_whole(live, std::move(request), record->id, call.explain);
   call_ = nullptr;
   live->abandon();
+  if (kind == ApiKind::kChat)
+    context_->sessions.calls().end(record, /*keep=*/live->completion().started());
   boost::system::error_code ignored;
   static_cast<void>(socket_.cancel(ignored));  // ends the watch
   if (live->hung_up()) ++context_->metrics.client_disconnects;

@@ -16,11 +16,13 @@ constexpr std::chrono::seconds kLongestWait{5};
 }  // namespace
 
 LiveCall::LiveCall(const net::any_io_executor& executor, Completion completion, bool streamed,
-                   Dispatcher* dispatcher, Metrics* metrics, Clock::TimePoint received)
+                   Dispatcher* dispatcher, Metrics* metrics, const TextCodec* codec,
+                   Clock::TimePoint received)
     : completion_(std::move(completion)),
       streamed_(streamed),
       dispatcher_(dispatcher),
       metrics_(metrics),
+      codec_(codec),
       received_(received),
       wake_timer_(executor) {}
 
@@ -29,12 +31,21 @@ void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
     has_token_ = true;
     metrics_->time_to_first_token.observe(std::chrono::steady_clock::now() - received_);
   }
+  if (const auto* token = std::get_if<TokenEvent>(&event); token != nullptr && record_ != nullptr) {
+    auto& generated = record_->generated;
+    if (token->choice < generated.size() && token->index == generated[token->choice].size())
+      generated[token->choice].push_back(token->token);
+  }
   completion_.on_event(slot, event);
   for (const std::size_t finished : completion_.take_cancellations())
     dispatcher_->cancel(requests_[finished]);
 }
 
 void LiveCall::on_batch_end() {
+  if (turn_ != nullptr && completion_.ended()) {
+    if (!completion_.error()) turn_->finish(*record_, *codec_);
+    turn_ = nullptr;
+  }
   if (completion_.ended() || (streamed_ && completion_.started())) wake();
 }
 
@@ -62,6 +73,7 @@ net::awaitable<void> LiveCall::wait() {
 }
 
 void LiveCall::abandon() {
+  turn_ = nullptr;
   for (const RequestId request : requests_)
     dispatcher_->abandon(request);
 }

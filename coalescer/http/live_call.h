@@ -1,13 +1,16 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include "coalescer/http/call_record.h"
 #include "coalescer/http/dispatcher.h"
+#include "coalescer/http/session_service.h"
 #include "coalescer/openai/completion.h"
 
 namespace thaw::coalescer {
@@ -17,11 +20,18 @@ namespace thaw::coalescer {
 class LiveCall final : public EventReceiver {
  public:
   LiveCall(const boost::asio::any_io_executor& executor, Completion completion, bool streamed,
-           Dispatcher* dispatcher, Metrics* metrics, Clock::TimePoint received);
+           Dispatcher* dispatcher, Metrics* metrics, const TextCodec* codec,
+           Clock::TimePoint received);
 
   /// Ids of the requests, in the order of the prompts; set right after they were submitted.
   void set_requests(std::vector<RequestId> requests) { requests_ = std::move(requests); }
   const std::vector<RequestId>& requests() const { return requests_; }
+
+  /// Chat: tokens are written down there too.
+  void set_record(std::shared_ptr<CallRecord> record) { record_ = std::move(record); }
+  /// A session's turn: it gets the reply as soon as that is whole, whatever its client does.
+  void set_turn(std::shared_ptr<RunningTurn> turn) { turn_ = std::move(turn); }
+  const std::shared_ptr<CallRecord>& record() const { return record_; }
 
   void on_event(std::size_t slot, const GenerateEvent& event) override;
   void on_batch_end() override;
@@ -46,9 +56,12 @@ class LiveCall final : public EventReceiver {
   bool streamed_;
   Dispatcher* dispatcher_;
   Metrics* metrics_;
+  const TextCodec* codec_;
   Clock::TimePoint received_;
   boost::asio::steady_timer wake_timer_;
   std::vector<RequestId> requests_;
+  std::shared_ptr<CallRecord> record_;
+  std::shared_ptr<RunningTurn> turn_;
   bool woken_ = false;
   bool hung_up_ = false;
   bool has_token_ = false;

@@ -25,6 +25,21 @@ class DurationHistogram {
   double sum_seconds_ = 0;
 };
 
+/// What /metrics tells of sessions.
+struct SessionCounts {
+  std::uint64_t created = 0;  ///< forks and imports too
+  std::uint64_t forked = 0;  ///< children
+  std::uint64_t turns = 0;
+  std::uint64_t conflicts = 0;  ///< turns and rewinds refused since a turn was running
+  std::uint64_t expired = 0;
+  std::uint64_t given_up = 0;  ///< times that KV was let go for others
+  std::uint64_t sessions = 0;  ///< gauges from here on
+  std::uint64_t running = 0;
+  std::uint64_t history_bytes = 0;
+  std::uint64_t kept = 0;  ///< sessions with KV that is kept for them
+  std::uint64_t kept_bytes = 0;
+};
+
 /// What the HTTP side counts by itself. Used on the I/O thread only.
 struct Metrics {
   /// By endpoint and status; a stream that fails after its head counts with the error's status.
@@ -38,6 +53,7 @@ struct Metrics {
   std::uint64_t requests_in_flight = 0;
   std::uint64_t windows = 0;
   std::uint64_t trunks = 0;
+  SessionCounts sessions;
 
   /// Prometheus text format 0.0.4, with the pool's counters.
   std::string render(const PoolStatus& status, const std::string& version) const;

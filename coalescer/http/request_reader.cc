@@ -83,6 +83,7 @@ void RequestReader::read_head() {
   head_.method = to_string(message.method_string());
   const std::string target = to_string(message.target());
   head_.path = target.substr(0, target.find('?'));
+  if (head_.path.size() < target.size()) head_.query = target.substr(head_.path.size() + 1);
   head_.authorization = to_string(message[http::field::authorization]);
   head_.content_encoding = to_string(message[http::field::content_encoding]);
   head_.expect = to_string(message[http::field::expect]);

@@ -19,6 +19,7 @@ struct RequestLimits {
 struct RequestHead {
   std::string method;
   std::string path;  ///< without the query
+  std::string query;  ///< what follows the question mark
   std::string authorization;
   std::string content_encoding;
   std::string expect;  ///< "100-continue" in lower case, anything else as it came

@@ -13,16 +13,16 @@ struct Entry {
 
 const std::array<Entry, 10>& table() {
   static const std::array<Entry, 10> entries = {{
-      {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, ""}},
-      {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, ""}},
-      {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, ""}},
-      {"/detokenize", {Endpoint::kDetokenize, "/detokenize", true, true, ""}},
-      {"/v1/models", {Endpoint::kModels, "/v1/models", true, false, ""}},
-      {"/health", {Endpoint::kHealth, "/health", false, false, ""}},
-      {"/version", {Endpoint::kVersion, "/version", false, false, ""}},
-      {"/metrics", {Endpoint::kMetrics, "/metrics", false, false, ""}},
-      {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, ""}},
-      {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, ""}},
+      {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, "", ""}},
+      {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, "", ""}},
+      {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, "", ""}},
+      {"/detokenize", {Endpoint::kDetokenize, "/detokenize", true, true, "", ""}},
+      {"/v1/models", {Endpoint::kModels, "/v1/models", true, false, "", ""}},
+      {"/health", {Endpoint::kHealth, "/health", false, false, "", ""}},
+      {"/version", {Endpoint::kVersion, "/version", false, false, "", ""}},
+      {"/metrics", {Endpoint::kMetrics, "/metrics", false, false, "", ""}},
+      {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, "", ""}},
+      {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, "", ""}},
   }};
   return entries;
 }
@@ -30,6 +30,7 @@ const std::array<Entry, 10>& table() {
 /// Bytes of a client's path that an error repeats.
 constexpr std::size_t kMaxShown = 100;
 constexpr std::string_view kModelPrefix = "/v1/models/";
+constexpr std::string_view kSessions = "/v1/sessions";
 
 std::string percent_decode(std::string_view text) {
   std::string out;
@@ -54,11 +55,11 @@ HttpReply not_found(std::string_view path) {
   return error_reply(error);
 }
 
-HttpReply method_not_allowed(std::string_view method, const Route& route) {
-  const std::string allowed = route.has_body ? "POST" : "GET, HEAD";
+HttpReply method_not_allowed(std::string_view method, const char* label,
+                             const std::string& allowed) {
   ApiError error = invalid_field("",
                                  "`" + std::string(method.substr(0, 20)) + "` is not allowed for " +
-                                     route.label + "; use " + allowed,
+                                     label + "; use " + allowed,
                                  "method_not_allowed");
   error.status = 405;
   HttpReply reply = error_reply(error);
@@ -66,9 +67,64 @@ HttpReply method_not_allowed(std::string_view method, const Route& route) {
   return reply;
 }
 
+/// One method of a path below /v1/sessions. `verb` follows the id; "" and no id is the collection.
+struct SessionEntry {
+  std::string_view verb;
+  bool has_id;
+  std::string_view method;
+  Endpoint endpoint;
+  const char* label;
+};
+
+constexpr std::array<SessionEntry, 10> kSessionTable = {{
+    {"", false, "GET", Endpoint::kSessions, "/v1/sessions"},
+    {"", false, "POST", Endpoint::kSessionCreate, "/v1/sessions"},
+    {"import", false, "POST", Endpoint::kSessionImport, "/v1/sessions/import"},
+    {"", true, "GET", Endpoint::kSession, "/v1/sessions/{id}"},
+    {"", true, "DELETE", Endpoint::kSessionDelete, "/v1/sessions/{id}"},
+    {"fork", true, "POST", Endpoint::kSessionFork, "/v1/sessions/{id}/fork"},
+    {"checkpoint", true, "POST", Endpoint::kSessionCheckpoint, "/v1/sessions/{id}/checkpoint"},
+    {"rewind", true, "POST", Endpoint::kSessionRewind, "/v1/sessions/{id}/rewind"},
+    {"export", true, "POST", Endpoint::kSessionExport, "/v1/sessions/{id}/export"},
+    {"tree", true, "GET", Endpoint::kSessionTree, "/v1/sessions/{id}/tree"},
+}};
+
+/// `rest`: what follows "/v1/sessions" in the path.
+std::variant<Route, HttpReply> find_session_route(std::string_view method, std::string_view path,
+                                                  std::string_view rest) {
+  if (rest == "/") return not_found(path);
+  if (!rest.empty()) rest.remove_prefix(1);
+  std::string_view id;
+  std::string_view verb;
+  if (rest == "import") {
+    verb = rest;
+  } else {
+    id = rest.substr(0, rest.find('/'));
+    if (id.size() < rest.size()) verb = rest.substr(id.size() + 1);
+    if (!rest.empty() && (id.empty() || (verb.empty() && id.size() < rest.size())))
+      return not_found(path);
+  }
+  std::string allowed;
+  const char* label = "";
+  for (const SessionEntry& entry : kSessionTable) {
+    if (entry.verb != verb || entry.has_id != !id.empty()) continue;
+    if (entry.method == method || (entry.method == "GET" && method == "HEAD")) {
+      return Route{entry.endpoint, entry.label, true, entry.method == "POST", "", std::string(id)};
+    }
+    label = entry.label;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(entry.method);
+    if (entry.method == "GET") allowed += ", HEAD";
+  }
+  if (allowed.empty()) return not_found(path);
+  return method_not_allowed(method, label, allowed);
+}
+
 }  // namespace
 
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path) {
+  if (path.substr(0, kSessions.size()) == kSessions &&
+      (path.size() == kSessions.size() || path[kSessions.size()] == '/'))
+    return find_session_route(method, path, path.substr(kSessions.size()));
   Route route;
   bool found = false;
   for (const Entry& entry : table()) {
@@ -78,13 +134,18 @@ std::variant<Route, HttpReply> find_route(std::string_view method, std::string_v
   }
   if (!found && path.size() > kModelPrefix.size() &&
       path.substr(0, kModelPrefix.size()) == kModelPrefix) {
-    route = {Endpoint::kModel, "/v1/models/{id}", true, false,
-             percent_decode(path.substr(kModelPrefix.size()))};
+    route = {Endpoint::kModel,
+             "/v1/models/{id}",
+             true,
+             false,
+             percent_decode(path.substr(kModelPrefix.size())),
+             ""};
     found = true;
   }
   if (!found) return not_found(path);
   const bool allowed = route.has_body ? method == "POST" : method == "GET" || method == "HEAD";
-  if (!allowed) return method_not_allowed(method, route);
+  if (!allowed)
+    return method_not_allowed(method, route.label, route.has_body ? "POST" : "GET, HEAD");
   return route;
 }
 

@@ -21,6 +21,16 @@ enum class Endpoint : std::uint8_t {
   kMetrics,
   kForksRecent,
   kAdminPool,
+  kSessions,
+  kSessionCreate,
+  kSessionImport,
+  kSession,
+  kSessionDelete,
+  kSessionFork,
+  kSessionCheckpoint,
+  kSessionRewind,
+  kSessionExport,
+  kSessionTree,
 };
 
 struct Route {
@@ -29,6 +39,7 @@ struct Route {
   bool needs_key = true;
   bool has_body = false;  ///< a POST
   std::string model;  ///< of kModel, percent-decoded
+  std::string session;  ///< of kSession and what follows it
 };
 
 /// Finds the endpoint; otherwise the 404, or the 405 with its Allow header.

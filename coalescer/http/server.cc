@@ -17,6 +17,7 @@
 
 #include "coalescer/http/server_context.h"
 #include "coalescer/http/session.h"
+#include "coalescer/http/session_spill.h"
 #include "engine/base/log.h"
 
 namespace thaw::coalescer {
@@ -76,7 +77,13 @@ struct Inbox {
   std::mutex mutex;
   std::vector<GenerateEvent> events;  // guarded by mutex
   std::function<void()> notify;  // guarded by mutex; empty once the server is gone
+  std::function<void(std::function<void()>)> post;  // the same
 };
+
+void run_on_io(Inbox& inbox, std::function<void()> task) {
+  const std::scoped_lock lock(inbox.mutex);
+  if (inbox.post) inbox.post(std::move(task));
+}
 
 void put(Inbox& inbox, GenerateEvent event) {
   const std::scoped_lock lock(inbox.mutex);
@@ -113,6 +120,8 @@ struct Server::Impl {
   void tick();
   void begin_drain(std::chrono::milliseconds timeout);
   void on_drain_deadline();
+  /// Writes the sessions where there is a directory for them, and stops.
+  void finish();
 
   std::shared_ptr<const TextCodec> codec;
   ServerContext context;
@@ -125,6 +134,7 @@ struct Server::Impl {
   bool ticking = false;
   bool flush_posted = false;
   bool past_drain_deadline = false;
+  bool finishing = false;
   std::uint16_t port = 0;
   std::shared_ptr<Inbox> inbox = std::make_shared<Inbox>();
 };
@@ -133,6 +143,7 @@ Server::Impl::~Impl() {
   {
     const std::scoped_lock lock(inbox->mutex);
     inbox->notify = nullptr;
+    inbox->post = nullptr;
   }
   context.text_pool.join();  // its tasks end by posting to `io`
   context.dispatcher.drop_receivers();
@@ -142,7 +153,10 @@ void Server::Impl::connect_backend() {
   {
     const std::scoped_lock lock(inbox->mutex);
     inbox->notify = [this] { net::post(io, [this] { take_events(); }); };
+    inbox->post = [this](std::function<void()> task) { net::post(io, std::move(task)); };
   }
+  context.sessions.set_post(
+      [inbox = inbox](std::function<void()> task) { run_on_io(*inbox, std::move(task)); });
   context.backend->set_event_sink(
       [inbox = inbox](GenerateEvent event) { put(*inbox, std::move(event)); });
 }
@@ -194,7 +208,7 @@ void Server::Impl::end_session(Session* session, const std::exception_ptr& excep
   }
   session->close();
   sessions.erase(session);
-  if (context.draining && sessions.empty()) io.stop();
+  if (context.draining && sessions.empty()) finish();
 }
 
 void Server::Impl::refuse_connection(tcp::socket socket) {
@@ -248,7 +262,7 @@ void Server::Impl::begin_drain(std::chrono::milliseconds timeout) {
     for (const auto& [raw, weak] : sessions)
       if (const auto session = weak.lock()) session->close_if_idle();
   }
-  if (sessions.empty()) return io.stop();
+  if (sessions.empty()) return finish();
   if (past_drain_deadline) return;
   drain_timer.expires_after(timeout);
   drain_timer.async_wait([this](boost::system::error_code error) {
@@ -257,7 +271,7 @@ void Server::Impl::begin_drain(std::chrono::milliseconds timeout) {
 }
 
 void Server::Impl::on_drain_deadline() {
-  if (past_drain_deadline) return io.stop();
+  if (past_drain_deadline) return finish();
   past_drain_deadline = true;
   logger("http")->warn("event=drain_deadline cut={}", context.dispatcher.num_in_flight());
   const ApiError cut = to_api_error(
@@ -266,7 +280,16 @@ void Server::Impl::on_drain_deadline() {
     if (const auto session = weak.lock()) session->cut(cut);
   drain_timer.expires_after(kFarewell);
   drain_timer.async_wait([this](boost::system::error_code error) {
-    if (!error) io.stop();
+    if (!error) finish();
+  });
+}
+
+void Server::Impl::finish() {
+  if (context.sessions.files() == nullptr) return io.stop();
+  if (std::exchange(finishing, true)) return;
+  net::co_spawn(io, save_all_sessions(&context), [this](const std::exception_ptr& exception) {
+    if (exception) logger("http")->error("event=save_all_sessions_failed");
+    io.stop();
   });
 }
 
@@ -278,6 +301,12 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* b
                                                std::shared_ptr<const TextCodec> codec) {
   if (auto checked = check_options(options); !checked) return std::move(checked).error();
   auto impl = std::make_unique<Impl>(std::move(options), backend, std::move(codec));
+  if (const std::string& directory = impl->context.options.session_dir; !directory.empty()) {
+    auto files = SessionFiles::open(directory);
+    if (!files) return std::move(files).error();
+    impl->context.sessions.set_files(std::make_shared<const SessionFiles>(std::move(*files)));
+    load_all_sessions(&impl->context);
+  }
   auto acceptor = listen(impl->io, impl->context.options);
   if (!acceptor) return std::move(acceptor).error();
   impl->acceptor = std::move(*acceptor);

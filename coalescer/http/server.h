@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coalescer/core/backend.h"
+#include "coalescer/core/session_store.h"
 #include "coalescer/openai/model_description.h"
 #include "engine/base/result.h"
 #include "engine/text/chat_template.h"
@@ -41,6 +42,9 @@ struct ServerOptions {
   std::chrono::milliseconds write_timeout{
       30000};  ///< a client that reads nothing for that long is dropped
   std::uint32_t num_text_threads = 1;  ///< tokenize long prompts off the I/O thread
+  SessionLimits session_limits;
+  std::uint64_t session_kept_bytes = 128ULL << 20;  ///< KV kept for sessions; 0: none is
+  std::string session_dir;  ///< sessions are written there; empty: nowhere
   std::string version;
   std::string system_fingerprint;
 };

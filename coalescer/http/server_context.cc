@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include <boost/asio/post.hpp>
 #include <spdlog/fmt/fmt.h>
 
 namespace thaw::coalescer {
@@ -20,6 +21,11 @@ std::uint64_t random_seed() {
 }
 
 }  // namespace
+
+ApiError not_ready(bool draining) {
+  return to_api_error(make_error(
+      Errc::kUnavailable, draining ? "the server is shutting down" : "the model is still loading"));
+}
 
 BodyLease::~BodyLease() {
   context_->body_bytes -= held_;
@@ -40,13 +46,18 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
               [codec_in](std::span<const TokenId> tokens) {
                 return codec_in->decode(tokens, /*keep_special=*/true);
               }),
+      sessions(options.session_limits, options.session_kept_bytes,
+               options.served_model_names.front(), backend_in, &clock),
       dispatcher(options.window, options.max_queued_requests, backend_in, &history, &metrics,
                  &clock),
       keys(options.api_keys),
       text_pool(options.num_text_threads),
       random(random_seed()),
       nonce(fmt::format("{:016x}", random())),
-      system_fingerprint_(options.system_fingerprint) {}
+      system_fingerprint_(options.system_fingerprint) {
+  sessions.set_background(
+      [this](std::function<void()> task) { boost::asio::post(text_pool, std::move(task)); });
+}
 
 bool ServerContext::backend_was_ready() {
   if (!was_ready_) was_ready_ = backend->status().ready;
@@ -69,6 +80,16 @@ const std::string* ServerContext::served_name(const std::string& requested) cons
   return found == names.end() ? nullptr : &*found;
 }
 
+ApiError ServerContext::unknown_model(const std::string& requested) const {
+  ApiError error =
+      invalid_field("model",
+                    "the model `" + requested.substr(0, 200) + "` is not served here; `" +
+                        options.served_model_names.front() + "` is",
+                    "model_not_found");
+  error.status = 404;
+  return error;
+}
+
 std::string ServerContext::next_response_id(ApiKind kind) {
   return fmt::format("{}-{}-{}", kind == ApiKind::kChat ? "chatcmpl" : "cmpl", nonce,
                      next_response_++);
@@ -77,6 +98,8 @@ std::string ServerContext::next_response_id(ApiKind kind) {
 std::string ServerContext::metrics_text() {
   metrics.requests_queued = dispatcher.num_queued();
   metrics.requests_in_flight = dispatcher.num_in_flight();
+  sessions.store().expire();
+  metrics.sessions = sessions.counts();
   return metrics.render(backend->status(), options.version);
 }
 

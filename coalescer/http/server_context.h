@@ -12,6 +12,7 @@
 #include "coalescer/http/dispatcher.h"
 #include "coalescer/http/metrics.h"
 #include "coalescer/http/server.h"
+#include "coalescer/http/session_service.h"
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/text_codec.h"
 
@@ -46,6 +47,7 @@ struct ServerContext {
   SteadyClock clock;
   ForkHistory history;
   Metrics metrics;
+  SessionService sessions;
   Dispatcher dispatcher;
   KeyTable keys;
   boost::asio::thread_pool text_pool;
@@ -62,6 +64,8 @@ struct ServerContext {
   const std::string& system_fingerprint();
   /// The name to show for a requested model; nullptr where it is not served. Empty: the first one.
   const std::string* served_name(const std::string& requested) const;
+  /// The 404 for a name that is not served.
+  ApiError unknown_model(const std::string& requested) const;
   /// "chatcmpl-<process>-<number>".
   std::string next_response_id(ApiKind kind);
   std::string metrics_text();
@@ -72,5 +76,11 @@ struct ServerContext {
   bool was_ready_ = false;
   std::string system_fingerprint_;
 };
+
+/// The 503 of a server that does not answer calls yet, or any more.
+ApiError not_ready(bool draining);
+
+/// Counted where the client hung up; never sent.
+inline constexpr int kClientClosed = 499;
 
 }  // namespace thaw::coalescer

@@ -65,6 +65,26 @@ class Session : public std::enable_shared_from_this<Session> {
                                              std::string id, bool explain);
   boost::asio::awaitable<bool> answer_whole(std::shared_ptr<LiveCall> call, Request request,
                                             std::string id, bool explain);
+  /// What a session's turn begins with.
+  struct TurnStart {
+    std::shared_ptr<RunningTurn> turn;
+    PreparedPrompt prompt;
+  };
+  boost::asio::awaitable<ApiResult<TurnStart>> begin_turn(std::shared_ptr<CallRecord> record);
+  /// Everything below /v1/sessions.
+  boost::asio::awaitable<bool> answer_session(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> session_body_of(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> create_session(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> fork_session(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> rewind_session(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> checkpoint_session(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> export_session_call(Request request);
+  boost::asio::awaitable<ApiResult<std::string>> import_session(Request request);
+  /// Why a file of that name cannot be; nothing where it can.
+  std::optional<ApiError> check_file(const std::string& file) const;
+  /// Computes the KV of tokens that is not there; a client that hangs up ends it.
+  boost::asio::awaitable<ApiResult<CompletionUsage>> prefill(GenerateRequest request,
+                                                             Clock::TimePoint received);
   boost::asio::awaitable<std::string> explanation(std::vector<RequestId> requests);
 
   void watch_client(const std::shared_ptr<LiveCall>& call);

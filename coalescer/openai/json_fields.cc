@@ -49,10 +49,10 @@ std::optional<std::int64_t> whole_number(element value) {
 
 }  // namespace
 
-std::optional<ApiError> JsonBody::parse(std::string_view text) {
+std::optional<ApiError> JsonBody::parse(std::string_view text, std::size_t max_depth) {
   if (text.empty()) return invalid_field("", "the body is empty; it must be a JSON object");
   // One capacity for all small bodies; simdjson allocates in proportion to it.
-  auto error = parser_.allocate(std::max<std::size_t>(text.size(), 1024), kMaxJsonDepth);
+  auto error = parser_.allocate(std::max<std::size_t>(text.size(), 1024), max_depth);
   if (error == simdjson::SUCCESS) {
     element root;
     error = parser_.parse(text.data(), text.size()).get(root);
@@ -63,7 +63,7 @@ std::optional<ApiError> JsonBody::parse(std::string_view text) {
     }
   }
   if (error == simdjson::DEPTH_ERROR) {
-    return invalid_field("", "the body nests deeper than " + std::to_string(kMaxJsonDepth) +
+    return invalid_field("", "the body nests deeper than " + std::to_string(max_depth) +
                                  " levels, the most that is accepted");
   }
   if (error == simdjson::UTF8_ERROR)

@@ -16,20 +16,20 @@
 
 namespace thaw::coalescer {
 
+/// Deepest nesting that is accepted.
+inline constexpr std::size_t kMaxJsonDepth = 100;
+
 /// A parsed body; keeps the memory that its elements point into.
 class JsonBody {
  public:
   /// Errors: not JSON, invalid UTF-8, nested too deeply, not an object. Each says where or what.
-  std::optional<ApiError> parse(std::string_view text);
+  std::optional<ApiError> parse(std::string_view text, std::size_t max_depth = kMaxJsonDepth);
   simdjson::dom::object root() const { return root_; }
 
  private:
   simdjson::dom::parser parser_;
   simdjson::dom::object root_;
 };
-
-/// Deepest nesting that is accepted.
-inline constexpr std::size_t kMaxJsonDepth = 100;
 
 /// "a string", "null", ...
 const char* json_type_name(simdjson::dom::element element);

@@ -23,6 +23,8 @@ constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 constexpr std::size_t kMaxText = 1024;
+/// A message of a request, with the arguments of its tool calls as objects.
+constexpr std::size_t kMaxDepth = 2 * kMaxJsonDepth + 8;
 constexpr std::array<std::pair<const char*, LineEnd>, 4> kEnds = {{{"message", LineEnd::kMessage},
                                                                    {"prompted", LineEnd::kPrompted},
                                                                    {"reply", LineEnd::kReply},
@@ -222,7 +224,7 @@ std::string write_session_document(const SessionDocument& document, int vocab_si
 ApiResult<SessionDocument> read_session_document(std::string_view text,
                                                  const DocumentLimits& limits) {
   JsonBody json;
-  if (auto error = json.parse(text)) return std::move(*error);
+  if (auto error = json.parse(text, kMaxDepth)) return std::move(*error);
   JsonFields fields(json.root());
   SessionDocument document;
   StoredSession& session = document.session;

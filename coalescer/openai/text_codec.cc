@@ -48,7 +48,11 @@ class ModelTextCodec final : public TextCodec {
       return span.text.find(word) != std::string::npos;
     };
     const auto found = std::find_if(spans.begin(), spans.end(), holds_word);
-    if (found == spans.end() || std::find_if(found + 1, spans.end(), holds_word) != spans.end()) {
+    const auto twice = [&] {
+      return std::find_if(found + 1, spans.end(), holds_word) != spans.end() ||
+             found->text.find(word, found->text.find(word) + 1) != std::string::npos;
+    };
+    if (found == spans.end() || twice()) {
       return make_error(Errc::kUnsupported,
                         "this model's chat template does not write message " +
                             std::to_string(index) +

@@ -150,6 +150,41 @@ TEST(Settings, WhatADeviceCannotDoIsRefused) {
   EXPECT_EQ(refusal({"--workers", "2", "--kv-dtype", "f32", "--isa", "avx2"}), "nothing");
 }
 
+TEST(Settings, SessionsKeepHalfOfTheArenaUnlessTold) {
+  ServeSettings standard;
+  EXPECT_EQ(parse(standard, {"--arena-bytes", "64MiB"}), "");
+  EXPECT_EQ(session_bytes(standard).value(), 32ULL << 20);
+  ServeSettings given;
+  EXPECT_EQ(parse(given, {"--session-bytes", "8MiB", "--session-ttl", "60", "--session-max-ttl",
+                          "120", "--session-dir", "/s"}),
+            "");
+  EXPECT_EQ(session_bytes(given).value(), 8ULL << 20);
+  EXPECT_EQ(given.session_dir, "/s");
+  EXPECT_TRUE(check_sessions(given));
+  given.session_bytes = "0";
+  EXPECT_EQ(session_bytes(given).value(), 0U);
+}
+
+TEST(Settings, AbsurdSessionsAreRefused) {
+  const auto refusal = [](const std::vector<std::string>& arguments) {
+    ServeSettings settings;
+    const std::string message = parse(settings, arguments);
+    if (!message.empty()) return message;
+    const auto checked = check_sessions(settings);
+    return checked ? std::string() : checked.error().message;
+  };
+  for (const char* bytes : {"-1", "x", "", "1.5.5MiB", "2TiB", "99999999999999999999"})
+    EXPECT_NE(refusal({"--session-bytes", bytes}).find("--session-bytes"), std::string::npos)
+        << bytes;
+  for (const char* ttl : {"0", "-1", "x", "31622401"})
+    EXPECT_NE(refusal({"--session-ttl", ttl}).find("--session-ttl"), std::string::npos) << ttl;
+  EXPECT_NE(refusal({"--session-ttl", "61", "--session-max-ttl", "60"}).find("at most"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--max-sessions", "0"}).find("--max-sessions"), std::string::npos);
+  EXPECT_NE(refusal({"--session-history-bytes", "5"}).find("--session-history-bytes"),
+            std::string::npos);
+}
+
 TEST(Settings, ABadValueIsNamed) {
   ServeSettings settings;
   EXPECT_NE(parse(settings, {"--device", "gpu"}).find("use cpu, cuda or cuda:N"),

@@ -99,6 +99,38 @@ TEST_F(TextCodecTest, NoTemplateIsUnsupported) {
   EXPECT_EQ(refused.error().code, Errc::kUnsupported);
 }
 
+TEST_F(TextCodecTest, WhatStandsBehindAContentIsTheRestOfTheRendering) {
+  ChatPrompt prompt = prompt_of("user", "contentends contentendsx <|im_end|>");
+  prompt.messages.push_back({{"role", "assistant"}, {"content", "yes"}});
+  prompt.messages.push_back({{"role", "user"}, {"content", "contentends"}});
+  const auto whole = codec->encode_chat(prompt).value();
+  for (std::size_t index = 0; index < prompt.messages.size(); ++index) {
+    const auto after = codec->encode_after(prompt, index);
+    ASSERT_TRUE(after) << after.error().message;
+    // The message's own end, the later messages, the call for a reply.
+    EXPECT_EQ(after->front(), kEnd);
+    EXPECT_EQ(std::count(after->begin(), after->end(), kEnd),
+              static_cast<std::ptrdiff_t>(prompt.messages.size() - index));
+    ASSERT_LE(after->size(), whole.size());
+    EXPECT_TRUE(std::equal(after->rbegin(), after->rend(), whole.rbegin()));
+    const std::string before =
+        codec->decode({whole.data(), whole.size() - after->size()}, /*keep_special=*/true);
+    EXPECT_TRUE(before.ends_with(prompt.messages[index]["content"].get<std::string>())) << before;
+  }
+}
+
+TEST_F(TextCodecTest, AContentThatIsNotWrittenOnceHasNoEnd) {
+  for (const char* source : {"{% for m in messages %}{{ m.role }}{% endfor %}",
+                             "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+                             "{% for m in messages %}{{ m.content|upper }}{% endfor %}"}) {
+    const auto other = text::ChatTemplate::parse(source).value();
+    const auto odd = make_model_codec(tokenizer.get(), other.get());
+    const auto after = odd->encode_after(prompt_of("user", "x"), 0);
+    ASSERT_FALSE(after) << source;
+    EXPECT_EQ(after.error().code, Errc::kUnsupported);
+  }
+}
+
 TEST_F(TextCodecTest, TextTakesSpecialTokensAndBos) {
   EXPECT_EQ(codec->encode_text("a<|im_end|>", true), (std::vector<TokenId>{kStart, 'a', kEnd}));
   EXPECT_EQ(codec->encode_text("a", false), std::vector<TokenId>{'a'});
