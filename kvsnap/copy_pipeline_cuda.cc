@@ -5,6 +5,7 @@
 
 #include "engine/cuda/buffer.h"
 #include "engine/cuda/check.h"
+#include "kvsnap/device_checksum.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -69,8 +70,17 @@ class CudaCopyEngine final : public CopyEngine {
             cudaMemcpyAsync(copy.destination, copy.source, copy.size_bytes, kind, stream.get()),
             "copy of KV blocks");
       }
+      if (direction == CopyDirection::kFromArena && DeviceChecksum::can_check(copies))
+        checksum_.enqueue(copies, results_[slot], stream);
       events_[slot].record(stream);
     });
+  }
+
+  bool can_check(std::span<const CopyPiece> copies) const override {
+    return DeviceChecksum::can_check(copies);
+  }
+  std::uint32_t checksum(std::size_t slot, std::span<const CopyPiece> copies) override {
+    return DeviceChecksum::checksum(copies, results_[slot]);
   }
 
   Result<bool> finished(std::size_t slot) override {
@@ -81,6 +91,8 @@ class CudaCopyEngine final : public CopyEngine {
   cuda::StreamView compute_;
   std::array<cuda::Stream, kStreams> streams_;
   std::array<cuda::Event, kSlots> events_;
+  DeviceChecksum checksum_{streams_[0]};
+  cuda::PinnedBuffer<DeviceChecksum::Results> results_{kSlots};
   int device_;
 };
 

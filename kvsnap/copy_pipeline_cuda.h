@@ -10,7 +10,8 @@
 namespace thaw::kvsnap {
 
 /// The GPU's pipeline: whole blocks by the copy engine, in chunks on two non-blocking streams of
-/// the current device, checksums by CPU threads meanwhile (OverlappedPipeline). Each copy begins
+/// the current device. Checksums on the way to the arena by CPU threads meanwhile, on the way from
+/// it by a kernel behind each chunk, from what has arrived (OverlappedPipeline). Each copy begins
 /// after what `compute` held when it was launched: a snapshot reads what those steps write, a
 /// restore writes where they may still write. Nothing here synchronises the device. Only whole
 /// blocks move, so the copies are megabytes each and no kernel gathers anything.

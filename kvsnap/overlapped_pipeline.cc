@@ -138,11 +138,22 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
   return checksums;
 }
 
+bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const {
+  return job.direction == CopyDirection::kFromArena &&
+         std::ranges::all_of(chunks, [&](const CopyChunk& chunk) {
+           std::size_t copied = 0;  // what nobody wants is counted too, and no engine sees it
+           for (const CopyPiece& copy : chunk.copies)
+             copied += copy.size_bytes;
+           return copied == chunk.arena.size() && engine_->can_check(chunk.copies);
+         });
+}
+
 Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
     const Job& job, const std::vector<CopyChunk>& chunks) {
   static const Crc32cCombiner append_slice(kSliceBytes);
   const auto end = std::chrono::steady_clock::now() + options_.deadline;
-  const Slices slices(chunks);
+  const bool engine_checks = this->engine_checks(job, chunks);
+  const Slices slices(engine_checks ? std::vector<CopyChunk>{} : chunks);
   Checksums checksums(job.extents.size(), 0);
   crew_.begin(slices.bytes);
   // What comes from the arena lies there from the beginning.
@@ -164,6 +175,12 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
       const auto there = engine_->finished(arrived % engine_->num_slots());
       if (!there) return there.error();
       if (!*there) break;
+      if (engine_checks) {
+        const CopyChunk& chunk = chunks[arrived];
+        std::uint32_t& crc = checksums[chunk.extent];
+        crc = crc32c_combine(crc, engine_->checksum(arrived % engine_->num_slots(), chunk.copies),
+                             chunk.arena.size());
+      }
       ++arrived;
     }
     if (arrived > arrived_before && job.direction == CopyDirection::kToArena)

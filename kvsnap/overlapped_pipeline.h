@@ -27,7 +27,8 @@ struct OverlapOptions {
 
 /// Copies by an engine, checksums by CPU threads from the arena's bytes while it copies: of every
 /// chunk right after it has arrived on the way to the arena, of all bytes at once on the way from
-/// it: to pace those by the copies, or the copies by them, costs more than it gains (measured). A
+/// it: to pace those by the copies, or the copies by them, costs more than it gains (measured). An
+/// engine that can check what has arrived does so instead of them, on the way from the arena. A
 /// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
 /// device's work and nothing else. Copies are served one after another.
 ///
@@ -57,6 +58,8 @@ class OverlappedPipeline final : public CopyPipeline {
   void serve();
   Result<Checksums> run(const Job& job);
   Result<Checksums> copy(const Job& job, const std::vector<CopyChunk>& chunks);
+  /// Whether the engine can check all of the chunks.
+  bool engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const;
 
   std::unique_ptr<CopyEngine> engine_;
   const OverlapOptions options_;

@@ -14,6 +14,7 @@
 #include "engine/cuda/check.h"
 #include "engine/cuda/vmm.h"
 #include "kvsnap/arena.h"
+#include "kvsnap/device_checksum.h"
 #include "kvsnap/pinned_range.h"
 #include "kvsnap/snapshot_reader.h"
 #include "kvsnap/snapshot_writer.h"
@@ -117,6 +118,37 @@ TEST_F(CudaPipelineTest, ThereAndIntoAnotherPoolBitForBit) {
                          view_->bytes(manifest.extents[0]).begin()));
   ASSERT_TRUE(read(manifest));
   expect_restored();
+}
+
+TEST_F(CudaPipelineTest, TheDeviceComputesTheChecksumsOfTheHost) {
+  const DeviceChecksum device(*compute_);
+  const cuda::PinnedBuffer<DeviceChecksum::Results> results(1);
+  std::byte* const at = kv_[0].data();
+  const auto expect = [&](const std::vector<std::pair<std::size_t, std::size_t>>& ranges) {
+    std::vector<CopyPiece> copies;
+    std::uint32_t crc = 0;
+    for (const auto& [first, size] : ranges) {
+      copies.push_back({nullptr, at + first, size});
+      crc = crc32c(std::span(contents_).subspan(first, size), crc);
+    }
+    ASSERT_TRUE(DeviceChecksum::can_check(copies));
+    device.enqueue(copies, results[0], *compute_);
+    compute_->synchronize();
+    EXPECT_EQ(DeviceChecksum::checksum(copies, results[0]), crc)
+        << ranges.size() << " ranges, the first of " << ranges[0].second << " bytes";
+  };
+  for (const std::size_t size : {16, 32, 4080, 4096, 4112, 65520, 65536, 65552, 1000000, 4194304})
+    expect({{48, size}});
+  expect({{0, 368640}, {5 * 368640, 368640}, {1024, 16}});
+  const auto can = [&](std::size_t first, std::size_t size) {
+    const std::vector<CopyPiece> copies = {{nullptr, at + first, size}};
+    return DeviceChecksum::can_check(copies);
+  };
+  EXPECT_FALSE(can(8, 1024));
+  EXPECT_FALSE(can(0, 1000));
+  EXPECT_FALSE(can(0, DeviceChecksum::kSliceBytes * DeviceChecksum::kMostSlices + 16));
+  const std::vector<CopyPiece> unwanted = {{at, nullptr, 1024}};
+  EXPECT_FALSE(DeviceChecksum::can_check(unwanted));
 }
 
 TEST_F(CudaPipelineTest, AFlippedBitIsCaughtAndTheNextRestoreIsRight) {

@@ -29,6 +29,10 @@ class LazyEngine final : public CopyEngine {
     int fail_at_finish = -1;  ///< when that many have been started
     bool fail_fence = false;
     bool fail_attach = false;
+    bool checks = false;  ///< the engine computes checksums itself
+    std::atomic<int> checked{0};
+    int damage_at = -1;  ///< the arrival with that number brings a flipped bit
+    int arrivals = 0;
   };
   struct NumberedFence final : Fence {
     explicit NumberedFence(int which) : number(which) {}
@@ -69,8 +73,18 @@ class LazyEngine final : public CopyEngine {
     if (!std::exchange(asked.seen, true)) return false;
     for (const CopyPiece& copy : asked.copies)
       std::memcpy(copy.destination, copy.source, copy.size_bytes);
+    if (control_->arrivals++ == control_->damage_at) *asked.copies[0].destination ^= std::byte{4};
     asked.in_flight = false;
     return true;
+  }
+  bool can_check(std::span<const CopyPiece> /*copies*/) const override { return control_->checks; }
+  std::uint32_t checksum(std::size_t slot, std::span<const CopyPiece> copies) override {
+    EXPECT_FALSE(slots_[slot].in_flight);
+    ++control_->checked;
+    std::uint32_t crc = 0;
+    for (const CopyPiece& copy : copies)
+      crc = crc32c({copy.destination, copy.size_bytes}, crc);
+    return crc;
   }
 
  private:
@@ -149,6 +163,30 @@ TEST_F(OverlappedPipelineTest, ThereAndBackWithChecksums) {
     EXPECT_EQ(same, i != 7) << i;
   }
   EXPECT_EQ(back[7 * kBlockBytes], std::byte{0xAA});
+}
+
+TEST_F(OverlappedPipelineTest, AnEngineChecksWhatHasArrivedOnTheWayFromTheArena) {
+  control_.checks = true;
+  auto pipeline = make();
+  const auto there = pipeline.collect(pipeline.launch(CopyDirection::kToArena, to_arena()).value());
+  ASSERT_TRUE(there);
+  EXPECT_EQ((*there)[0], arena_crc(0, kBlocks / 2));
+  EXPECT_EQ(control_.checked, 0);
+  std::vector<std::byte> back(kv_.size());
+  const auto restored = [&](std::size_t unwanted) {
+    std::vector<ExtentCopy> extents = from_arena(back);
+    extents[0].pieces[7].destination = back.data() + 7 * kBlockBytes;
+    if (unwanted < kBlocks) extents[0].pieces[unwanted].destination = nullptr;
+    return pipeline.collect(pipeline.launch(CopyDirection::kFromArena, extents).value()).value()[0];
+  };
+  EXPECT_EQ(restored(kBlocks), arena_crc(0, kBlocks));
+  EXPECT_GT(control_.checked, 0);
+  // What it is not shown it cannot check: that copy is left to the threads.
+  const int checked = control_.checked;
+  EXPECT_EQ(restored(9), arena_crc(0, kBlocks));
+  EXPECT_EQ(control_.checked, checked);
+  control_.damage_at = control_.arrivals + 5;
+  EXPECT_NE(restored(kBlocks), arena_crc(0, kBlocks));
 }
 
 TEST_F(OverlappedPipelineTest, LaunchAndDoneDoNotWait) {
