@@ -38,6 +38,7 @@ Driver load() {
   find(d.mem_export, "cuMemExportToShareableHandle");
   find(d.mem_import, "cuMemImportFromShareableHandle");
   find(d.mem_granularity, "cuMemGetAllocationGranularity");
+  find(d.tensor_map, "cuTensorMapEncodeTiled");
   find(d.get_error_name, "cuGetErrorName");
   return d;
 }

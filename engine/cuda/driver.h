@@ -17,6 +17,7 @@ struct Driver {
   decltype(&cuMemExportToShareableHandle) mem_export;
   decltype(&cuMemImportFromShareableHandle) mem_import;
   decltype(&cuMemGetAllocationGranularity) mem_granularity;
+  decltype(&cuTensorMapEncodeTiled) tensor_map;
   decltype(&cuGetErrorName) get_error_name;
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -60,6 +61,20 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
 #endif
 }
 
+/// The same for a wait that is as good as always long: the thread sleeps up to a microsecond at a
+/// time, and takes no turns from the warps beside it.
+__device__ __forceinline__ void barrier_wait_long(std::uint32_t barrier, std::uint32_t parity) {
+#if THAW_HOPPER
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
+      "@!done bra again;\n}" ::"r"(barrier),
+      "r"(parity), "r"(1000)
+      : "memory");
+#endif
+}
+
 /// Copies `bytes` (a multiple of 16, both sides 16-byte aligned) to shared memory; `barrier` counts
 /// them when they have landed.
 __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
@@ -73,7 +88,20 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, st
 #endif
 }
 
-/// The same for bytes that are read once: they are the first to leave the second-level cache.
+/// Copies the box of a tensor map at (x, y, z) to shared memory, 128-byte aligned; `barrier` counts
+/// the whole box, zeros outside of the tensor included.
+__device__ __forceinline__ void tensor_copy(std::uint32_t to, const CUtensorMap* map, int x, int y,
+                                            int z, std::uint32_t barrier) {
+#if THAW_HOPPER
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+#endif
+}
+
+/// As bulk_copy, for bytes that are read once: they are the first to leave the second-level cache.
 __device__ __forceinline__ void bulk_copy_once(std::uint32_t to, const void* from,
                                                std::uint32_t bytes, std::uint32_t barrier) {
 #if THAW_HOPPER

@@ -12,7 +12,7 @@
 // All are built of *core matrices*: 8 rows x 8 columns of bf16, row by row, 128 contiguous bytes. A
 // core matrix is one phase of ldmatrix (mma.sync) and one unit of a wgmma descriptor without
 // swizzle; both read it free of bank conflicts, so that one copy of the bytes serves the streaming
-// kernel, the tile kernel and plain bulk copies, and nothing needs a tensor map.
+// kernel, the tile kernel and plain bulk copies.
 
 namespace thaw::ops::cuda {
 
