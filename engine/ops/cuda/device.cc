@@ -21,6 +21,7 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::create(int ordinal) try {
   cuda::prepare_tile_kernels();
   cuda::prepare_attention_kernels();
   cuda::prepare_elementwise_kernels();
+  cuda::prepare_rope_kernels();
   cuda::prepare_draw_kernels();
   return std::unique_ptr<CudaDevice>(
       new CudaDevice(std::move(*info)));  // NOLINT: private constructor

@@ -102,98 +102,6 @@ __global__ void __launch_bounds__(kRowThreads) embedding_kernel(EmbeddingParams 
   }
 }
 
-// One warp a (row, head). A lane holds D / 64 pairs: dims 2 or 1 from lane * D / 64 of either half,
-// or neighbours where pairs are (2i, 2i + 1).
-template <int D>
-__global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams p) {
-  constexpr int kPairs = D / 64;
-  ptx::let_next_kernel_start();
-  const int lane = threadIdx.x % 32;
-  const int heads = p.shape.num_heads + p.shape.num_kv_heads;  // a k head brings its v along
-  const std::int64_t work = static_cast<std::int64_t>(p.num_rows) * heads;
-  const std::int64_t index = blockIdx.x * 4LL + threadIdx.x / 32;
-  if (index >= work) return;
-  const int row = static_cast<int>(index / heads);
-  const int head = static_cast<int>(index % heads);
-  Bf16* x = p.qkv + row * p.stride + head * D;
-  // What the batch's inputs and the model say is there before the kernels ahead are done.
-  const int position = p.positions[row];
-  const BlockId block = p.blocks[row];
-  int dims[kPairs][2];
-  float cos[kPairs];
-  float sin[kPairs];
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int pair = lane * kPairs + i;
-    dims[i][0] = p.half_split ? pair : pair * 2;
-    dims[i][1] = p.half_split ? pair + D / 2 : pair * 2 + 1;
-    const std::size_t at = static_cast<std::size_t>(position) * (D / 2) + pair;
-    cos[i] = p.cos != nullptr ? p.cos[at] : 1.0F;
-    sin[i] = p.cos != nullptr ? p.sin[at] : 0.0F;
-  }
-  ptx::wait_for_previous_kernel();
-  float values[kPairs][2];
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    values[i][0] = __bfloat162float(x[dims[i][0]]);
-    values[i][1] = __bfloat162float(x[dims[i][1]]);
-  }
-  const float* norm = head < p.shape.num_heads ? p.q_norm : p.k_norm;
-  if (norm != nullptr) {
-    float sum = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      sum = __fmaf_rn(values[i][1], values[i][1], __fmaf_rn(values[i][0], values[i][0], sum));
-    const float mean = __fdiv_rn(warp_sum(sum), static_cast<float>(D));
-    const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.norm_eps)));
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      values[i][0] = __fmul_rn(__fmul_rn(values[i][0], scale), norm[dims[i][0]]);
-      values[i][1] = __fmul_rn(__fmul_rn(values[i][1], scale), norm[dims[i][1]]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    if (p.cos == nullptr) break;
-    const float a = values[i][0];
-    const float b = values[i][1];
-    values[i][0] = __fmaf_rn(a, cos[i], -__fmul_rn(b, sin[i]));
-    values[i][1] = __fmaf_rn(a, sin[i], __fmul_rn(b, cos[i]));
-  }
-  if (head < p.shape.num_heads) {
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      x[dims[i][0]] = __float2bfloat16_rn(values[i][0]);
-      x[dims[i][1]] = __float2bfloat16_rn(values[i][1]);
-    }
-    return;
-  }
-  if (block < 0) return;
-  const int kv_head = head - p.shape.num_heads;
-  const Bf16* v = x + p.shape.num_kv_heads * D;
-  Bf16* k_slab = p.kv.slab(block, p.layer, false, kv_head);
-  Bf16* v_slab = p.kv.slab(block, p.layer, true, kv_head);
-  const int token = position % kBlockSize;
-  Bf16 own[2 * kPairs];
-  bool finite = true;
-#pragma unroll
-  for (int i = 0; i < 2 * kPairs; ++i) {
-    own[i] = v[lane * 2 * kPairs + i];
-    finite = finite && (__bfloat16_as_ushort(own[i]) & 0x7f80) != 0x7f80;
-  }
-  finite = __all_sync(0xffffffff, finite);
-#pragma unroll
-  for (int i = 0; i < 2 * kPairs; ++i)
-    v_slab[p.kv.slab_index(token, lane * 2 * kPairs + i)] =
-        finite ? own[i] : __ushort_as_bfloat16(0);
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      k_slab[p.kv.slab_index(token, dims[i][e])] =
-          finite ? __float2bfloat16_rn(values[i][e]) : __ushort_as_bfloat16(0x7fff);
-}
-
 // A candidate is a logit and its id; larger logits win, then lower ids.
 __device__ __forceinline__ void take(float& best, int& id, float other, int other_id) {
   if (other > best || (other == best && other_id < id)) {
@@ -238,8 +146,6 @@ __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxParams p) 
 void prepare_elementwise_kernels() {
   prepare_kernel(&rms_norm_kernel, 0, "rms_norm");
   prepare_kernel(&embedding_kernel, 0, "embedding");
-  prepare_kernel(&rope_and_store_kernel<64>, 0, "rope_and_store");
-  prepare_kernel(&rope_and_store_kernel<128>, 0, "rope_and_store");
   prepare_kernel(&argmax_kernel, 0, "argmax");
 }
 
@@ -260,24 +166,6 @@ void embedding(const CudaDevice& /*device*/, const EmbeddingParams& params,
           params.table.cols, "it must be a multiple of 64");
   launch_early(&embedding_kernel, {params.num_rows, kRowThreads}, stream.get(), "embedding",
                params);
-}
-
-void rope_and_store(const CudaDevice& /*device*/, const RopeAndStoreParams& params,
-                    thaw::cuda::StreamView stream) {
-  const AttentionShape& shape = params.shape;
-  require(params.num_rows > 0, "rope: num_rows", params.num_rows, "it must be at least 1");
-  require(shape.head_dim == 64 || shape.head_dim == 128, "rope: head_dim", shape.head_dim,
-          "it must be 64 or 128");
-  require(params.kv.head_dim == shape.head_dim && params.kv.num_kv_heads == shape.num_kv_heads,
-          "rope: kv.head_dim", params.kv.head_dim, "the KV layout must be the shape's");
-  require(params.layer >= 0 && params.layer < params.kv.num_layers, "rope: layer", params.layer,
-          "it must be one of the KV layout's");
-  const std::int64_t warps =
-      static_cast<std::int64_t>(params.num_rows) * (shape.num_heads + shape.num_kv_heads);
-  const int blocks = static_cast<int>((warps + 3) / 4);
-  with_head_dim(shape.head_dim, [&]<int D>() {
-    launch_early(&rope_and_store_kernel<D>, {blocks, 128}, stream.get(), "rope_and_store", params);
-  });
 }
 
 void argmax(const CudaDevice& /*device*/, const ArgmaxParams& params,

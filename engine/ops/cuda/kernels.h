@@ -13,6 +13,7 @@ void prepare_stream_kernels();
 void prepare_tile_kernels();
 void prepare_attention_kernels();
 void prepare_elementwise_kernels();
+void prepare_rope_kernels();
 void prepare_draw_kernels();
 
 /// Most rows of the streaming kernel.

@@ -162,6 +162,55 @@ class CudaRopeTest : public CudaOpsTest {
   std::vector<BlockId> blocks;
 };
 
+TEST_F(CudaRopeTest, ManyRowsAreRotatedAsFew) {
+  for (const AttentionShape& one : {AttentionShape{9, 3, 64}, AttentionShape{32, 8, 128}}) {
+    cos.clear();
+    sin.clear();
+    positions.clear();
+    blocks.clear();
+    make(one);
+    const int rows = 301;  // heads share a warp
+    const auto many = random_bf16(static_cast<std::size_t>(rows) * width, 1, 7);
+    std::vector<std::int32_t> at(rows);
+    std::vector<BlockId> where(rows);
+    for (int r = 0; r < rows; ++r) {
+      at[r] = r + 100;
+      where[r] = r == 7 ? -1 : r / kBlockSize;
+    }
+    const auto device_at = to_device(at, *stream);
+    const auto device_where = to_device(where, *stream);
+    const auto device_cos = to_device(cos, *stream);
+    const auto device_sin = to_device(sin, *stream);
+    const auto device_norm = to_device(norm, *stream);
+    const auto rotated = [&](int step) {
+      const DeviceKv sizes{nullptr, 2, shape.num_kv_heads, shape.head_dim};
+      const auto pool = poisoned<Bf16>(sizes.block_elements() * 20, *stream);
+      const auto device_qkv = to_device(many, *stream);
+      for (int first = 0; first < rows; first += step) {
+        RopeAndStoreParams params;
+        params.qkv = device_qkv.data() + static_cast<std::size_t>(first) * width;
+        params.stride = width;
+        params.num_rows = std::min(step, rows - first);
+        params.shape = shape;
+        params.positions = device_at.data() + first;
+        params.blocks = device_where.data() + first;
+        params.cos = device_cos.data();
+        params.sin = device_sin.data();
+        params.k_norm = device_norm.data();
+        params.norm_eps = 1e-6F;
+        params.kv = {pool.data(), 2, shape.num_kv_heads, shape.head_dim};
+        params.layer = 1;
+        rope_and_store(*device, params, *stream);
+      }
+      return Out{to_host(device_qkv, *stream), to_host(pool, *stream)};
+    };
+    const Out whole = rotated(rows);
+    const Out parts = rotated(50);
+    EXPECT_TRUE(same_bits<Bf16>(whole.qkv, parts.qkv));
+    EXPECT_TRUE(same_bits<Bf16>(whole.pool, parts.pool));
+  }
+}
+
 TEST_F(CudaRopeTest, RotatesQueriesInPlaceAndStoresKeysAndValues) {
   for (const AttentionShape& one : {AttentionShape{9, 3, 64}, AttentionShape{8, 2, 128}}) {
     cos.clear();
