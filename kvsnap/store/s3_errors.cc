@@ -76,12 +76,19 @@ std::string xml_text(const std::string& document, const std::string& element) {
   return document.substr(start + open.size(), end - start - open.size());
 }
 
+Error s3_tls_error(const std::string& why, const std::string& url, const std::string& endpoint) {
+  return make_error(Errc::kUnavailable,
+                    url + ": no trusted TLS connection to " + endpoint + " (" + shown(why) +
+                        "); AWS_CA_BUNDLE names certificates to trust, http:// goes without");
+}
+
 Error s3_error(const S3Failure& failure, const std::string& url, const std::string& endpoint,
                const std::string& region) {
   if (failure.status != 0) return of_status(failure, url, region);
   const auto made = [&](Errc errc, const std::string& what) {
     return make_error(errc, url + ": " + what);
   };
+  if (is_tls(failure.code)) return s3_tls_error(aws_error_str(failure.code), url, endpoint);
   const std::string theirs = std::string(" (") + aws_error_str(failure.code) + ")";
   switch (failure.code) {
     case AWS_IO_SOCKET_CONNECTION_REFUSED:
@@ -90,6 +97,12 @@ Error s3_error(const S3Failure& failure, const std::string& url, const std::stri
     case AWS_IO_SOCKET_NO_ROUTE_TO_HOST:
     case AWS_IO_SOCKET_NETWORK_DOWN:
       return made(Errc::kUnavailable, endpoint + " cannot be reached" + theirs);
+    case AWS_IO_SOCKET_CLOSED:
+    case AWS_ERROR_HTTP_CONNECTION_CLOSED:
+      return made(Errc::kUnavailable,
+                  endpoint +
+                      " closed the connection, each time of several; is http:// or https:// "
+                      "right?");
     case AWS_IO_DNS_QUERY_FAILED:
     case AWS_IO_DNS_INVALID_NAME:
     case AWS_IO_DNS_NO_ADDRESS_FOR_HOST:
@@ -116,11 +129,6 @@ Error s3_error(const S3Failure& failure, const std::string& url, const std::stri
       return made(Errc::kDataLoss, "the answer is not what was asked for" + theirs);
     default:
       break;
-  }
-  if (is_tls(failure.code)) {
-    return made(Errc::kUnavailable,
-                "no trusted TLS connection to " + endpoint + theirs +
-                    "; AWS_CA_BUNDLE names certificates to trust, http:// goes without");
   }
   const std::string name = aws_error_name(failure.code);
   if (name.starts_with("AWS_AUTH_")) {

@@ -20,6 +20,9 @@ struct S3Failure {
 Error s3_error(const S3Failure& failure, const std::string& url, const std::string& endpoint,
                const std::string& region);
 
+/// No TLS connection, because of `why`.
+Error s3_tls_error(const std::string& why, const std::string& url, const std::string& endpoint);
+
 /// The text of an element of S3's error documents, such as "Code"; empty where it is not there.
 std::string xml_text(const std::string& document, const std::string& element);
 

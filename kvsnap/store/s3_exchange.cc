@@ -17,12 +17,14 @@
 
 #include "kvsnap/store/s3_errors.h"
 #include "kvsnap/store/s3_live.h"
+#include "kvsnap/store/s3_tls_watch.h"
 
 namespace thaw::kvsnap {
 namespace {
 
 constexpr std::uint64_t kSlowestBytesPerSecond = std::uint64_t{256} << 10;
 constexpr std::chrono::seconds kCancelDeadline{10};
+constexpr std::chrono::milliseconds kLook{100};
 constexpr std::size_t kMaxErrorBytes = std::size_t{64} << 10;
 constexpr std::uint64_t kMinRangeBytes = std::uint64_t{1} << 20;
 constexpr int kOk = 200;
@@ -208,6 +210,7 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
   const auto allowed =
       runtime.options().timeout + std::chrono::seconds(bytes / kSlowestBytesPerSecond);
   const auto deadline = std::chrono::steady_clock::now() + allowed;
+  const std::uint64_t tls_before = tls_failures().count;
   const std::unique_ptr<aws_s3_meta_request, ReleaseRequest> request(
       aws_s3_client_make_meta_request(runtime.client(), &options));
   if (!request) {
@@ -218,7 +221,15 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
   }
   std::unique_lock lock(exchange->mutex);
   const auto finished = [&] { return exchange->is_finished; };
-  const bool in_time = exchange->changed.wait_until(lock, deadline, finished);
+  bool in_time = false;
+  while (!in_time && std::chrono::steady_clock::now() < deadline) {
+    in_time = exchange->changed.wait_for(lock, kLook, finished);
+    // Before anything has worked, one refused handshake is as good as six.
+    if (in_time || !exchange->is_probe || tls_failures().count == tls_before) continue;
+    lock.unlock();
+    aws_s3_meta_request_cancel(request.get());
+    return s3_tls_error(tls_failures().last, exchange->url, runtime.shown_endpoint());
+  }
   if (!in_time) {
     exchange->sink = nullptr;
     lock.unlock();
@@ -227,7 +238,8 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
     exchange->changed.wait_for(lock, kCancelDeadline, finished);
   }
   exchange->sink = nullptr;
-  if (exchange->error) return *exchange->error;
+  const std::optional<Error>& error = exchange->error;
+  if (error) return *error;
   if (!in_time) {
     return make_error(Errc::kDeadlineExceeded,
                       exchange->url + ": " + operation + " took longer than " +

@@ -11,8 +11,9 @@ namespace thaw::kvsnap {
 class LiveTable {
  public:
   static LiveTable& instance() {
-    static LiveTable table;
-    return table;
+    // Never ends: the library's threads may be there when the process does.
+    static LiveTable* const table = std::make_unique<LiveTable>().release();
+    return *table;
   }
   void add(const std::shared_ptr<void>& object) {
     const std::lock_guard lock(mutex_);

@@ -21,11 +21,13 @@
 #include <aws/sdkutils/aws_profile.h>
 
 #include "kvsnap/store/s3_live.h"
+#include "kvsnap/store/s3_tls_watch.h"
 
 namespace thaw::kvsnap {
 namespace {
 
-constexpr std::chrono::seconds kShutdownDeadline{10};
+constexpr std::chrono::milliseconds kShutdownDeadline{10'000};
+constexpr std::chrono::milliseconds kTlsShutdownDeadline{200};  // these are held for longer
 constexpr std::chrono::seconds kCredentialsDeadline{30};
 constexpr std::uint16_t kEventLoops = 2;  // one fills a 10 Gbit/s link
 constexpr std::size_t kMaxHosts = 8;
@@ -37,7 +39,10 @@ constexpr std::uint32_t kLongestPauseS = 5;
 void init_library() {
   static std::once_flag once;
   // Never cleaned up: it holds tables, no threads.
-  std::call_once(once, [] { aws_s3_library_init(aws_default_allocator()); });
+  std::call_once(once, [] {
+    watch_tls();
+    aws_s3_library_init(aws_default_allocator());
+  });
 }
 
 aws_byte_cursor cursor_of(const std::string& text) {
@@ -121,7 +126,8 @@ S3Runtime::~S3Runtime() {
   Shutdowns& shutdowns = *parts.shutdowns;
   {
     std::unique_lock lock(shutdowns.mutex);
-    shutdowns.changed.wait_for(lock, kShutdownDeadline, [&] { return shutdowns.pending == 0; });
+    const auto deadline = tls_failures().count > 0 ? kTlsShutdownDeadline : kShutdownDeadline;
+    shutdowns.changed.wait_for(lock, deadline, [&] { return shutdowns.pending == 0; });
   }
   end_live(parts.shutdowns.get());
 }
@@ -191,23 +197,24 @@ Result<void> S3Runtime::find_credentials() {
   chain.shutdown_options = {&Shutdowns::end, parts.shutdowns.get()};
   parts.credentials = aws_credentials_provider_new_chain_default(parts.allocator, &chain);
   if (parts.credentials == nullptr) Shutdowns::end(parts.shutdowns.get());
-  const auto none = [](const std::string& why) {
+  // The library's reason is that of the last of many places.
+  const auto none = [](const std::string& when = "") {
     return make_error(Errc::kUnauthenticated,
-                      "S3: no credentials (" + why +
-                          "); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE");
+                      "S3: no credentials" + when +
+                          "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE");
   };
-  if (parts.credentials == nullptr) return none(last_error());
+  if (parts.credentials == nullptr) return none();
   // Asked for here, so that it is this error, and not one of the first request.
   const auto answer = make_live<CredentialsAnswer>();
   Result<void> found;
   if (aws_credentials_provider_get_credentials(parts.credentials, &CredentialsAnswer::take,
                                                answer.get()) != 0) {
-    found = none(last_error());
+    found = none();
   } else {
     std::unique_lock lock(answer->mutex);
     answer->changed.wait_for(lock, kCredentialsDeadline, [&] { return answer->is_there; });
-    if (!answer->is_there) found = none("none came in time");
-    if (answer->code != 0) found = none(aws_error_str(answer->code));
+    if (!answer->is_there) found = none(" came in time");
+    if (answer->code != 0) found = none();
   }
   end_live(answer.get());
   return found;

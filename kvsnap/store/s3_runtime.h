@@ -7,9 +7,11 @@
 #include "kvsnap/store/s3_options.h"
 #include "kvsnap/store/s3_url.h"
 
+// NOLINTBEGIN(readability-identifier-naming): the library's
 struct aws_allocator;
 struct aws_s3_client;
 struct aws_uri;
+// NOLINTEND(readability-identifier-naming)
 
 namespace thaw::kvsnap {
 
@@ -20,7 +22,8 @@ class S3Runtime {
   static Result<std::unique_ptr<S3Runtime>> create(const S3Options& options);
   S3Runtime(const S3Runtime&) = delete;
   S3Runtime& operator=(const S3Runtime&) = delete;
-  /// Returns when the library's threads have ended, or after ten seconds.
+  /// Returns when the library's threads have ended, or after ten seconds; at once where a TLS
+  /// handshake failed, since they linger then.
   ~S3Runtime();
 
   const S3Options& options() const { return options_; }
