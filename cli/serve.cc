@@ -186,6 +186,8 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
 
+  if (settings.snapshot.empty() && is_remote(settings.model))
+    std::swap(settings.snapshot, settings.model);
   const bool is_snapshot = !settings.snapshot.empty();
   const std::string snapshot = settings.snapshot;
   if (is_remote(snapshot)) {
