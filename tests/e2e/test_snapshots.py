@@ -217,7 +217,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path):
     assert "its metadata does not say what the file holds" in refusal("serve", "--snapshot", foreign)
     missing = tmp_path / "none" / "w.thaw"
     assert "No such file or directory" in refusal("freeze", "--model", model, "--output", missing)
-    assert "only local files" in refusal("freeze", "--model", model, "-o", "s3://bucket/w.thaw")
+    assert "only local files" in refusal("freeze", "--model", model, "-o", "gs://bucket/w.thaw")
     assert "no such file" in refusal("freeze", "--model", tmp_path / "none.gguf", "-o", tmp_path / "w.thaw")
     result = run("info", model, "--verify")
     assert result.returncode == 1 and "--verify compares the checksums of .thaw" in result.stderr
