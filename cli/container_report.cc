@@ -12,6 +12,7 @@
 #include "cli/weights_file.h"
 #include "engine/checkpoint/text_file.h"
 #include "kvsnap/container_reader.h"
+#include "kvsnap/whole_file.h"
 
 namespace thaw::cli {
 namespace {
@@ -61,28 +62,11 @@ void add_weights(const WeightsDocument& document, ordered_json& report) {
   report["writer"] = document.writer;
 }
 
-Result<std::string> read_text(kvsnap::FileIo& io, const std::string& path) {
-  const auto file = io.open(path);
-  if (!file) return file.error();
-  const auto size = (*file)->size_bytes();
-  if (!size) return size.error();
-  if (*size > checkpoint::kMaxTextFileBytes) {
-    return make_error(Errc::kDataLoss, path + " has " + std::to_string(*size) + " bytes; at most " +
-                                           std::to_string(checkpoint::kMaxTextFileBytes) +
-                                           " are right");
-  }
-  std::string text(static_cast<std::size_t>(*size), '\0');
-  const auto read = (*file)->read(std::as_writable_bytes(std::span(text)), 0);
-  if (!read) return read.error();
-  text.resize(*read);
-  return text;
-}
-
 /// What lies beside KV payloads: nothing where there is no such file.
 Result<std::optional<ordered_json>> read_kv_description(kvsnap::FileIo& io,
                                                         const std::string& path) {
   const std::string sidecar = path + ".meta";
-  const auto text = read_text(io, sidecar);
+  const auto text = kvsnap::read_whole_file(io, sidecar, checkpoint::kMaxTextFileBytes);
   if (!text && text.error().code == Errc::kNotFound) return std::optional<ordered_json>();
   if (!text) return text.error();
   const auto bad = [&](const std::string& what) {

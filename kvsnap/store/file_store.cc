@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "kvsnap/aligned_buffer.h"
-#include "kvsnap/container_writer.h"
+#include "kvsnap/whole_file.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -50,23 +50,6 @@ class FileObject final : public StoredObject {
   std::unique_ptr<IoFile> file_;
 };
 
-Result<void> copy_file(const IoFile& from, const std::string& path, std::uint64_t size_bytes,
-                       IoFile& to) {
-  std::uint64_t offset = 0;
-  const std::size_t alignment = to.alignment();
-  // Whole chunks are aligned; the last one is written with what is behind it, and cut.
-  auto copied =
-      stream_file(from, path, 0, size_bytes, [&](std::span<const std::byte> bytes) -> Result<void> {
-        const std::size_t whole = (bytes.size() + alignment - 1) / alignment * alignment;
-        auto written = to.write({bytes.data(), whole}, offset);
-        offset += bytes.size();
-        return written;
-      });
-  if (!copied) return copied;
-  if (auto sized = to.set_size(size_bytes); !sized) return sized;
-  return to.sync();
-}
-
 }  // namespace
 
 Result<std::unique_ptr<StoredObject>> FileStore::open(const std::string& url) {
@@ -81,22 +64,7 @@ Result<std::unique_ptr<StoredObject>> FileStore::open(const std::string& url) {
 }
 
 Result<ObjectInfo> FileStore::put(const std::string& url, const std::string& path) {
-  const auto from = io_->open(path);
-  if (!from) return from.error();
-  const auto size = (*from)->size_bytes();
-  if (!size) return size.error();
-  const std::string incomplete = url + kIncompleteSuffix;
-  {
-    const auto to = io_->create(incomplete, *size);
-    if (!to) return to.error();
-    auto done = copy_file(**from, path, *size, **to);
-    if (done) done = io_->rename(incomplete, url);
-    if (!done) {
-      static_cast<void>(io_->remove(incomplete));  // while it is still locked
-      return std::move(done).error();
-    }
-  }
-  if (auto synced = io_->sync_directory_of(url); !synced) return std::move(synced).error();
+  if (auto copied = copy_whole_file(*io_, path, url); !copied) return std::move(copied).error();
   const auto object = open(url);
   if (!object) return object.error();
   return (*object)->info();

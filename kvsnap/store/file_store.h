@@ -14,7 +14,7 @@ class FileStore final : public Store {
 
   std::string name() const override { return "file"; }
   Result<std::unique_ptr<StoredObject>> open(const std::string& url) override;
-  /// Copies through URL.thaw-incomplete: sync, rename, sync of the directory.
+  /// copy_whole_file(). REQUIRES: the files of `io` take any alignment.
   Result<ObjectInfo> put(const std::string& url, const std::string& path) override;
 
  private:

@@ -340,7 +340,7 @@ TEST_F(StoreFiles, MoreBytesThanWereAskedForAreRefused) {
 
 TEST(FileStore, OpensPutsAndStreams) {
   const ScratchFolder folder;
-  FileStore store(system_io(IoMode::kDirect));
+  FileStore store(system_io(IoMode::kBuffered));
   const Bytes bytes = random_payload(3'000'001, 1);
   write_file(folder / "a", bytes);
   const auto put = store.put(folder / "b", folder / "a");
