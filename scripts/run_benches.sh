@@ -16,3 +16,5 @@ printf '== fork round over HTTP\n'
 .venv/bin/python bench/e2e/fork_round.py --output bench/results/fork_round.json
 printf '== start, memory, respawn\n'
 .venv/bin/python bench/e2e/start.py --output bench/results/start.json
+printf '== ranges of S3\n'
+.venv/bin/python bench/e2e/s3_ranges.py
