@@ -1,7 +1,9 @@
 #include "cli/freeze.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <thread>
 #include <utility>
 
 #include "cli/freeze_weights.h"
@@ -48,6 +50,10 @@ void add_freeze_options(CLI::App& command, FreezeSettings& settings) {
                   "GGUF file, directory of Hugging Face's files, .thaw file, or org/name in the "
                   "local Hugging Face cache; the default model without one")
       ->envname("THAW_MODEL");
+  command.add_option(
+      "--snapshot", settings.snapshot,
+      "A .thaw file whose weights to take; one of the public project needs --model to "
+      "say what they are");
   command
       .add_option("-o,--output", settings.output,
                   "File to write, such as weights.thaw, or s3://BUCKET/KEY")
@@ -77,9 +83,15 @@ Result<void> run_freeze(const FreezeSettings& settings, const ModelPaths& paths)
     if (auto checked = remote->check_output(settings.output); !checked) return checked;
   }
   kvsnap::FileIo& io = remote ? remote->io() : kvsnap::system_io(kvsnap::IoMode::kDirect);
-  const auto model = ModelLoader::open(settings.model, paths);
+  const auto model = settings.snapshot.empty()
+                         ? ModelLoader::open(settings.model, paths)
+                         : ModelLoader::open_snapshot(settings.snapshot, settings.model, paths,
+                                                      kvsnap::Verify::kChecksums);
   if (!model) return model.error();
   if (auto checked = check_dtype(settings, model->source()); !checked) return checked;
+  // What is damaged would get checksums that are right.
+  ThreadPool threads(static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 16U)));
+  if (auto verified = model->source().tensors->verify(threads); !verified) return verified;
   auto document = model->describe();
   if (!document) return std::move(document).error();
   document->writer = std::string("thaw ") + kVersion;

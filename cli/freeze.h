@@ -14,6 +14,7 @@ namespace thaw::cli {
 
 struct FreezeSettings {
   std::string model;  ///< as `thaw serve` takes it; empty: the default model
+  std::string snapshot;  ///< .thaw file whose weights to take; empty: the model's own
   std::string output;  ///< file, or s3:// URL
   std::string dtype = "native";
   std::uint32_t tensor_parallel = 1;

@@ -7,6 +7,7 @@
 
 #include "cli/freeze_weights.h"
 #include "cli/model_source.h"
+#include "cli/public_weights.h"
 #include "cli/served_model.h"
 #include "engine/base/hash.h"
 #include "engine/base/thread_pool.h"
@@ -49,6 +50,20 @@ checkpoint::HfDirectory hf_directory_of(const WeightsDocument& document, const s
   return directory;
 }
 
+/// Says where a configuration comes from, before there are tensors.
+class NoTensors final : public checkpoint::TensorSource {
+ public:
+  explicit NoTensors(std::string path) : path_(std::move(path)) {}
+  const std::string& path() const override { return path_; }
+  const std::vector<checkpoint::StoredTensor>& tensors() const override { return tensors_; }
+  const checkpoint::StoredTensor* find_tensor(std::string_view) const override { return nullptr; }
+  Hash128 digest() const override { return {}; }
+
+ private:
+  std::string path_;
+  std::vector<checkpoint::StoredTensor> tensors_;
+};
+
 // By pointer: GCC 12 warns of what std::async's machinery would do with the result itself.
 std::unique_ptr<Result<ModelText>> make_text(const std::string& path, const TextSource& source) {
   return std::make_unique<Result<ModelText>>(make_model_text(path, source));
@@ -87,6 +102,13 @@ Result<ModelLoader> ModelLoader::open_snapshot(const std::string& snapshot,
                                                kvsnap::Verify checks) {
   ModelLoader loader;
   loader.location_ = {checkpoint::ModelKind::kThaw, snapshot, ""};
+  auto reader =
+      kvsnap::ContainerReader::open(kvsnap::system_io(kvsnap::IoMode::kBuffered), snapshot);
+  if (reader && !model.empty() && is_public_weights(*reader)) {
+    auto opened = loader.open_public(*std::move(reader), model, paths, checks);
+    if (!opened) return std::move(opened).error();
+    return loader;
+  }
   if (auto opened = loader.open_thaw(checks); !opened) return std::move(opened).error();
   if (model.empty()) return loader;
   loader.location_.name = model;
@@ -164,6 +186,42 @@ Result<void> ModelLoader::open_thaw(kvsnap::Verify checks) {
   const auto metadata = checkpoint::GgufFile::open_metadata(location_.path, document.gguf_metadata);
   if (!metadata) return metadata.error();
   return use_gguf(*metadata, file);
+}
+
+Result<void> ModelLoader::open_public(kvsnap::ContainerReader reader, const std::string& model,
+                                      const ModelPaths& paths, kvsnap::Verify checks) {
+  // Without its weights, a directory is no model that could be located, but it tells enough.
+  std::string path = model;
+  while (path.size() > 1 && path.back() == '/')
+    path.pop_back();
+  location_.name = std::filesystem::path(path).filename().string();
+  std::error_code ignored;
+  if (!std::filesystem::exists(path + "/config.json", ignored)) {
+    const auto located = checkpoint::locate_model(model, paths.hub_cache);
+    if (!located) return located.error();
+    if (located->kind != checkpoint::ModelKind::kHuggingFace) {
+      return make_error(Errc::kUnsupported,
+                        location_.path + " has no metadata, and " + model +
+                            " does not say what its regions are; name a directory of Hugging "
+                            "Face's files, or org/name");
+    }
+    path = located->path;
+    location_.name = located->name;
+  }
+  auto directory = checkpoint::read_hf_directory(path);
+  if (!directory) return std::move(directory).error();
+  const auto described = model::model_source_from_hf(
+      std::make_shared<const NoTensors>(path), directory->config, directory->generation_config);
+  if (!described) return described.error();
+  WeightsDocument document;
+  document.container = kHfContainer;
+  document.model = location_.name;
+  document.config_json = described->config.to_json();
+  set_hf_texts(*directory, document);
+  auto opened =
+      open_public_weights(std::move(reader), std::move(document), described->config, checks);
+  if (!opened) return std::move(opened).error();
+  return use_hf(*directory, std::make_shared<const WeightsFile>(*std::move(opened)));
 }
 
 Result<WeightsDocument> ModelLoader::describe() const {

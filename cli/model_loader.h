@@ -33,7 +33,9 @@ class ModelLoader {
   static Result<ModelLoader> open(const std::string& model, const ModelPaths& paths);
 
   /// A .thaw file. `model` names it for clients, and where it is found on this machine, it must be
-  /// the model that was frozen; empty: the name that it was frozen under.
+  /// the model that was frozen; empty: the name that it was frozen under. A file of the public
+  /// project does not say which weights it holds: `model` must then be a directory of Hugging
+  /// Face's files, or org/name in the local cache, which says it; its own weights are not read.
   static Result<ModelLoader> open_snapshot(const std::string& snapshot, const std::string& model,
                                            const ModelPaths& paths, kvsnap::Verify checks);
 
@@ -56,6 +58,8 @@ class ModelLoader {
   Result<void> open_gguf();
   Result<void> open_hf();
   Result<void> open_thaw(kvsnap::Verify checks);
+  Result<void> open_public(kvsnap::ContainerReader reader, const std::string& model,
+                           const ModelPaths& paths, kvsnap::Verify checks);
   Result<void> use_gguf(const checkpoint::GgufFile& metadata,
                         std::shared_ptr<const checkpoint::TensorSource> tensors);
   Result<void> use_hf(const checkpoint::HfDirectory& directory,

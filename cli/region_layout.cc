@@ -4,7 +4,6 @@
 #include <map>
 
 #include "engine/model/load.h"
-#include "engine/model/tensor_list.h"
 
 namespace thaw::cli {
 namespace {
@@ -25,6 +24,27 @@ constexpr std::initializer_list<std::initializer_list<const char*>> kLayerRegion
     {"ffn_norm"}};
 
 }  // namespace
+
+std::vector<std::vector<model::TensorRule>> vllm_parameters(const model::ModelConfig& config) {
+  std::map<std::string, model::TensorRule> by_name;
+  for (model::TensorRule& rule : model::tensor_list(config))
+    if (!rule.hf_name.empty()) by_name.emplace(rule.name, std::move(rule));
+  std::vector<std::vector<model::TensorRule>> parameters;
+  const auto add = [&](const std::string& prefix, std::initializer_list<const char*> names) {
+    std::vector<model::TensorRule> parts;
+    for (const char* name : names)
+      if (const auto found = by_name.find(prefix + name); found != by_name.end())
+        parts.push_back(found->second);
+    if (!parts.empty()) parameters.push_back(std::move(parts));
+  };
+  add("", {"token_embedding"});
+  for (int layer = 0; layer < config.num_layers; ++layer)
+    for (const auto& names : kLayerRegions)
+      add("layers." + std::to_string(layer) + ".", names);
+  add("", {"output_norm"});
+  add("", {"head"});
+  return parameters;
+}
 
 Result<std::vector<RegionTensors>> layout_regions(const model::ModelSource& source) {
   const auto plan = model::plan_image(source, {}, {});

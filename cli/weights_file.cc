@@ -86,11 +86,18 @@ Result<WeightsFile::Shard> WeightsFile::open_shard(kvsnap::FileIo& io, const std
                           ": it has no metadata, so nothing says which weights these are; "
                           "`thaw freeze` writes files that say it");
   }
-  auto mapping = reader->map();
+  return make_shard(*std::move(reader), *std::move(described), {});
+}
+
+Result<WeightsFile::Shard> WeightsFile::make_shard(
+    kvsnap::ContainerReader reader, WeightsDocument document,
+    const std::map<std::uint32_t, std::uint64_t>& padding) {
+  auto mapping = reader.map();
   if (!mapping) return std::move(mapping).error();
-  if (mapping->size_bytes() != reader->file_bytes())
-    return make_error(Errc::kDataLoss, path + ": its size changed while it was opened");
-  Shard shard{*std::move(reader), *std::move(mapping), *std::move(described), {}};
+  if (mapping->size_bytes() != reader.file_bytes())
+    return make_error(Errc::kDataLoss, reader.path() + ": its size changed while it was opened");
+  Shard shard{std::move(reader), *std::move(mapping), std::move(document), {}};
+  const std::string& path = shard.reader.path();
 
   // Tensors fill their regions one after another, and nothing else is there.
   std::map<std::uint32_t, std::uint64_t> filled;
@@ -119,6 +126,8 @@ Result<WeightsFile::Shard> WeightsFile::open_shard(kvsnap::FileIo& io, const std
     end += size;
     shard.parts.emplace_back(shard.mapping.bytes().subspan(region->offset + tensor.offset, size));
   }
+  for (const auto& [region, bytes] : padding)
+    filled[region] += bytes;
   for (const kvsnap::Region& region : shard.reader.regions()) {
     if (region.kind == RegionKind::kWeights && filled[region.logical_id] != region.size_bytes) {
       return damaged(path, "weights " + std::to_string(region.logical_id) + " have " +
@@ -161,6 +170,21 @@ Result<WeightsFile> WeightsFile::open(kvsnap::FileIo& io, const std::string& pat
   }
   const auto taken = document.num_ranks == 1 ? file.take_whole(file.shards_.front()) : file.merge();
   if (!taken) return taken.error();
+  if (auto indexed = file.index(); !indexed) return std::move(indexed).error();
+  return file;
+}
+
+Result<WeightsFile> WeightsFile::open_described(
+    kvsnap::ContainerReader reader, WeightsDocument document,
+    const std::map<std::uint32_t, std::uint64_t>& padding, kvsnap::Verify checks) {
+  WeightsFile file;
+  file.path_ = reader.path();
+  file.checks_ = checks;
+  auto shard = make_shard(std::move(reader), std::move(document), padding);
+  if (!shard) return std::move(shard).error();
+  file.document_ = shard->document;
+  file.shards_.push_back(*std::move(shard));
+  if (auto taken = file.take_whole(file.shards_.front()); !taken) return std::move(taken).error();
   if (auto indexed = file.index(); !indexed) return std::move(indexed).error();
   return file;
 }

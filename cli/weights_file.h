@@ -27,6 +27,13 @@ class WeightsFile final : public checkpoint::TensorSource {
   static Result<WeightsFile> open(kvsnap::FileIo& io, const std::string& path,
                                   kvsnap::Verify checks = kvsnap::Verify::kChecksums);
 
+  /// A file without metadata, which others wrote: `document` says what its regions hold, `padding`
+  /// how many bytes lie behind the tensors of a region, by logical id.
+  static Result<WeightsFile> open_described(kvsnap::ContainerReader reader,
+                                            WeightsDocument document,
+                                            const std::map<std::uint32_t, std::uint64_t>& padding,
+                                            kvsnap::Verify checks);
+
   /// Of rank 0.
   const WeightsDocument& document() const { return document_; }
 
@@ -48,6 +55,8 @@ class WeightsFile final : public checkpoint::TensorSource {
     std::vector<std::span<const std::byte>> parts;  ///< of document.tensors, in their order
   };
   static Result<Shard> open_shard(kvsnap::FileIo& io, const std::string& path);
+  static Result<Shard> make_shard(kvsnap::ContainerReader reader, WeightsDocument document,
+                                  const std::map<std::uint32_t, std::uint64_t>& padding);
   Result<void> take_whole(const Shard& shard);
   Result<void> merge();
   Result<void> index();

@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/freeze_weights.h"
+#include "cli/public_weights.h"
 #include "cli/region_layout.h"
 #include "engine/base/crc32c.h"
 #include "engine/model/tensor_list.h"
@@ -171,6 +172,65 @@ TEST(RegionLayout, IsThatOfVllmsParameters) {
   ASSERT_GT(names.size(), first.size());
   EXPECT_EQ(std::vector(names.begin(), names.begin() + 8), first);
   EXPECT_THAT(names, testing::Contains("model.norm.weight"));
+}
+
+/// What the public project writes of a model with Hugging Face's names: a region for each parameter
+/// of vLLM's module.
+void write_public(const model::ModelSource& source, const std::string& path) {
+  const auto regions = layout_regions(source);
+  ASSERT_TRUE(regions);
+  auto writer = kvsnap::ContainerWriter::create(files(), path, {regions->size(), 0, "", 1, 4096});
+  ASSERT_TRUE(writer);
+  std::uint32_t id = 0;
+  for (const RegionTensors& region : *regions) {
+    kvsnap::ContainerWriter::Pieces pieces;
+    for (const auto* tensor : region)
+      pieces.push_back(tensor->data);
+    ASSERT_TRUE((*writer)->add(kvsnap::RegionKind::kWeights, id++, pieces));
+  }
+  ASSERT_TRUE((*writer)->commit());
+}
+
+class PublicWeights : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Families, PublicWeights,
+                         testing::Values("llama2", "llama3", "mistral", "qwen2", "qwen3",
+                                         "smollm3"));
+
+TEST_P(PublicWeights, AreTheModelThatIsNamed) {
+  const ScratchFolder folder;
+  const model::ModelSource source = model::hf_source(model::family_path(GetParam()));
+  const std::string path = folder / "w.thaw";
+  write_public(source, path);
+  auto reader = kvsnap::ContainerReader::open(files(), path);
+  ASSERT_TRUE(reader);
+  EXPECT_TRUE(is_public_weights(*reader));
+  WeightsDocument document = describe(source);
+  const auto opened =
+      open_public_weights(*std::move(reader), document, source.config, kvsnap::Verify::kChecksums);
+  ASSERT_TRUE(opened) << opened.error().message;
+  ASSERT_EQ(opened->tensors().size(), model::tensor_list(source.config).size());
+  for (const checkpoint::StoredTensor& tensor : opened->tensors()) {
+    const auto* original = source.tensors->find_tensor(tensor.name);
+    ASSERT_NE(original, nullptr) << tensor.name;
+    EXPECT_TRUE(same_tensor(tensor, *original)) << tensor.name;
+  }
+  ThreadPool threads(1);
+  EXPECT_TRUE(opened->verify(threads));
+
+  // Another model's files have another count of parameters, or other sizes.
+  auto other = source.config;
+  other.intermediate_size += 64;
+  reader = kvsnap::ContainerReader::open(files(), path);
+  EXPECT_THAT(open_public_weights(*std::move(reader), document, other, kvsnap::Verify::kChecksums)
+                  .error()
+                  .message,
+              HasSubstr("mlp.gate_proj.weight"));
+  other.num_layers += 1;
+  reader = kvsnap::ContainerReader::open(files(), path);
+  EXPECT_THAT(open_public_weights(*std::move(reader), document, other, kvsnap::Verify::kChecksums)
+                  .error()
+                  .message,
+              HasSubstr("weights, the model has"));
 }
 
 class Shards : public testing::Test {

@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import thaw_container
 from conftest import BUILD, ROOT, real_model, tiny_model
@@ -241,3 +243,112 @@ def test_a_freeze_that_is_killed_leaves_the_old_file(tmp_path):
         assert frozen.read_bytes() == old or info(frozen, "--verify")["family"] == "llama"
     freeze(real_model(), frozen)
     assert info(frozen, "--verify")["checksums"] == "right"
+
+
+def export_as(folder: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
+    """A tiny model as a directory, in any type: export() rounds to none of float16."""
+    if dtype != "float16":
+        return export(folder, tiny_model(kind), "--dtype", dtype)
+    export(folder, tiny_model(kind), "--dtype", "float32")
+    path = folder / "model.safetensors"
+    stored = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", stored)
+    header, data, end = json.loads(stored[8 : 8 + size]), b"", 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = (8 + size + offset for offset in entry["data_offsets"])
+        data += np.frombuffer(stored[first:last], "<f4").astype("<f2").tobytes()
+        entry |= {"dtype": "F16", "data_offsets": [end, len(data)]}
+        end = len(data)
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+    return folder
+
+
+def public_project_file(frozen: pathlib.Path, path: pathlib.Path, version=2, padded_rows=0) -> pathlib.Path:
+    """The same weights as the public project writes them: no metadata, a vocabulary filled up."""
+    _, _, regions = thaw_container.read(frozen)
+    weights = [region for region in regions if region.kind == "weights"]
+    document = json.loads(regions[-1].payload)
+    embedding = next(tensor for tensor in document["tensors"] if "embed_tokens" in tensor["name"])
+    rows, columns = embedding["shape"]
+    row = len(weights[embedding["region"]].payload) // rows
+    assert row in (2 * columns, 4 * columns)
+    for tensor in document["tensors"]:
+        if "embed_tokens" in tensor["name"] or "lm_head" in tensor["name"]:
+            weights[tensor["region"]].payload += bytes(row * padded_rows)
+    path.write_bytes(thaw_container.encode(weights, version=version))
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["f32", "untied"])
+def test_a_file_of_the_public_project_is_served_as_the_model_that_is_named(serve, tmp_path, dtype, kind):
+    folder = export_as(tmp_path / "tiny-hf", kind, dtype)
+    frozen = freeze(folder, tmp_path / "frozen.thaw")
+    # vLLM fills the vocabulary of 520 up to a multiple of 64.
+    padded_rows = 56 if dtype == "bfloat16" else 0
+    theirs = public_project_file(frozen, tmp_path / "weights.thaw", padded_rows=padded_rows)
+    expected = answers(serve(model=folder))
+    # The directory says what the regions are; its own weights are not needed.
+    (folder / "model.safetensors").unlink()
+    server = serve("--snapshot", str(theirs), model=folder)
+    assert served_names(server) == ["tiny-hf"]
+    assert answers(server) == expected
+    # Frozen again it says all that itself.
+    again = tmp_path / "again.thaw"
+    result = run("freeze", "--model", folder, "--snapshot", theirs, "-o", again)
+    assert result.returncode == 0, result.stderr
+    assert info(again)["weights_digest"] == info(frozen)["weights_digest"]
+    assert answers(serve(model=again)) == expected
+
+
+def test_what_does_not_fit_a_file_of_the_public_project_is_named(serve, tmp_path):
+    folder = export_as(tmp_path / "tiny-hf", "f32", "float16")
+    frozen = freeze(folder, tmp_path / "frozen.thaw")
+    theirs = public_project_file(frozen, tmp_path / "weights.thaw", version=1)
+    expected = answers(serve(model=folder))
+    assert answers(serve("--snapshot", str(theirs), model=folder)) == expected
+    assert "it has no metadata" in refusal("serve", "--snapshot", theirs)
+    assert "does not say what its regions are" in refusal(
+        "serve", "--snapshot", theirs, "--model", tiny_model("f32")
+    )
+    _, _, regions = thaw_container.read(theirs)
+
+    def refused(change) -> str:
+        changed = [thaw_container.Region(r.kind, r.logical_id, r.payload) for r in regions]
+        path = tmp_path / "changed.thaw"
+        path.write_bytes(thaw_container.encode(change(changed) or changed))
+        return refusal("serve", "--snapshot", path, "--model", folder)
+
+    assert f"it has {len(regions) - 1} weights, the model has {len(regions)}" in refused(lambda r: r[:-1])
+
+    def shorter(changed):
+        changed[2].payload = changed[2].payload[:-2]
+
+    assert "changed.thaw is not tiny-hf: weights 2 have" in refused(shorter)
+
+    def cut(changed):
+        changed[0].payload = changed[0].payload[:-64]
+
+    assert "model.embed_tokens.weight has" in refused(cut)
+
+    def zero(changed):
+        changed[0].payload = bytes(len(changed[0].payload))
+
+    assert "its embeddings are no weights" in refused(zero)
+
+    def renumbered(changed):
+        changed[0].logical_id, changed[1].logical_id = 1, 0
+
+    assert "not numbered in order" in refused(renumbered)
+    damaged = bytearray(public_project_file(frozen, tmp_path / "damaged.thaw").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "damaged.thaw").write_bytes(damaged)
+    for command in (["serve"], ["freeze", "-o", tmp_path / "x.thaw"]):
+        line = refusal(*command, "--snapshot", tmp_path / "damaged.thaw", "--model", folder)
+        assert "is damaged: the checksum of its" in line
+    assert not (tmp_path / "x.thaw").exists()
+    (tmp_path / "weights.rank1.thaw").write_bytes(theirs.read_bytes())
+    assert "one of several shards" in refusal("serve", "--snapshot", theirs, "--model", folder)
