@@ -12,6 +12,7 @@
 #include "cli/weights_file.h"
 #include "engine/checkpoint/text_file.h"
 #include "kvsnap/container_reader.h"
+#include "kvsnap/kv_description.h"
 #include "kvsnap/whole_file.h"
 
 namespace thaw::cli {
@@ -19,9 +20,6 @@ namespace {
 
 using kvsnap::Region;
 using nlohmann::ordered_json;
-
-constexpr std::string_view kSidecarMagic("THAWKV\0\0", 8);
-constexpr std::size_t kSidecarHeaderBytes = 12;
 
 ordered_json region_json(const Region& region, bool has_checksums) {
   ordered_json out = {{"kind", kvsnap::region_kind_name(region.kind)},
@@ -62,32 +60,63 @@ void add_weights(const WeightsDocument& document, ordered_json& report) {
   report["writer"] = document.writer;
 }
 
-/// What lies beside KV payloads: nothing where there is no such file.
-Result<std::optional<ordered_json>> read_kv_description(kvsnap::FileIo& io,
-                                                        const std::string& path) {
-  const std::string sidecar = path + ".meta";
-  const auto text = kvsnap::read_whole_file(io, sidecar, checkpoint::kMaxTextFileBytes);
-  if (!text && text.error().code == Errc::kNotFound) return std::optional<ordered_json>();
-  if (!text) return text.error();
-  const auto bad = [&](const std::string& what) {
-    return make_error(Errc::kDataLoss, sidecar + ": " + what);
-  };
-  if (text->size() < kSidecarHeaderBytes || !text->starts_with(kSidecarMagic))
-    return bad("it does not start as the description of KV does");
-  std::uint32_t size = 0;
-  for (std::size_t i = 0; i < sizeof(size); ++i)
-    size |= static_cast<std::uint32_t>(static_cast<unsigned char>((*text)[8 + i])) << (8 * i);
-  if (size > text->size() - kSidecarHeaderBytes)
-    return bad("truncated: it claims " + std::to_string(size) + " bytes of JSON and has " +
-               std::to_string(text->size() - kSidecarHeaderBytes));
-  auto parsed = ordered_json::parse(text->substr(kSidecarHeaderBytes, size), nullptr, false);
-  if (!parsed.is_object()) return bad("what it holds is no JSON object");
+/// What a description of KV says; it need not say everything. Errors: those of
+/// kv_description_text(); kDataLoss where it holds something else.
+Result<ordered_json> kv_facts(const std::string& path, std::string_view bytes) {
+  const auto text = kvsnap::kv_description_text(bytes);
+  if (!text) return make_error(Errc::kDataLoss, path + ": " + text.error().message);
+  const auto parsed = ordered_json::parse(*text, nullptr, false);
+  if (!parsed.is_object())
+    return make_error(Errc::kDataLoss, path + ": what it holds is no JSON object");
   ordered_json out;
   for (const char* key : {"num_blocks", "num_layers", "block_shape", "block_size", "block_bytes",
                           "dtype", "layout", "num_slots"}) {
     if (parsed.contains(key)) out[key] = parsed[key];
   }
-  return std::optional(std::move(out));
+  return out;
+}
+
+/// What lies beside KV payloads: nothing where there is no such file.
+Result<std::optional<ordered_json>> read_kv_description(kvsnap::FileIo& io,
+                                                        const std::string& path) {
+  const std::string sidecar = path + kvsnap::kKvDescriptionSuffix;
+  const auto text = kvsnap::read_whole_file(io, sidecar, kvsnap::kMaxKvDescriptionBytes);
+  if (!text && text.error().code == Errc::kNotFound) return std::optional<ordered_json>();
+  if (!text) return text.error();
+  auto facts = kv_facts(sidecar, *text);
+  if (!facts) return std::move(facts).error();
+  return std::optional(*std::move(facts));
+}
+
+/// Blocks behind their description in one file, as the public project wrote at first. Nothing where
+/// the file begins as another.
+Result<std::optional<ordered_json>> report_old_kv(kvsnap::FileIo& io, const std::string& path) {
+  const auto file = io.open(path);
+  if (!file) return file.error();
+  const auto size = (*file)->size_bytes();
+  if (!size) return size.error();
+  std::string head(8, '\0');
+  const auto read_head = [&](std::size_t bytes) -> Result<void> {
+    head.resize(static_cast<std::size_t>(std::min<std::uint64_t>(*size, bytes)));
+    const auto read = (*file)->read(std::as_writable_bytes(std::span(head.data(), head.size())), 0);
+    if (!read) return read.error();
+    head.resize(*read);
+    return {};
+  };
+  if ((*file)->alignment() != 1) return std::optional<ordered_json>();  // none of them is remote
+  if (auto read = read_head(head.size()); !read) return std::move(read).error();
+  if (!kvsnap::is_kv_description(head)) return std::optional<ordered_json>();
+  if (auto read = read_head(kvsnap::kMaxKvDescriptionBytes); !read) return std::move(read).error();
+  auto facts = kv_facts(path, head);
+  if (!facts) return std::move(facts).error();
+  return std::optional(ordered_json{{"path", path},
+                                    {"container", "thawkv"},
+                                    {"version", nullptr},
+                                    {"bytes", *size},
+                                    {"kv", *std::move(facts)},
+                                    {"checksums", "none"},
+                                    {"kinds", ordered_json::object()},
+                                    {"regions", ordered_json::array()}});
 }
 
 std::string shown(const ordered_json& value) {
@@ -105,6 +134,9 @@ bool is_container(const std::string& path) {
 
 Result<ordered_json> report_container(kvsnap::FileIo& io, const std::string& path, bool verify,
                                       int num_threads) {
+  auto old_form = report_old_kv(io, path);
+  if (!old_form) return std::move(old_form).error();
+  if (std::optional<ordered_json>& report = *old_form) return *std::move(report);
   const auto reader = kvsnap::ContainerReader::open(io, path);
   if (!reader) return reader.error();
   ThreadPool threads(std::clamp(num_threads, 1, 16));
@@ -138,8 +170,11 @@ std::string format_container_report(const ordered_json& report) {
     if (report.contains(key) && !report[key].is_null())
       lines.emplace_back(label, shown(report[key]));
   };
-  lines.emplace_back("container", "thaw, version " + shown(report["version"]) + ", " +
-                                      format_bytes(report["bytes"].get<std::uint64_t>()));
+  const std::string version = report["version"].is_null()
+                                  ? "thawkv, the form before containers"
+                                  : "thaw, version " + shown(report["version"]);
+  lines.emplace_back("container",
+                     version + ", " + format_bytes(report["bytes"].get<std::uint64_t>()));
   for (const auto& [kind, sums] : report["kinds"].items()) {
     lines.emplace_back(kind, shown(sums["regions"]) + " regions, " +
                                  format_bytes(sums["bytes"].get<std::uint64_t>()));
@@ -163,7 +198,7 @@ std::string format_container_report(const ordered_json& report) {
     for (const auto& [key, value] : report["kv"].items())
       lines.emplace_back(key, shown(value));
   }
-  lines.emplace_back("checksums", report["checksums"] == "none" ? "none, as in every version 1"
+  lines.emplace_back("checksums", report["checksums"] == "none" ? "none, as in every file so old"
                                                                 : shown(report["checksums"]));
   std::string text = shown(report["path"]) + "\n";
   for (const auto& [label, value] : lines) {

@@ -1,8 +1,11 @@
 #include "cli/http_get.h"
 
+#include <optional>
+
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <nlohmann/json.hpp>
 
 namespace thaw::cli {
 namespace {
@@ -38,10 +41,20 @@ Result<UrlParts> split_url(const std::string& url) {
   return parts;
 }
 
-}  // namespace
+/// What the server says went wrong, where it says it as OpenAI's API does.
+std::string message_of(const std::string& body) {
+  constexpr std::size_t kLongest = 300;
+  const auto parsed = nlohmann::json::parse(body, nullptr, false);
+  if (parsed.is_object() && parsed.contains("error") && parsed["error"].is_object()) {
+    const auto& message = parsed["error"].value("message", nlohmann::json());
+    if (message.is_string()) return message.get<std::string>().substr(0, kLongest);
+  }
+  return body.substr(0, kLongest);
+}
 
-Result<std::string> http_get(const std::string& url, const std::string& api_key,
-                             std::chrono::seconds timeout) {
+/// `json`: nothing for a GET.
+Result<std::string> exchange(const std::string& url, const std::optional<std::string>& json,
+                             const std::string& api_key, std::chrono::seconds timeout) {
   auto parts = split_url(url);
   if (!parts) return parts.error();
 
@@ -66,8 +79,14 @@ Result<std::string> http_get(const std::string& url, const std::string& api_key,
   if (failure)
     return make_error(Errc::kUnavailable, "cannot reach " + url + ": " + failure.message());
 
-  http::request<http::empty_body> request(http::verb::get, parts->target, 11);
+  http::request<http::string_body> request(json ? http::verb::post : http::verb::get, parts->target,
+                                           11);
   request.set(http::field::host, parts->host);
+  if (json) {
+    request.set(http::field::content_type, "application/json");
+    request.body() = *json;
+    request.prepare_payload();
+  }
   if (!api_key.empty()) request.set(http::field::authorization, "Bearer " + api_key);
   http::async_write(stream, request, note);
   finish();
@@ -80,12 +99,25 @@ Result<std::string> http_get(const std::string& url, const std::string& api_key,
   finish();
   if (failure)
     return make_error(Errc::kUnavailable, "no answer from " + url + ": " + failure.message());
-  if (response.result() != http::status::ok) {
-    return make_error(Errc::kUnavailable, url + " answered " +
-                                              std::to_string(response.result_int()) + ": " +
-                                              response.body().substr(0, 300));
+  if (http::to_status_class(response.result()) != http::status_class::successful) {
+    const Errc code =
+        response.result() == http::status::not_found ? Errc::kNotFound : Errc::kUnavailable;
+    return make_error(code, url + " answered " + std::to_string(response.result_int()) + ": " +
+                                message_of(response.body()));
   }
   return std::move(response.body());
+}
+
+}  // namespace
+
+Result<std::string> http_get(const std::string& url, const std::string& api_key,
+                             std::chrono::seconds timeout) {
+  return exchange(url, std::nullopt, api_key, timeout);
+}
+
+Result<std::string> http_post(const std::string& url, const std::string& json,
+                              const std::string& api_key, std::chrono::seconds timeout) {
+  return exchange(url, json, api_key, timeout);
 }
 
 }  // namespace thaw::cli

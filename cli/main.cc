@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -12,7 +13,9 @@
 #include "cli/info.h"
 #include "cli/remote_files.h"
 #include "cli/serve.h"
+#include "cli/session_commands.h"
 #include "cli/settings.h"
+#include "cli/terminal.h"
 #include "cli/version.h"
 #include "forkpool/worker/worker.h"
 
@@ -20,11 +23,20 @@ namespace {
 
 int report(const thaw::Result<void>& result, const char* prefix = "thaw:") {
   if (result) return 0;
-  std::fprintf(stderr, "%s %s\n", prefix, result.error().message.c_str());
+  // Names of files and a server's answers are in it: one line, whatever they hold.
+  const std::string message = thaw::cli::printable({false, true, 0}, result.error().message);
+  std::fprintf(stderr, "%s %s\n", prefix, message.c_str());
   return 1;
 }
 
 constexpr const char* kFilesPrefix = "[thaw]";  ///< of commands on files: scripts look for it
+
+/// What was wrong with the arguments, on one line.
+std::string usage_error(const CLI::App* app, const CLI::Error& error) {
+  std::string text = std::string(kFilesPrefix) + " " + error.what();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text + "; `" + app->get_name() + " --help` tells more\n";
+}
 
 /// -tp is no short flag as CLI11 knows them.
 std::vector<std::string> arguments(int argc, char** argv) {
@@ -43,6 +55,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("thaw ") + thaw::kVersion);
   app.get_formatter()->column_width(34);
+  app.failure_message(usage_error);
 
   thaw::cli::ServeSettings serve_settings;
   CLI::App* serve = app.add_subcommand("serve", "Serve a model over HTTP (OpenAI's API)");
@@ -80,6 +93,8 @@ int run(int argc, char** argv) {
       "freeze", "Write a model as a .thaw file that holds all it takes to serve it");
   thaw::cli::add_freeze_options(*freeze, freeze_settings);
 
+  const thaw::cli::SessionCommands sessions(app);
+
   CLI::App* version = app.add_subcommand("version", "Print the version");
   CLI::App* worker =
       app.add_subcommand("worker", "A worker process; started by the server")->group("");
@@ -106,6 +121,8 @@ int run(int argc, char** argv) {
         thaw::cli::is_container(info_settings.model) || thaw::cli::is_remote(info_settings.model)
             ? kFilesPrefix
             : "thaw:");
+  if (const auto result = sessions.run(thaw::cli::model_paths_from_environment()))
+    return report(*result, kFilesPrefix);
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);
