@@ -23,6 +23,8 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::create(int ordinal) try {
   cuda::prepare_elementwise_kernels();
   cuda::prepare_rope_kernels();
   cuda::prepare_draw_kernels();
+  cuda::prepare_gather_kernels();
+  cuda::prepare_gather_norm_kernel();
   return std::unique_ptr<CudaDevice>(
       new CudaDevice(std::move(*info)));  // NOLINT: private constructor
 } catch (const Exception& failure) {

@@ -15,6 +15,8 @@ void prepare_attention_kernels();
 void prepare_elementwise_kernels();
 void prepare_rope_kernels();
 void prepare_draw_kernels();
+void prepare_gather_kernels();
+void prepare_gather_norm_kernel();
 
 /// Most rows of the streaming kernel.
 inline constexpr int kMaxStreamRows = 64;
