@@ -137,7 +137,7 @@ class Decode {
 template <typename Work>
 void break_down(benchmark::State& state, Work work) {
   static constexpr const char* kNames[] = {"ids", "embed",  "norm", "qkv",    "rope", "attn",
-                                           "o",   "gateup", "down", "gather", "head", "draw"};
+                                           "o",   "gateup", "down", "gather", "head", "draw", "exchange"};
   CudaModel& model = *Bench::get().model;
   std::vector<StepPart> parts;
   std::vector<cuda::Event> events;

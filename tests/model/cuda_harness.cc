@@ -22,18 +22,28 @@ CudaTestWeights::CudaTestWeights(const ModelSource& source)
   upload_image(image.fd.get(), weights_->span().subspan(0, image.size_bytes)).value();
 }
 
-CudaTestWeights::CudaTestWeights(const ModelConfig& config, std::uint32_t seed, float scale)
-    : device_(ops::CudaDevice::create(0).value()), config_(config) {
+CudaTestWeights::CudaTestWeights(const ModelConfig& config, std::uint32_t seed, float scale,
+                                 int device, TensorParallel tp)
+    : device_(ops::CudaDevice::create(device).value()), config_(config) {
   const cuda::Stream stream;
-  RandomImage image = make_random_image(config, seed, scale, 0, stream).value();
+  RandomImage image = make_random_image(config, seed, scale, device, stream).value();
   memory_ = std::move(image.table);
   image_ = std::move(image.view);
+  if (tp.size > 1) {
+    const ShardPlan plan = plan_shard(*image_, config, tp).value();
+    auto part = cuda::VmmAllocation::create(device, plan.total_bytes).value();
+    for (const ShardCopy& copy : plan.copies)
+      cuda::check(cudaMemcpyAsync(part.data() + copy.to, image.weights.data() + copy.from,
+                                  copy.bytes, cudaMemcpyDeviceToDevice, stream.view().get()));
+    stream.synchronize();
+    image.weights = std::move(part);
+  }
   weights_ = std::make_unique<cuda::VmmAllocation>(std::move(image.weights));
 }
 
 CudaHarness::CudaHarness(const CudaTestWeights& weights, const CudaModelOptions& options,
                          int num_blocks)
-    : kv_(kv_block_bytes(weights.config(), ops::KvDType::kBF16) *
+    : kv_(kv_block_bytes(rank_heads(weights.config(), options.tp.size), ops::KvDType::kBF16) *
               static_cast<std::size_t>(num_blocks),
           stream_),
       blocks_left_(num_blocks) {

@@ -20,8 +20,9 @@ class CudaTestWeights {
  public:
   /// Packed on the host and uploaded.
   explicit CudaTestWeights(const ModelSource& source);
-  /// Random ones, made on the device.
-  CudaTestWeights(const ModelConfig& config, std::uint32_t seed, float scale = 0.02F);
+  /// Random ones, made on the device; a rank's are its part of the same ones.
+  CudaTestWeights(const ModelConfig& config, std::uint32_t seed, float scale = 0.02F,
+                  int device = 0, TensorParallel tp = {});
 
   const ops::CudaDevice& device() const { return *device_; }
   const checkpoint::WeightImageView& image() const { return *image_; }

@@ -18,6 +18,7 @@
 #include "engine/model/cuda/cuda_weights.h"
 #include "engine/model/cuda/step_inputs.h"
 #include "engine/model/cuda_image.h"
+#include "engine/ops/cuda/all_gather.h"
 #include "engine/ops/cuda/rows.h"
 
 namespace thaw::model {
@@ -29,6 +30,8 @@ using ops::cuda::LinearKernel;
 constexpr int kMaxInFlight = 2;
 /// The newest collected step's output stays valid until the next collect().
 constexpr int kOutputs = kMaxInFlight + 1;
+/// Of a rank; a step has some hundred exchanges, at most some thousand.
+constexpr StepHandle kRefreshSteps = StepHandle{1} << 16;
 constexpr int kMaxTailRows = 256;
 constexpr int kMaxPinnedRows = 64;  ///< of logits, a step; more go through pageable memory
 constexpr std::size_t kMostPartials = 16384;
@@ -60,10 +63,11 @@ ForwardLimits limits_of(const ModelConfig& config, const CudaModelOptions& optio
 
 /// Of every attention plan that a step needs.
 std::vector<ops::cuda::AttentionShape> shapes_of(const ModelConfig& config,
-                                                 const ForwardLimits& limits) {
+                                                 const ForwardLimits& limits, TensorParallel tp) {
+  const ModelConfig own = rank_heads(config, tp.size);
   std::vector<ops::cuda::AttentionShape> shapes;
   for (const int window : LayerWindows(config, limits.max_positions).windows)
-    shapes.push_back({config.num_heads, config.num_kv_heads, config.head_dim, window});
+    shapes.push_back({own.num_heads, own.num_kv_heads, own.head_dim, window});
   return shapes;
 }
 
@@ -82,14 +86,16 @@ class CudaDecoder final : public CudaModel {
   CudaDecoder(const ops::CudaDevice& device, ModelConfig config, CudaWeights weights,
               const ops::cuda::DeviceKv& kv, int num_blocks, const CudaModelOptions& options,
               LinearKernel kernel)
-      : config_(std::move(config)),
+      : device_(device),
+        config_(std::move(config)),
         weights_(std::move(weights)),
         options_(options),
         limits_(limits_of(config_, options)),
         batch_limits_{config_.vocab_size, limits_.max_positions, num_blocks},
-        view_(view_of(kv, num_blocks)),
-        forward_(device, config_, weights_, kv, limits_, kernel, stream_),
-        inputs_(shapes_of(config_, limits_), limits_, options.max_sequences, stream_) {
+        view_(view_of(config_, kv, num_blocks, options.tp)),
+        forward_(device, config_, weights_, kv, limits_, kernel, options.tp, options.exchange,
+                 stream_),
+        inputs_(shapes_of(config_, limits_, options.tp), limits_, options.max_sequences, stream_) {
     const int pinned = std::min(rounded_up(options.max_sequences, 8), kMaxPinnedRows);
     for (Output& output : outputs_) {
       output.logits = cuda::PinnedBuffer<float>(static_cast<std::size_t>(pinned) *
@@ -156,6 +162,8 @@ class CudaDecoder final : public CudaModel {
                                "model: step " + std::to_string(handle) + " is not done after " +
                                    std::to_string(options_.step_timeout.count()) + " ms"));
       }
+      if (options_.exchange != nullptr && options_.exchange->stopped() != 0)
+        return fail(options_.exchange->stop_error());
     } catch (const Exception& failure) {
       return fail(failure.error());
     }
@@ -198,12 +206,10 @@ class CudaDecoder final : public CudaModel {
     cuda::Graph graph;
   };
 
-  static KvView view_of(const ops::cuda::DeviceKv& kv, int num_blocks) {
+  static KvView view_of(const ModelConfig& config, const ops::cuda::DeviceKv& kv, int num_blocks,
+                        TensorParallel tp) {
     return {reinterpret_cast<std::byte*>(kv.base), kv.block_elements() * sizeof(ops::cuda::Bf16),
-            static_cast<std::size_t>(num_blocks),
-            "bf16 [layers=" + std::to_string(kv.num_layers) + "][k,v][kv_heads=" +
-                std::to_string(kv.num_kv_heads) + "][block=" + std::to_string(kBlockSize) +
-                " / 8][head_dim=" + std::to_string(kv.head_dim) + " / 8][8][8]"};
+            static_cast<std::size_t>(num_blocks), cuda_kv_layout(rank_heads(config, tp.size))};
   }
 
   Error fail(Error error) {
@@ -291,6 +297,8 @@ class CudaDecoder final : public CudaModel {
                                static_cast<int>(launched_ % kMaxInFlight), stream_);
     if (!inputs) return inputs.error();
     inputs->has_draws = !output.drawn_rows.empty();
+    if (options_.exchange != nullptr && launched_ % kRefreshSteps == kRefreshSteps - 1)
+      ops::cuda::refresh_exchange(device_, *options_.exchange, stream_);
 
     next_logits_ = 0;
     is_pageable_ =
@@ -352,6 +360,7 @@ class CudaDecoder final : public CudaModel {
     }
   }
 
+  const ops::CudaDevice& device_;
   const ModelConfig config_;
   const CudaWeights weights_;
   const CudaModelOptions options_;
@@ -415,10 +424,21 @@ Result<LinearKernel> choose_kernel(const ops::CudaDevice& device, const ModelCon
 
 std::size_t cuda_model_bytes(const ModelConfig& config, const CudaModelOptions& options) {
   const ForwardLimits limits = limits_of(config, options);
-  return Forward::device_bytes(config, limits) +
+  return Forward::device_bytes(config, limits, options.tp) +
          StepInputs::device_bytes(
              limits, options.max_sequences,
              static_cast<int>(LayerWindows(config, limits.max_positions).windows.size()));
+}
+
+std::string cuda_kv_layout(const ModelConfig& config) {
+  return "bf16 [layers=" + std::to_string(config.num_layers) +
+         "][k,v][kv_heads=" + std::to_string(config.num_kv_heads) +
+         "][block=" + std::to_string(kBlockSize) +
+         " / 8][head_dim=" + std::to_string(config.head_dim) + " / 8][8][8]";
+}
+
+std::size_t cuda_exchange_bytes(const ModelConfig& config, const CudaModelOptions& options) {
+  return Forward::exchange_bytes(config, limits_of(config, options), options.tp);
 }
 
 Result<std::unique_ptr<CudaModel>> make_cuda_model(const ops::CudaDevice& device,
@@ -430,9 +450,12 @@ Result<std::unique_ptr<CudaModel>> make_cuda_model(const ops::CudaDevice& device
   if (!config) return std::move(config).error();
   if (auto supported = check_cuda_model(*config, {}); !supported) return supported.error();
   if (auto checked = check_options(*config, options); !checked) return checked.error();
-  auto read = read_cuda_weights(image, weights, *config);
+  auto shard = plan_shard(image, *config, options.tp);
+  if (!shard) return std::move(shard).error();
+  auto read = read_cuda_weights(*shard, weights, *config, options.tp);
   if (!read) return std::move(read).error();
-  const std::size_t block_bytes = kv_block_bytes(*config, ops::KvDType::kBF16);
+  const ModelConfig own = rank_heads(*config, options.tp.size);
+  const std::size_t block_bytes = kv_block_bytes(own, ops::KvDType::kBF16);
   if (kv.size() < block_bytes) {
     return wrong("KV memory of " + std::to_string(kv.size()) + " bytes holds no block of " +
                  std::to_string(block_bytes) + " bytes");
@@ -442,8 +465,8 @@ Result<std::unique_ptr<CudaModel>> make_cuda_model(const ops::CudaDevice& device
   const cuda::DeviceScope scope(device.info().ordinal);
   const auto kernel = choose_kernel(device, *config, options.self_test);
   if (!kernel) return kernel.error();
-  const ops::cuda::DeviceKv layout{reinterpret_cast<ops::cuda::Bf16*>(kv.data()),
-                                   config->num_layers, config->num_kv_heads, config->head_dim};
+  const ops::cuda::DeviceKv layout{reinterpret_cast<ops::cuda::Bf16*>(kv.data()), own.num_layers,
+                                   own.num_kv_heads, own.head_dim};
   return std::unique_ptr<CudaModel>(std::make_unique<CudaDecoder>(
       device, *std::move(config), *std::move(read), layout, num_blocks, options, *kernel));
 } catch (const Exception& failure) {

@@ -4,14 +4,15 @@
 #include <vector>
 
 #include "engine/base/result.h"
-#include "engine/checkpoint/weight_image.h"
 #include "engine/cuda/buffer.h"
 #include "engine/model/config.h"
+#include "engine/model/tensor_parallel.h"
 #include "engine/ops/cuda/tiles.h"
 
 namespace thaw::model {
 
-/// Weights of one layer in device memory. A pointer is null where the model lacks the feature.
+/// Weights of one layer in device memory, of a rank its own rows. A pointer is null where the model
+/// lacks the feature.
 struct CudaLayerWeights {
   const float* attention_norm = nullptr;  // [hidden]
   ops::cuda::TiledWeight qkv;  // [(num_heads + 2 num_kv_heads) * head_dim, hidden]
@@ -33,11 +34,10 @@ struct CudaWeights {
   const float* rope_factors = nullptr;  // [rope.dim / 2]
 };
 
-/// The weights of an image (engine/model/cuda_image.h) whose bytes lie at `weights`, from the
-/// image's first byte on. Errors: kDataLoss where an entry is missing, misshapen, packed for
-/// another device, or lies behind the end.
-Result<CudaWeights> read_cuda_weights(const checkpoint::WeightImageView& image,
+/// The weights of a shard whose bytes lie at `weights`, where its plan puts them. Errors: kDataLoss
+/// where an entry is missing, misshapen, packed for another device, or lies behind the end.
+Result<CudaWeights> read_cuda_weights(const ShardPlan& shard,
                                       cuda::DeviceSpan<const std::byte> weights,
-                                      const ModelConfig& config);
+                                      const ModelConfig& config, TensorParallel tp);
 
 }  // namespace thaw::model

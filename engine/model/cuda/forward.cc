@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <string>
 #include <thread>
 
 #include "engine/cuda/check.h"
 #include "engine/model/rope_frequencies.h"
 #include "engine/model/rope_table.h"
+#include "engine/ops/cuda/all_gather.h"
 #include "engine/ops/cuda/elementwise.h"
 #include "engine/ops/cuda/rows.h"
 
@@ -19,37 +21,60 @@ using ops::cuda::Epilogue;
 using ops::cuda::Tiles;
 using ops::cuda::tiles_elements;
 
-/// Elements of every buffer, in one place: Forward makes them, device_bytes() adds them up.
+constexpr std::size_t kAlignment = 1024;
+
+/// What every buffer holds, in one place: Forward makes them, device_bytes() adds them up.
 struct Sizes {
-  Sizes(const ModelConfig& config, const ForwardLimits& limits) {
+  Sizes(const ModelConfig& config, const ForwardLimits& limits, TensorParallel tp) {
+    const ShardBounds bounds(config, tp.size);
+    const auto own = [&](const std::vector<int>& of) {
+      return of[static_cast<std::size_t>(tp.rank) + 1] - of[static_cast<std::size_t>(tp.rank)];
+    };
     const int q_size = config.num_heads * config.head_dim;
-    const int qkv_size = q_size + 2 * config.num_kv_heads * config.head_dim;
+    const int kv_heads = own(bounds.kv_heads);
     const auto rows = static_cast<std::size_t>(limits.max_rows);
     const auto tail = static_cast<std::size_t>(limits.max_tail_rows);
     const auto hidden = static_cast<std::size_t>(config.hidden_size);
     ids = rows;
-    x = rows * hidden;
     normed = tiles_elements(limits.max_rows, config.hidden_size);
-    qkv = rows * static_cast<std::size_t>(qkv_size);
-    attended = tiles_elements(limits.max_rows, q_size);
-    gated = tiles_elements(limits.max_rows, config.intermediate_size);
+    qkv = rows * static_cast<std::size_t>(own(bounds.attended) + 2 * kv_heads * config.head_dim);
     partials = ops::cuda::attention_workspace_elements(
-        {config.num_heads, config.num_kv_heads, config.head_dim}, limits.max_partials);
-    tail_x = tail * hidden;
-    tail_attended = tiles_elements(limits.max_tail_rows, q_size);
-    logits = tail * static_cast<std::size_t>(config.vocab_size);
+        {own(bounds.heads), kv_heads, config.head_dim}, limits.max_partials);
     drawn = 2 * rows;
     draw_workspace =
         ops::cuda::draw_workspace_bytes(limits.max_tail_rows, config.vocab_size) / sizeof(double);
     rope = static_cast<std::size_t>(limits.max_positions) *
            static_cast<std::size_t>(config.rope.dim) / 2;
+    if (tp.size > 1) {
+      attended_part = tiles_elements(limits.max_rows, own(bounds.attended));
+      gated_part = tiles_elements(limits.max_rows, own(bounds.intermediate));
+      tail_attended_part = tiles_elements(limits.max_tail_rows, own(bounds.attended));
+    }
+    // The same on every rank: they are found by their places.
+    x_at = take(rows * hidden * sizeof(float));
+    attended_at = take(tiles_elements(limits.max_rows, q_size) * sizeof(Bf16));
+    gated_at = take(tiles_elements(limits.max_rows, config.intermediate_size) * sizeof(Bf16));
+    tail_x_at = take(tail * hidden * sizeof(float));
+    tail_attended_at = take(tiles_elements(limits.max_tail_rows, q_size) * sizeof(Bf16));
+    logits_at = take(tail * static_cast<std::size_t>(config.vocab_size) * sizeof(float));
   }
+  std::size_t parts() const { return attended_part + gated_part + tail_attended_part; }
+  /// Without what is gathered.
   std::size_t bytes() const {
-    return 4 * (ids + x + partials + tail_x + logits + drawn + 2 * rope) +
-           2 * (normed + qkv + attended + gated + tail_attended) + 8 * draw_workspace;
+    return 4 * (ids + partials + drawn + 2 * rope) + 2 * (normed + qkv + parts()) +
+           8 * draw_workspace;
   }
-  std::size_t ids, x, normed, qkv, attended, gated, partials, tail_x, tail_attended, logits, drawn,
-      draw_workspace, rope;
+  std::size_t ids, normed, qkv, partials, drawn, draw_workspace, rope;  // elements
+  std::size_t attended_part = 0, gated_part = 0, tail_attended_part = 0;
+  std::size_t gathered = 0;  // bytes, and what begins where in them
+  std::size_t x_at, attended_at, gated_at, tail_x_at, tail_attended_at, logits_at;
+
+ private:
+  std::size_t take(std::size_t bytes) {
+    const std::size_t at = gathered;
+    gathered += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return at;
+  }
 };
 
 /// Tables for all positions, on as many threads as help: a context of 128K takes a third of a
@@ -85,26 +110,44 @@ LayerWindows::LayerWindows(const ModelConfig& config, int max_positions) {
 
 Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
                  const CudaWeights& weights, const ops::cuda::DeviceKv& kv,
-                 const ForwardLimits& limits, ops::cuda::LinearKernel kernel,
-                 cuda::StreamView stream)
+                 const ForwardLimits& limits, ops::cuda::LinearKernel kernel, TensorParallel tp,
+                 const ops::cuda::Exchange* exchange, cuda::StreamView stream)
     : device_(device),
       config_(config),
       weights_(weights),
       kv_(kv),
       limits_(limits),
       kernel_(kernel),
-      windows_(config, limits.max_positions) {
-  const Sizes sizes(config, limits);
+      windows_(config, limits.max_positions),
+      tp_(tp),
+      bounds_(config, tp.size),
+      exchange_(exchange) {
+  const Sizes sizes(config, limits, tp);
+  if (tp.size > 1 && (exchange == nullptr || exchange->size() != tp.size ||
+                      exchange->user().size() < sizes.gathered)) {
+    throw Exception(
+        make_error(Errc::kInvalidArgument, "model: " + std::to_string(tp.size) +
+                                               " ranks need an exchange between them of at least " +
+                                               std::to_string(sizes.gathered) + " bytes"));
+  }
   ids_ = {sizes.ids, stream};
-  x_ = {sizes.x, stream};
   normed_ = {sizes.normed, stream};
   qkv_ = {sizes.qkv, stream};
-  attended_ = {sizes.attended, stream};
-  gated_ = {sizes.gated, stream};
   partials_ = {sizes.partials, stream};
-  tail_x_ = {sizes.tail_x, stream};
-  tail_attended_ = {sizes.tail_attended, stream};
-  logits_ = {sizes.logits, stream};
+  if (tp.size == 1) gathered_ = {sizes.gathered, stream};
+  std::byte* const gathered = tp.size == 1 ? gathered_.data() : exchange->user().data();
+  x_ = reinterpret_cast<float*>(gathered + sizes.x_at);
+  attended_ = reinterpret_cast<Bf16*>(gathered + sizes.attended_at);
+  gated_ = reinterpret_cast<Bf16*>(gathered + sizes.gated_at);
+  tail_x_ = reinterpret_cast<float*>(gathered + sizes.tail_x_at);
+  tail_attended_ = reinterpret_cast<Bf16*>(gathered + sizes.tail_attended_at);
+  logits_ = reinterpret_cast<float*>(gathered + sizes.logits_at);
+  if (tp.size > 1) parts_ = {sizes.parts(), stream};
+  attended_part_ = {tp.size == 1 ? attended_ : parts_.data(), q_size()};
+  gated_part_ = {tp.size == 1 ? gated_ : attended_part_.data + sizes.attended_part,
+                 own(bounds_.intermediate)};
+  tail_attended_part_ = {tp.size == 1 ? tail_attended_ : gated_part_.data + sizes.gated_part,
+                         q_size()};
   drawn_ = {sizes.drawn, stream};
   draw_workspace_ = {sizes.draw_workspace, stream};
   cos_ = {sizes.rope, stream};
@@ -135,12 +178,20 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
   stream.synchronize();
 }
 
-std::size_t Forward::device_bytes(const ModelConfig& config, const ForwardLimits& limits) {
-  return Sizes(config, limits).bytes();
+std::size_t Forward::device_bytes(const ModelConfig& config, const ForwardLimits& limits,
+                                  TensorParallel tp) {
+  const Sizes sizes(config, limits, tp);
+  return sizes.bytes() + (tp.size == 1 ? sizes.gathered : 0);
+}
+
+std::size_t Forward::exchange_bytes(const ModelConfig& config, const ForwardLimits& limits,
+                                    TensorParallel tp) {
+  return tp.size == 1 ? 0 : Sizes(config, limits, tp).gathered;
 }
 
 void Forward::enqueue(const ForwardInputs& inputs, const std::function<void(int, int)>& on_logits,
                       cuda::StreamView stream) {
+  num_exchanges_ = 0;
   ops::cuda::ResolveIdsParams ids;
   ids.ids = inputs.ids;
   ids.num_rows = inputs.num_rows;
@@ -154,29 +205,34 @@ void Forward::enqueue(const ForwardInputs& inputs, const std::function<void(int,
   embedding.table = weights_.token_embedding;
   embedding.ids = ids_.data();
   embedding.num_rows = inputs.num_rows;
-  embedding.out = x_.data();
+  embedding.out = x_;
   ops::cuda::embedding(device_, embedding, stream);
   done(StepPart::kEmbedding);
 
   const int last = config_.num_layers - 1;
-  const Tiles attended{attended_.data(), q_size()};
+  const Tiles attended{attended_, config_.num_heads * config_.head_dim};
+  const bool has_tail = inputs.num_logit_rows > 0;
   for (int layer = 0; layer <= last; ++layer) {
     project_qkv(layer, inputs, stream);
-    if (layer == last && inputs.num_logit_rows == 0) return;
+    if (layer == last && !has_tail) break;
     attend(layer, inputs, stream);
-    if (layer < last) finish_layer(layer, inputs.num_rows, x_.data(), attended, stream);
+    if (layer < last) finish_layer(layer, inputs.num_rows, x_, attended_part_, attended, stream);
   }
   for (int first = 0; first < inputs.num_logit_rows; first += limits_.max_tail_rows) {
     const int count = std::min(limits_.max_tail_rows, inputs.num_logit_rows - first);
     tail(inputs, first, count, stream);
     if (on_logits) on_logits(first, count);
   }
+  // A step that ends with an exchange has ended on every rank, as far as blocks are concerned: they
+  // are written before it. So whoever waits for one rank's step may read all ranks' blocks.
+  if (!has_tail) gather_rows_of(x_, 0, config_.hidden_size, bounds_.hidden, stream);
+  if (tp_.size > 1) ops::cuda::end_round(device_, exchange_->view(), num_exchanges_, stream);
 }
 
 void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamView stream) {
   const CudaLayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const bool has_rope = config_.layers[static_cast<std::size_t>(layer)].rope;
-  norm(w.attention_norm, inputs.num_rows, x_.data(), stream);
+  norm(w.attention_norm, inputs.num_rows, x_, layer == 0 ? Columns::kWhole : Columns::kOwn, stream);
   linear(StepPart::kQkv, w.qkv, {normed_.data(), config_.hidden_size}, inputs.num_rows,
          Epilogue::kBf16, qkv_.data(), qkv_size(), w.qkv_bias, stream);
   ops::cuda::RopeAndStoreParams rope;
@@ -200,7 +256,7 @@ void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamVi
 
 ops::cuda::AttentionShape Forward::shape_of(int layer) const {
   const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
-  return {config_.num_heads, config_.num_kv_heads, config_.head_dim,
+  return {own(bounds_.heads), own(bounds_.kv_heads), config_.head_dim,
           windows_.windows[static_cast<std::size_t>(window)]};
 }
 
@@ -217,28 +273,35 @@ void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView st
   attention.plan = plan.words;
   attention.workspace = partials_.data();
   attention.max_partials = limits_.max_partials;
-  attention.out = {attended_.data(), q_size()};
+  attention.out = attended_part_;
   attention.has_tiles = plan.has_tiles;
   attention.has_items = plan.has_items;
   ops::cuda::attention(device_, attention, stream);
   done(StepPart::kAttention);
 }
 
-void Forward::finish_layer(int layer, int num_rows, float* x, Tiles attended,
+void Forward::finish_layer(int layer, int num_rows, float* x, Tiles attended_part, Tiles attended,
                            cuda::StreamView stream) {
   const CudaLayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const int hidden = config_.hidden_size;
-  linear(StepPart::kOut, w.o, attended, num_rows, Epilogue::kAddF32, x, hidden, w.o_bias, stream);
-  norm(w.ffn_norm, num_rows, x, stream);
+  float* const own_x = x + first_of(bounds_.hidden);
+  gather_tiles_of(attended_part, attended, num_rows, bounds_.attended, stream);
+  linear(StepPart::kOut, w.o, attended, num_rows, Epilogue::kAddF32, own_x, hidden, w.o_bias,
+         stream);
+  norm(w.ffn_norm, num_rows, x, Columns::kOwn, stream);
   linear(StepPart::kGateUp, w.gate_up, {normed_.data(), hidden}, num_rows, Epilogue::kSwigluTiles,
-         gated_.data(), 0, nullptr, stream);
-  linear(StepPart::kDown, w.down, {gated_.data(), config_.intermediate_size}, num_rows,
-         Epilogue::kAddF32, x, hidden, nullptr, stream);
+         gated_part_.data, 0, nullptr, stream);
+  const Tiles gated{gated_, config_.intermediate_size};
+  gather_tiles_of(gated_part_, gated, num_rows, bounds_.intermediate, stream);
+  linear(StepPart::kDown, w.down, gated, num_rows, Epilogue::kAddF32, own_x, hidden, nullptr,
+         stream);
 }
 
 void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream) {
-  float* x = x_.data();
-  Tiles attended{attended_.data(), q_size()};
+  float* x = x_;
+  const int q_size_of_all = config_.num_heads * config_.head_dim;
+  Tiles attended_part = attended_part_;
+  Tiles attended{attended_, q_size_of_all};
   // Where every row goes on, they lie where they should.
   if (inputs.num_logit_rows != inputs.num_rows || count != inputs.num_rows) {
     ops::cuda::GatherRowsParams gather;
@@ -246,21 +309,24 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
     gather.num_rows = count;
     gather.x = x;
     gather.cols = config_.hidden_size;
-    gather.x_out = tail_x_.data();
-    gather.tiles = attended;
-    gather.tiles_out = {tail_attended_.data(), q_size()};
+    gather.x_out = tail_x_;
+    gather.tiles = attended_part;
+    gather.tiles_out = tail_attended_part_;
     ops::cuda::gather_rows(device_, gather, stream);
     done(StepPart::kGather);
-    x = gather.x_out;
-    attended = gather.tiles_out;
+    x = tail_x_;
+    attended_part = tail_attended_part_;
+    attended = {tail_attended_, q_size_of_all};
   }
-  finish_layer(config_.num_layers - 1, count, x, attended, stream);
-  norm(weights_.output_norm, count, x, stream);
+  finish_layer(config_.num_layers - 1, count, x, attended_part, attended, stream);
+  norm(weights_.output_norm, count, x, Columns::kOwn, stream);
   linear(StepPart::kHead, weights_.head, {normed_.data(), config_.hidden_size}, count,
-         Epilogue::kF32, logits_.data(), config_.vocab_size, nullptr, stream);
+         Epilogue::kF32, logits_ + first_of(bounds_.vocabulary), config_.vocab_size, nullptr,
+         stream);
+  gather_rows_of(logits_, count, config_.vocab_size, bounds_.vocabulary, stream);
   if (!inputs.has_draws) return;
   ops::cuda::DrawParams draw;
-  draw.logits = logits_.data();
+  draw.logits = logits_;
   draw.stride = config_.vocab_size;
   draw.num_rows = count;
   draw.vocabulary = config_.vocab_size;
@@ -271,7 +337,8 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
   done(StepPart::kDraw);
 }
 
-void Forward::norm(const float* weight, int num_rows, const float* x, cuda::StreamView stream) {
+void Forward::norm(const float* weight, int num_rows, float* x, Columns columns,
+                   cuda::StreamView stream) {
   ops::cuda::RmsNormParams params;
   params.x = x;
   params.x_stride = config_.hidden_size;
@@ -279,8 +346,40 @@ void Forward::norm(const float* weight, int num_rows, const float* x, cuda::Stre
   params.eps = config_.rms_norm_eps;
   params.num_rows = num_rows;
   params.out = {normed_.data(), config_.hidden_size};
+  if (columns == Columns::kOwn && tp_.size > 1) {
+    if (ops::cuda::gather_norm_serves(tp_.size, num_rows, bounds_.hidden)) {
+      ops::cuda::GatherNormParams gather;
+      gather.exchange = exchange_->view();
+      gather.ordinal = ++num_exchanges_;
+      gather.norm = params;
+      std::ranges::copy(bounds_.hidden, gather.bounds);
+      ops::cuda::gather_norm(device_, gather, stream);
+      done(StepPart::kNorm);
+      return;
+    }
+    gather_rows_of(x, num_rows, config_.hidden_size, bounds_.hidden, stream);
+  }
   ops::cuda::rms_norm(device_, params, stream);
   done(StepPart::kNorm);
+}
+
+void Forward::gather_rows_of(float* x, int num_rows, int cols, const std::vector<int>& bounds,
+                             cuda::StreamView stream) {
+  if (tp_.size == 1) return;
+  ops::cuda::all_gather(
+      device_, ops::cuda::gather_of_rows(*exchange_, ++num_exchanges_, x, num_rows, cols, bounds),
+      stream);
+  done(StepPart::kExchange);
+}
+
+void Forward::gather_tiles_of(Tiles part, Tiles whole, int num_rows, const std::vector<int>& bounds,
+                              cuda::StreamView stream) {
+  if (tp_.size == 1) return;
+  ops::cuda::all_gather(
+      device_,
+      ops::cuda::gather_of_tiles(*exchange_, ++num_exchanges_, part, whole, num_rows, bounds),
+      stream);
+  done(StepPart::kExchange);
 }
 
 void Forward::linear(StepPart part, const ops::cuda::TiledWeight& weight, Tiles x, int num_rows,

@@ -8,9 +8,11 @@
 #include "engine/cuda/buffer.h"
 #include "engine/model/config.h"
 #include "engine/model/cuda/cuda_weights.h"
+#include "engine/model/tensor_parallel.h"
 #include "engine/ops/cuda/attention.h"
 #include "engine/ops/cuda/device.h"
 #include "engine/ops/cuda/draw.h"
+#include "engine/ops/cuda/exchange.h"
 #include "engine/ops/cuda/linear.h"
 
 namespace thaw::model {
@@ -37,6 +39,7 @@ enum class StepPart {
   kGather,
   kHead,
   kDraw,
+  kExchange,
 };
 
 /// An attention plan in device memory, and what it holds work for.
@@ -71,15 +74,25 @@ struct ForwardInputs {
 /// The decoder on a GPU: buffers for one step, and the operations of that step in order. It
 /// allocates when it is made and never again, never synchronises, and may be captured in a graph.
 /// Not thread-safe: one stream runs its steps one after the other.
+///
+/// As one rank of several it computes its outputs of every matrix (engine/model/tensor_parallel.h)
+/// and has the others' gathered: all ranks must enqueue the same steps. Every rank ends with all
+/// logits, and draws the same tokens from them.
 class Forward {
  public:
-  /// `weights` must outlive it. Throws where the device is full.
+  /// `weights` and `kv` are the rank's; `exchange` is connected, of at least exchange_bytes(), and
+  /// null for one rank. All must outlive it. Throws where the device is full.
   Forward(const ops::CudaDevice& device, const ModelConfig& config, const CudaWeights& weights,
           const ops::cuda::DeviceKv& kv, const ForwardLimits& limits,
-          ops::cuda::LinearKernel kernel, cuda::StreamView stream);
+          ops::cuda::LinearKernel kernel, TensorParallel tp, const ops::cuda::Exchange* exchange,
+          cuda::StreamView stream);
 
-  /// Device memory that it takes.
-  static std::size_t device_bytes(const ModelConfig& config, const ForwardLimits& limits);
+  /// Device memory that it takes, the exchange apart.
+  static std::size_t device_bytes(const ModelConfig& config, const ForwardLimits& limits,
+                                  TensorParallel tp);
+  /// Bytes of the exchange that it takes; 0 for one rank.
+  static std::size_t exchange_bytes(const ModelConfig& config, const ForwardLimits& limits,
+                                    TensorParallel tp);
 
   /// Enqueues the whole model. Rows whose logits are wanted go through the last layer in groups of
   /// max_tail_rows; after each, `on_logits(first, count)` may enqueue copies out of logits().
@@ -88,7 +101,7 @@ class Forward {
                const std::function<void(int first, int count)>& on_logits, cuda::StreamView stream);
 
   /// [max_tail_rows][vocab] float32: of the last group.
-  const float* logits() const { return logits_.data(); }
+  const float* logits() const { return logits_; }
   /// [max_rows]: by logit row, what the step drew.
   const std::int32_t* drawn() const { return drawn_.data(); }
   int max_drawn() const { return limits_.max_rows; }
@@ -99,10 +112,16 @@ class Forward {
  private:
   void project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
   void attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
-  void finish_layer(int layer, int num_rows, float* x, ops::cuda::Tiles attended,
-                    cuda::StreamView stream);
+  void finish_layer(int layer, int num_rows, float* x, ops::cuda::Tiles attended_part,
+                    ops::cuda::Tiles attended, cuda::StreamView stream);
   void tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream);
-  void norm(const float* weight, int num_rows, const float* x, cuda::StreamView stream);
+  enum class Columns { kWhole, kOwn };  ///< of the residual stream that are up to date
+  void norm(const float* weight, int num_rows, float* x, Columns columns, cuda::StreamView stream);
+  /// Both do nothing for one rank, whose part is the whole.
+  void gather_rows_of(float* x, int num_rows, int cols, const std::vector<int>& bounds,
+                      cuda::StreamView stream);
+  void gather_tiles_of(ops::cuda::Tiles part, ops::cuda::Tiles whole, int num_rows,
+                       const std::vector<int>& bounds, cuda::StreamView stream);
   void linear(StepPart part, const ops::cuda::TiledWeight& weight, ops::cuda::Tiles x, int num_rows,
               ops::cuda::Epilogue epilogue, void* out, std::int64_t out_stride, const float* bias,
               cuda::StreamView stream);
@@ -110,8 +129,14 @@ class Forward {
     if (probe_) probe_(part);
   }
   ops::cuda::AttentionShape shape_of(int layer) const;
-  int q_size() const { return config_.num_heads * config_.head_dim; }
-  int qkv_size() const { return q_size() + 2 * config_.num_kv_heads * config_.head_dim; }
+  int own(const std::vector<int>& bounds) const {
+    return bounds[static_cast<std::size_t>(tp_.rank) + 1] - first_of(bounds);
+  }
+  int first_of(const std::vector<int>& bounds) const {
+    return bounds[static_cast<std::size_t>(tp_.rank)];
+  }
+  int q_size() const { return own(bounds_.attended); }
+  int qkv_size() const { return q_size() + 2 * own(bounds_.kv_heads) * config_.head_dim; }
 
   const ops::CudaDevice& device_;
   const ModelConfig config_;
@@ -120,21 +145,32 @@ class Forward {
   const ForwardLimits limits_;
   const ops::cuda::LinearKernel kernel_;
   const LayerWindows windows_;
+  const TensorParallel tp_;
+  const ShardBounds bounds_;
+  const ops::cuda::Exchange* const exchange_;
+  std::uint32_t num_exchanges_ = 0;  ///< of the step that is being enqueued
 
   cuda::DeviceBuffer<std::int32_t> ids_;  // [rows]
-  cuda::DeviceBuffer<float> x_;  // [rows, hidden] the residual stream
   cuda::DeviceBuffer<ops::cuda::Bf16> normed_;  // tiles [rows, hidden]
-  cuda::DeviceBuffer<ops::cuda::Bf16> qkv_;  // [rows, qkv]
-  cuda::DeviceBuffer<ops::cuda::Bf16> attended_;  // tiles [rows, q]
-  cuda::DeviceBuffer<ops::cuda::Bf16> gated_;  // tiles [rows, intermediate]
+  cuda::DeviceBuffer<ops::cuda::Bf16> qkv_;  // [rows, own qkv]
   cuda::DeviceBuffer<float> partials_;
-  cuda::DeviceBuffer<float> tail_x_;  // [tail rows, hidden]
-  cuda::DeviceBuffer<ops::cuda::Bf16> tail_attended_;  // tiles [tail rows, q]
-  cuda::DeviceBuffer<float> logits_;  // [tail rows, vocab]
   cuda::DeviceBuffer<std::int32_t> drawn_;  // [2, rows]
   cuda::DeviceBuffer<double> draw_workspace_;
   cuda::DeviceBuffer<float> cos_;  // [positions, rope.dim / 2]
   cuda::DeviceBuffer<float> sin_;
+  // What ranks gather, in the exchange; for one rank in a buffer.
+  cuda::DeviceBuffer<std::byte> gathered_;
+  float* x_ = nullptr;  // [rows, hidden] the residual stream
+  ops::cuda::Bf16* attended_ = nullptr;  // tiles [rows, q]
+  ops::cuda::Bf16* gated_ = nullptr;  // tiles [rows, intermediate]
+  float* tail_x_ = nullptr;  // [tail rows, hidden]
+  ops::cuda::Bf16* tail_attended_ = nullptr;  // tiles [tail rows, q]
+  float* logits_ = nullptr;  // [tail rows, vocab]
+  // The rank's own columns of tiles; for one rank the whole.
+  cuda::DeviceBuffer<ops::cuda::Bf16> parts_;
+  ops::cuda::Tiles attended_part_;  // [rows, own q]
+  ops::cuda::Tiles gated_part_;  // [rows, own intermediate]
+  ops::cuda::Tiles tail_attended_part_;  // [tail rows, own q]
   std::function<void(StepPart)> probe_;
 };
 
