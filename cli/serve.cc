@@ -8,7 +8,9 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <set>
 #include <thread>
+#include <vector>
 
 #include "cli/api_keys.h"
 #include "cli/kv_snapshot.h"
@@ -45,9 +47,19 @@ bool on_gpu(const ServeSettings& settings) {
 Result<void> check_device(const ServeSettings& settings) {
   if (!on_gpu(settings)) return {};
 #ifdef THAW_WITH_CUDA
-  const auto info = cuda::device_info(parse_device(settings.device).value().ordinal);
-  if (!info) return info.error();
-  std::printf("device: %s, %s\n", info->name.c_str(), format_bytes(info->total_bytes).c_str());
+  std::set<int> seen;
+  for (std::uint32_t worker = 0; worker < settings.workers; ++worker) {
+    const DeviceName devices =
+        devices_of_worker(parse_device(settings.device).value(), worker, settings.tensor_parallel);
+    std::vector<int> ordinals = {devices.ordinal};
+    ordinals.insert(ordinals.end(), devices.more.begin(), devices.more.end());
+    for (const int ordinal : ordinals) {
+      if (!seen.insert(ordinal).second) continue;
+      const auto info = cuda::device_info(ordinal);
+      if (!info) return info.error();
+      std::printf("device: %s, %s\n", info->name.c_str(), format_bytes(info->total_bytes).c_str());
+    }
+  }
   return {};
 #else
   return make_error(Errc::kUnsupported,
@@ -86,6 +98,7 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   options.worker_binary = std::filesystem::read_symlink("/proc/self/exe").string();
   options.num_workers = settings.workers;
   options.device = settings.device;
+  options.tensor_parallel = settings.tensor_parallel;
   options.threads_per_worker = threads;
   options.isa = settings.isa;
   options.kv_dtype = settings.kv_dtype;

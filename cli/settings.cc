@@ -75,6 +75,13 @@ Result<void> settle_device(ServeSettings& settings) {
   const bool cuda = device->kind == DeviceName::Kind::kCuda;
   if (settings.prefill_chunk_tokens == 0)
     settings.prefill_chunk_tokens = cuda ? kCudaPrefillChunk : kCpuPrefillChunk;
+  const std::size_t gpus = device->more.size() + 1;
+  if (!cuda && settings.tensor_parallel > 1)
+    return wrong("--tensor-parallel " + std::to_string(settings.tensor_parallel) +
+                 " is for GPUs and cannot be used");
+  if (gpus > 1 && gpus % settings.tensor_parallel != 0)
+    return wrong("--tensor-parallel " + std::to_string(settings.tensor_parallel) +
+                 " does not divide the " + std::to_string(gpus) + " GPUs named");
   if (!cuda) {
     if (settings.kv_bytes == 0) settings.kv_bytes = kCpuKvBytes;
     return {};
@@ -83,7 +90,8 @@ Result<void> settle_device(ServeSettings& settings) {
     return wrong("--kv-dtype " + settings.kv_dtype + " cannot be used; bf16 is what can,");
   }
   if (!settings.isa.empty()) return wrong("--isa means nothing");
-  if (settings.workers > 1 && settings.kv_bytes == 0) {
+  const std::size_t groups = gpus / settings.tensor_parallel;  // that share no GPU
+  if (settings.workers > std::max<std::size_t>(groups, 1) && settings.kv_bytes == 0) {
     return wrong("give --kv-bytes: " + std::to_string(settings.workers) +
                  " workers cannot each take what is free");
   }
@@ -215,11 +223,16 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(sessions);
 
   const std::string engine = "Engine";
-  add(command, "--device", s.device, "cpu, cuda (the first GPU) or cuda:N")
+  add(command, "--device", s.device,
+      "cpu, cuda (the first GPU), cuda:N, or cuda:N,M,... for workers to take in turn")
       ->check(CLI::Validator(check_device, "DEVICE"))
       ->group(engine);
   add(command, "--workers", s.workers, "Worker processes")
       ->check(CLI::Range(1U, 64U))
+      ->group(engine);
+  add(command, "--tensor-parallel", s.tensor_parallel,
+      "GPUs that each worker spreads the model over; changes no bit of an answer")
+      ->check(CLI::Range(1U, 8U))
       ->group(engine);
   add(command, "--threads", s.threads, "Threads of each worker; 0 shares out the cores")
       ->check(CLI::Range(0U, 1024U))

@@ -26,6 +26,7 @@ struct ServeSettings {
   std::string api_key_file;
   std::string device = "cpu";
   std::uint32_t workers = 1;
+  std::uint32_t tensor_parallel = 1;  ///< GPUs of each worker
   std::uint32_t threads = 0;  ///< a worker's; 0: the cores there are, shared out over the workers
   std::string isa;
   std::string dtype = "native";

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <future>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -29,7 +30,7 @@ struct ForkPool::Impl {
   WeightsMemory weights;
   std::unique_ptr<kvsnap::Arena> arena;  // null: no snapshots
   UniqueFd no_arena;  // what workers get in its place
-  WorkerSlot::SharedWeights device_weights;  // the loop's thread only
+  std::map<std::string, WorkerSlot::SharedWeights> device_weights;  // the loop's thread only
   std::vector<kvsnap::PageWarmer> warmers;
   Loop loop;
   std::unique_ptr<Dispatcher> dispatcher;  // the loop's thread only

@@ -23,7 +23,9 @@ namespace thaw::forkpool {
 struct PoolOptions {
   std::string worker_binary;  ///< path of the `thaw` binary (its `worker` command is run)
   std::uint32_t num_workers = 1;
-  std::string device = "cpu";  ///< of every worker; engine/base/device_name.h
+  /// Of all workers: each takes its ones (engine/base/device_name.h, devices_of_worker).
+  std::string device = "cpu";
+  std::uint32_t tensor_parallel = 1;  ///< ranks, and GPUs, of each worker
   std::uint32_t threads_per_worker = 1;
   std::string isa;
   std::string kv_dtype = "bf16";

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "engine/base/device_name.h"
 #include "engine/base/log.h"
 
 namespace thaw::forkpool {
@@ -36,7 +37,11 @@ WorkerSlot::WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, st
       kv_pool_(std::move(kv_pool)),
       listener_(std::move(listener)),
       timer_(loop),
-      backoff_(options.respawn) {}
+      backoff_(options.respawn) {
+  // A device that cannot be read is the pool's error, before there is a slot.
+  if (const auto all = parse_device(options.device))
+    device_ = to_string(devices_of_worker(*all, worker, options.tensor_parallel));
+}
 
 void WorkerSlot::start() {
   if (stopping_) return;
@@ -80,7 +85,7 @@ void WorkerSlot::spawn() {
   channel_->start();
   channel_->send(InitFrame{.worker = worker_,
                            .generation = generation_,
-                           .device = options_.device,
+                           .device = device_,
                            .num_threads = options_.threads_per_worker,
                            .isa = options_.isa,
                            .kv_dtype = options_.kv_dtype,
@@ -91,7 +96,7 @@ void WorkerSlot::spawn() {
                            .prefill_chunk_tokens = options_.prefill_chunk_tokens,
                            .max_model_len = options_.max_model_len,
                            .tp_rank = 0,
-                           .tp_size = 1,
+                           .tp_size = options_.tensor_parallel,
                            .log_level = options_.log_level});
   if (DeviceMemory memory = kept(); memory.weights_bytes > 0 || memory.kv_bytes > 0) {
     channel_->send(InheritFrame{std::move(memory)});
@@ -148,14 +153,14 @@ void WorkerSlot::on_ready(ReadyFrame ready) {
 
 void WorkerSlot::keep(const DeviceMemory& memory) {
   if (shared_.device_weights == nullptr) {
-    return kill("sent a keep frame, but its device is " + options_.device, false);
+    return kill("sent a keep frame, but its device is " + device_, false);
   }
   logger("pool")->info("worker={} keeps weights_mib={} kv_mib={} of device={}", worker_,
                        memory.weights_bytes >> 20, memory.kv_bytes >> 20, memory.device);
   if (memory.weights_bytes > 0) {
-    DeviceMemory& weights = shared_.device_weights->memory;
+    DeviceMemory& weights = device_weights().memory;
     weights = memory;
-    shared_.device_weights->from = worker_;
+    device_weights().from = worker_;
     weights.kv.reset();
     weights.kv_bytes = 0;
   }
@@ -168,7 +173,7 @@ void WorkerSlot::keep(const DeviceMemory& memory) {
 
 DeviceMemory WorkerSlot::kept() const {
   if (shared_.device_weights == nullptr) return {};
-  DeviceMemory memory = shared_.device_weights->memory;
+  DeviceMemory memory = device_weights().memory;
   if (device_kv_.kv_bytes == 0) return memory;
   if (memory.weights_bytes == 0) return device_kv_;
   if (memory.device != device_kv_.device) return memory;  // never the KV of another device
@@ -186,9 +191,8 @@ void WorkerSlot::forget_doubtful() {
   ledger_.clear();
   device_kv_ = {};
   if (shared_.device_weights == nullptr) return;
-  const bool disbelieved = !trusted_ && shared_.device_weights->from == worker_;
-  if (disbelieved || boot_failures_ >= kFailuresBeforeNewWeights)
-    shared_.device_weights->memory = {};
+  const bool disbelieved = !trusted_ && device_weights().from == worker_;
+  if (disbelieved || boot_failures_ >= kFailuresBeforeNewWeights) device_weights().memory = {};
 }
 
 void WorkerSlot::on_channel_end(const Result<void>& how) {

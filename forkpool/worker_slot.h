@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -52,7 +53,8 @@ class WorkerSlot {
   struct Shared {
     int weights_fd = -1;
     int arena_fd = -1;
-    SharedWeights* device_weights = nullptr;  ///< null: workers keep nothing in device memory
+    /// By the name of the workers' device; null: workers keep nothing in device memory.
+    std::map<std::string, SharedWeights>* device_weights = nullptr;
   };
 
   WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,
@@ -87,6 +89,8 @@ class WorkerSlot {
   void on_ready(ReadyFrame ready);
   void keep(const DeviceMemory& memory);
   DeviceMemory kept() const;
+  /// Those of this worker's device. REQUIRES: shared_.device_weights.
+  SharedWeights& device_weights() const { return (*shared_.device_weights)[device_]; }
   void forget_doubtful();
   void on_exit();
   void after_exit(bool clean);
@@ -95,6 +99,7 @@ class WorkerSlot {
   const PoolOptions& options_;
   Shared shared_;
   std::uint32_t worker_;
+  std::string device_;  ///< this worker's own
   UniqueFd kv_pool_;
   Listener listener_;
 

@@ -1,6 +1,7 @@
 #include "kvsnap/copy_pipeline_cuda.h"
 
 #include <array>
+#include <string>
 #include <utility>
 
 #include "engine/cuda/buffer.h"
@@ -38,8 +39,8 @@ class CudaFence final : public CopyEngine::Fence {
 
 class CudaCopyEngine final : public CopyEngine {
  public:
-  explicit CudaCopyEngine(cuda::StreamView compute)
-      : compute_(compute), device_(streams_[0].device()) {}
+  CudaCopyEngine(cuda::StreamView compute, SplitBlocks split)
+      : compute_(compute), split_(std::move(split)), device_(streams_[0].device()) {}
 
   std::size_t num_slots() const override { return kSlots; }
 
@@ -66,6 +67,10 @@ class CudaCopyEngine final : public CopyEngine {
       const auto kind =
           direction == CopyDirection::kToArena ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
       for (const CopyPiece& copy : copies) {
+        if (!split_.parts.empty()) {
+          copy_parts(copy, direction, stream);
+          continue;
+        }
         cuda::check(
             cudaMemcpyAsync(copy.destination, copy.source, copy.size_bytes, kind, stream.get()),
             "copy of KV blocks");
@@ -88,7 +93,30 @@ class CudaCopyEngine final : public CopyEngine {
   }
 
  private:
+  /// Whole rows of blocks, by as many strided copies as there are parts.
+  void copy_parts(const CopyPiece& copy, CopyDirection direction, cuda::StreamView stream) {
+    const bool to_arena = direction == CopyDirection::kToArena;
+    const std::size_t width = split_.row_bytes / split_.parts.size();
+    const auto offset = static_cast<std::size_t>(
+        (to_arena ? copy.source : static_cast<const std::byte*>(copy.destination)) - split_.base);
+    const std::size_t first = offset / split_.row_bytes;
+    const std::size_t rows = copy.size_bytes / split_.row_bytes;
+    if (offset % split_.row_bytes != 0 || copy.size_bytes % split_.row_bytes != 0)
+      throw Exception(make_error(Errc::kInternal, "a copy of KV blocks cuts a row"));
+    for (std::size_t i = 0; i < split_.parts.size(); ++i) {
+      std::byte* const part = split_.parts[i] + first * width;
+      // The kind is left to the addresses: a part may be another device's memory.
+      cuda::check(to_arena
+                      ? cudaMemcpy2DAsync(copy.destination + i * width, split_.row_bytes, part,
+                                          width, width, rows, cudaMemcpyDefault, stream.get())
+                      : cudaMemcpy2DAsync(part, width, copy.source + i * width, split_.row_bytes,
+                                          width, rows, cudaMemcpyDefault, stream.get()),
+                  "copy of a part of KV blocks");
+    }
+  }
+
   cuda::StreamView compute_;
+  const SplitBlocks split_;
   std::array<cuda::Stream, kStreams> streams_;
   std::array<cuda::Event, kSlots> events_;
   DeviceChecksum checksum_{streams_[0]};
@@ -101,7 +129,24 @@ class CudaCopyEngine final : public CopyEngine {
 Result<std::unique_ptr<CopyPipeline>> make_cuda_copy_pipeline(cuda::StreamView compute,
                                                               const OverlapOptions& options) {
   return caught([&]() -> std::unique_ptr<CopyPipeline> {
-    return std::make_unique<OverlappedPipeline>(std::make_unique<CudaCopyEngine>(compute), options);
+    return std::make_unique<OverlappedPipeline>(
+        std::make_unique<CudaCopyEngine>(compute, SplitBlocks{}), options);
+  });
+}
+
+Result<std::unique_ptr<CopyPipeline>> make_split_copy_pipeline(cuda::StreamView compute,
+                                                               const SplitBlocks& blocks,
+                                                               const OverlapOptions& options) {
+  if (blocks.parts.empty() || blocks.row_bytes == 0 ||
+      blocks.row_bytes % blocks.parts.size() != 0) {
+    return make_error(Errc::kInvalidArgument,
+                      "KV blocks in " + std::to_string(blocks.parts.size()) + " parts of rows of " +
+                          std::to_string(blocks.row_bytes) +
+                          " bytes; parts that divide a row are right");
+  }
+  return caught([&]() -> std::unique_ptr<CopyPipeline> {
+    return std::make_unique<OverlappedPipeline>(std::make_unique<CudaCopyEngine>(compute, blocks),
+                                                options);
   });
 }
 

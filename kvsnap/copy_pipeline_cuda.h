@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "engine/base/result.h"
 #include "engine/cuda/stream.h"
@@ -21,5 +23,22 @@ namespace thaw::kvsnap {
 /// streams or events.
 Result<std::unique_ptr<CopyPipeline>> make_cuda_copy_pipeline(cuda::StreamView compute,
                                                               const OverlapOptions& options);
+
+/// KV blocks in parts, each part on a device of its own: a block is rows of `row_bytes`, and every
+/// part holds as many bytes of each row, one row after another, block after block. In the arena
+/// rows are whole, so a snapshot does not tell how many parts there were.
+struct SplitBlocks {
+  std::byte* base = nullptr;  ///< what the pieces' addresses count from; nothing need lie there
+  std::size_t row_bytes = 0;  ///< divides a block's bytes
+  std::vector<std::byte*> parts;  ///< of each row in order; mapped by the current device
+};
+
+/// The same of blocks in parts: strided copies, all by the current device's engine, which reaches
+/// the other devices' memory through their mappings. What `compute` has done when it reaches the
+/// mark of a copy must be done on the other devices as well. Errors: as above; kInvalidArgument
+/// where the parts do not divide a row.
+Result<std::unique_ptr<CopyPipeline>> make_split_copy_pipeline(cuda::StreamView compute,
+                                                               const SplitBlocks& blocks,
+                                                               const OverlapOptions& options);
 
 }  // namespace thaw::kvsnap

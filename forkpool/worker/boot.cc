@@ -64,7 +64,7 @@ Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const BootFra
   if (auto memory = engine->parts_->memory_to_keep(engine->model_->kv()))
     outbox.queue(KeepFrame{std::move(*memory)});
   if (auto adopted = engine->adopt_blocks(frames.adopt, outbox); !adopted) return adopted.error();
-  if (auto built = engine->build_snapshots(frames.init, outbox); !built) return built.error();
+  if (auto built = engine->build_snapshots(outbox); !built) return built.error();
   return engine;
 }
 
@@ -161,7 +161,7 @@ Result<void> Engine::adopt_blocks(const AdoptFrame& adopt, Outbox& outbox) {
   return {};
 }
 
-Result<void> Engine::build_snapshots(const InitFrame& init, Outbox& outbox) {
+Result<void> Engine::build_snapshots(Outbox& outbox) {
   auto pipeline = parts_->make_pipeline();
   if (!pipeline) return pipeline.error();
   pipeline_ = std::move(*pipeline);
@@ -169,7 +169,8 @@ Result<void> Engine::build_snapshots(const InitFrame& init, Outbox& outbox) {
   parts.pool = pool_.get();
   parts.index = index_.get();
   parts.kv.base = model_->kv().base;
-  parts.kv.format = {ready_.kv_layout, kBlockSize, ready_.block_bytes, init.tp_rank, init.tp_size};
+  // Of the whole, however many ranks have it in parts: it goes on at any number of them.
+  parts.kv.format = {ready_.kv_layout, kBlockSize, ready_.block_bytes, 0, 1};
   parts.arena = arena();
   parts.pipeline = pipeline_.get();
   parts.outbox = &outbox;

@@ -57,7 +57,7 @@ class Engine {
   Result<void> build_model(const PartsRequest& request);
   Result<void> adopt_blocks(const AdoptFrame& adopt, Outbox& outbox);
   void build_scheduler(const InitFrame& init, Outbox& outbox);
-  Result<void> build_snapshots(const InitFrame& init, Outbox& outbox);
+  Result<void> build_snapshots(Outbox& outbox);
 
   SteadyClock clock_;
   Mapping weights_;

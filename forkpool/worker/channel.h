@@ -35,6 +35,9 @@ class Channel {
   /// No more frames will come: the pool has closed its end or is gone. Writing is pointless then.
   bool ended() const { return ended_; }
 
+  /// The socket, for whoever speaks otherwise from here on. Nothing else may be called afterwards.
+  UniqueFd release() { return std::move(socket_); }
+
   /// Until there is something to read or to take with next(), more can be sent, or the timeout is
   /// over. Errors: kIo.
   Result<void> wait(std::chrono::microseconds timeout);

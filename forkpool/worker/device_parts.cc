@@ -1,5 +1,7 @@
 #include "forkpool/worker/device_parts.h"
 
+#include <utility>
+
 #include "engine/base/device_name.h"
 
 namespace thaw::forkpool::worker {
@@ -7,12 +9,27 @@ namespace thaw::forkpool::worker {
 Result<std::unique_ptr<DeviceParts>> make_device_parts(const PartsRequest& request) {
   const auto device = parse_device(request.init->device);
   if (!device) return device.error();
-  if (device->kind == DeviceName::Kind::kCpu) return make_cpu_parts(request);
+  if (device->kind == DeviceName::Kind::kCpu) {
+    if (request.init->tp_size == 1) return make_cpu_parts(request);
+    return make_error(Errc::kUnsupported, "several ranks on the CPU; its threads share one image");
+  }
 #ifdef THAW_WITH_CUDA
+  if (request.init->tp_size > 1) return make_cuda_group_parts(request);
   return make_cuda_parts(request, device->ordinal);
 #else
   return make_error(Errc::kUnsupported, "device " + request.init->device +
                                             ": this build has no CUDA kernels (THAW_CUDA=ON)");
+#endif
+}
+
+Result<void> run_follower(UniqueFd socket, const InitFrame& init, int weights_fd) {
+#ifdef THAW_WITH_CUDA
+  return run_cuda_follower(std::move(socket), init, weights_fd);
+#else
+  (void)socket;
+  (void)weights_fd;
+  return make_error(Errc::kUnsupported,
+                    "rank " + std::to_string(init.tp_rank) + ": this build has no CUDA kernels");
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "engine/base/result.h"
+#include "engine/base/unique_fd.h"
 #include "engine/checkpoint/weight_image.h"
 #include "engine/model/model.h"
 #include "engine/ops/device.h"
@@ -54,6 +55,14 @@ Result<std::unique_ptr<DeviceParts>> make_device_parts(const PartsRequest& reque
 // One for each kind of device; make_device_parts chooses.
 Result<std::unique_ptr<DeviceParts>> make_cpu_parts(const PartsRequest& request);
 Result<std::unique_ptr<DeviceParts>> make_cuda_parts(const PartsRequest& request, int ordinal);
+/// For InitFrame::tp_size ranks, of which this process is the first: it starts the others.
+Result<std::unique_ptr<DeviceParts>> make_cuda_group_parts(const PartsRequest& request);
+
+/// The whole work of a process that is not the first rank of its worker, `init` its first frame and
+/// `socket` where that came from: until the first rank ends. Does not return an error: it tells the
+/// first rank and ends the process.
+Result<void> run_follower(UniqueFd socket, const InitFrame& init, int weights_fd);
+Result<void> run_cuda_follower(UniqueFd socket, const InitFrame& init, int weights_fd);
 
 /// "bf16", "f16" or "f32".
 Result<ops::KvDType> parse_kv_dtype(const std::string& name);

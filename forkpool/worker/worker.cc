@@ -142,6 +142,10 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
   if (!set_log_level(init->log_level)) {
     return make_error(Errc::kInvalidArgument, "log level '" + init->log_level + "'");
   }
+  if (init->tp_rank > 0) {
+    set_log_prefix("worker=" + std::to_string(init->worker) + "." + std::to_string(init->tp_rank));
+    return run_follower(channel.release(), *init, fds.weights);
+  }
   BootFrames frames{*init, {}, {}};
   auto second = await_frame(channel, kBootDeadline);
   if (!second) return second.error();

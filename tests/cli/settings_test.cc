@@ -148,6 +148,16 @@ TEST(Settings, WhatADeviceCannotDoIsRefused) {
   EXPECT_NE(refusal({"--device", "cuda", "--isa", "avx2"}).find("--isa"), std::string::npos);
   EXPECT_NE(refusal({"--device", "cuda", "--workers", "2"}).find("--kv-bytes"), std::string::npos);
   EXPECT_EQ(refusal({"--workers", "2", "--kv-dtype", "f32", "--isa", "avx2"}), "nothing");
+  EXPECT_NE(refusal({"--tensor-parallel", "2"}).find("is for GPUs"), std::string::npos);
+  EXPECT_NE(refusal({"--device", "cuda:0,1,2", "--tensor-parallel", "2"})
+                .find("does not divide the 3 GPUs named"),
+            std::string::npos);
+  // Workers that share a GPU cannot each take what is free there.
+  EXPECT_EQ(refusal({"--device", "cuda:0,1", "--workers", "2"}), "nothing");
+  EXPECT_EQ(refusal({"--device", "cuda", "--tensor-parallel", "2"}), "nothing");
+  EXPECT_NE(refusal({"--device", "cuda:0,1", "--workers", "2", "--tensor-parallel", "2"})
+                .find("--kv-bytes"),
+            std::string::npos);
 }
 
 TEST(Settings, SessionsKeepHalfOfTheArenaUnlessTold) {
