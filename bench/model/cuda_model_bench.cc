@@ -299,7 +299,7 @@ BENCHMARK(launch_on_host)
 BENCHMARK(digest)->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(7);
 BENCHMARK(upload)
     ->ArgNames({"readers", "slot_kib"})
-    ->ArgsProduct({{8, 16}, {512, 1024, 4096}})
+    ->ArgsProduct({{6, 8, 12, 16}, {1024, 2048, 4096}})
     ->Unit(benchmark::kMillisecond)
     ->UseManualTime()
     ->Iterations(3);

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -15,6 +14,7 @@
 #include "engine/base/error.h"
 #include "engine/base/hash.h"
 #include "engine/cuda/check.h"
+#include "engine/cuda/pinned_pages.h"
 #include "engine/cuda/wait.h"
 #include "engine/model/cuda/digest.h"
 
@@ -24,7 +24,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxReaders = 64;
-constexpr std::size_t kSlotsPerReader = 2;  // one is filled while the other is copied
+// On an H100 machine eight read 50 to 70 GB/s out of the page cache, where the copy engine takes
+// 55, and it is at 96 % with pieces of 4 MiB (87 % with 1 MiB); a larger ring costs its pinning.
+constexpr int kMostReaders = 8;
+constexpr std::size_t kMaxSlots = 16;
 
 /// One upload: readers take pieces of the file in order and bring each to its place.
 class Upload {
@@ -33,8 +36,9 @@ class Upload {
       : fd_(fd),
         to_(to),
         slot_bytes_(options.slot_bytes),
+        slots_(options.slots),
         deadline_(Clock::now() + options.timeout),
-        ring_(options.slot_bytes * kSlotsPerReader * static_cast<std::size_t>(readers)) {
+        ring_(slot_bytes_ * slots_ * static_cast<std::size_t>(readers)) {
     cuda::check(cudaGetDevice(&device_), "current device");
   }
 
@@ -55,7 +59,7 @@ class Upload {
     try {
       const cuda::DeviceScope scope(device_);
       const cuda::Stream stream;
-      std::array<cuda::Event, kSlotsPerReader> copied;
+      std::vector<cuda::Event> copied(slots_);
       try {
         copy_pieces(reader, stream, copied);
         for (const cuda::Event& event : copied)
@@ -69,16 +73,15 @@ class Upload {
     }
   }
 
-  void copy_pieces(int reader, const cuda::Stream& stream,
-                   std::array<cuda::Event, kSlotsPerReader>& copied) {
+  void copy_pieces(int reader, const cuda::Stream& stream, std::vector<cuda::Event>& copied) {
+    std::byte* const ring = ring_.data() + static_cast<std::size_t>(reader) * slots_ * slot_bytes_;
     const std::size_t pieces = (to_.size() + slot_bytes_ - 1) / slot_bytes_;
     for (std::size_t turn = 0; !failed_; ++turn) {
       const std::size_t piece = next_piece_++;
       if (piece >= pieces) return;
-      const std::size_t slot = turn % kSlotsPerReader;
-      if (turn >= kSlotsPerReader) wait(copied[slot]);
-      std::byte* const at =
-          ring_.data() + (static_cast<std::size_t>(reader) * kSlotsPerReader + slot) * slot_bytes_;
+      const std::size_t slot = turn % slots_;
+      if (turn >= slots_) wait(copied[slot]);
+      std::byte* const at = ring + slot * slot_bytes_;
       const std::size_t offset = piece * slot_bytes_;
       const std::size_t size = std::min(slot_bytes_, to_.size() - offset);
       read_at(at, size, offset);
@@ -122,8 +125,9 @@ class Upload {
   int fd_;
   cuda::DeviceSpan<std::byte> to_;
   std::size_t slot_bytes_;
+  std::size_t slots_;
   Clock::time_point deadline_;
-  cuda::PinnedBuffer<std::byte> ring_;
+  cuda::PinnedPages ring_;
   int device_ = 0;
   std::atomic<std::size_t> next_piece_{0};
   std::atomic<bool> failed_{false};
@@ -142,15 +146,18 @@ Hash128 summarise(const std::vector<std::uint64_t>& chunks, std::size_t bytes) {
 
 Result<UploadReport> upload_image(int fd, cuda::DeviceSpan<std::byte> to,
                                   const UploadOptions& options) try {
-  if (options.slot_bytes == 0 || options.readers < 0 || options.readers > kMaxReaders) {
+  if (options.slot_bytes == 0 || options.slots == 0 || options.slots > kMaxSlots ||
+      options.readers < 0 || options.readers > kMaxReaders) {
     return make_error(Errc::kInvalidArgument,
-                      "image upload: " + std::to_string(options.readers) + " readers of slots of " +
+                      "image upload: " + std::to_string(options.readers) + " readers of " +
+                          std::to_string(options.slots) + " slots of " +
                           std::to_string(options.slot_bytes) + " bytes; 0 to " +
-                          std::to_string(kMaxReaders) + " readers, and some bytes, are right");
+                          std::to_string(kMaxReaders) + " readers, 1 to " +
+                          std::to_string(kMaxSlots) + " slots, and some bytes, are right");
   }
   const auto started = Clock::now();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int readers = options.readers == 0 ? std::min(cores, 16) : options.readers;
+  const int readers = options.readers == 0 ? std::min(cores, kMostReaders) : options.readers;
   Upload upload(fd, to, options, readers);
   const auto pinned = Clock::now();
   if (auto done = upload.run(readers); !done) return done.error();

@@ -16,8 +16,9 @@ namespace thaw::model {
 // copied. An image on the device is the same bytes as on the host, from its first byte on.
 
 struct UploadOptions {
-  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 16
-  std::size_t slot_bytes = std::size_t{1} << 20;  ///< of a read, a copy; two slots a reader
+  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 8
+  std::size_t slot_bytes = std::size_t{4} << 20;  ///< of a read, a copy
+  std::size_t slots = 2;  ///< a reader's: one is filled while the others are copied
   /// The whole upload must be done by then.
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
 };
@@ -34,8 +35,8 @@ struct UploadReport {
 /// Copies the first `to.size()` bytes of `fd` (an image file or memfd, as LoadedImage has it) to
 /// `to` on the current device: readers fill a ring of pinned slots, and each slot's copy runs while
 /// the next ones are read. Returns when all bytes have arrived. Makes streams, threads and the
-/// ring, and frees them again. Thread-safe. Errors: kIo, kDataLoss where the file is shorter than
-/// `to`, kDeadlineExceeded, kResourceExhausted, kCuda; what is in `to` is undefined then.
+/// ring, and frees them again. Thread-safe. Errors: kIo, kDataLoss where the file is shorter
+/// than `to`, kDeadlineExceeded, kResourceExhausted, kCuda; what is in `to` is undefined then.
 Result<UploadReport> upload_image(int fd, cuda::DeviceSpan<std::byte> to,
                                   const UploadOptions& options = {});
 
