@@ -13,21 +13,23 @@ RadixIndex::RadixIndex(BlockPool& pool, Listener listener)
 
 RadixIndex::~RadixIndex() = default;
 
-RadixIndex::Handle::Handle(Node* node) : node_(node) {
-  if (node_ != nullptr) node_->state->lock(node_);
+RadixIndex::Handle::Handle(Node* node, bool is_use) : node_(node), is_use_(is_use) {
+  if (node_ != nullptr) node_->state->lock(node_, is_use_);
 }
 
-RadixIndex::Handle::Handle(Handle&& other) noexcept : node_(std::exchange(other.node_, nullptr)) {}
+RadixIndex::Handle::Handle(Handle&& other) noexcept
+    : node_(std::exchange(other.node_, nullptr)), is_use_(other.is_use_) {}
 
 RadixIndex::Handle& RadixIndex::Handle::operator=(Handle&& other) noexcept {
   if (this == &other) return *this;
-  Node* old = std::exchange(node_, std::exchange(other.node_, nullptr));
-  if (old != nullptr) old->state->unlock(old);
+  Handle old(std::move(*this));
+  node_ = std::exchange(other.node_, nullptr);
+  is_use_ = other.is_use_;
   return *this;
 }
 
 RadixIndex::Handle::~Handle() {
-  if (node_ != nullptr) node_->state->unlock(node_);
+  if (node_ != nullptr) node_->state->unlock(node_, is_use_);
 }
 
 RadixIndex::Match RadixIndex::match(const Hash128& root, std::span<const TokenId> tokens) const {
@@ -55,6 +57,10 @@ RadixIndex::Match RadixIndex::match(const Hash128& root, std::span<const TokenId
 
 RadixIndex::Handle RadixIndex::lock(const Match& match) {
   return Handle(match.node);
+}
+
+RadixIndex::Handle RadixIndex::lock_in_place(const Match& match) {
+  return Handle(match.node, false);
 }
 
 RadixIndex::Handle RadixIndex::lock_full_blocks(const Match& match) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,8 +55,9 @@ class RadixIndex {
 
    private:
     friend class RadixIndex;
-    explicit Handle(Node* node);  ///< locks it, where it is not null
+    explicit Handle(Node* node, bool is_use = true);  ///< locks it, where it is not null
     Node* node_ = nullptr;
+    bool is_use_ = true;
   };
 
   struct Match {
@@ -69,6 +71,8 @@ class RadixIndex {
   /// Longest prefix of `tokens` alive under `root`. Does not touch the LRU order; lock() does.
   Match match(const Hash128& root, std::span<const TokenId> tokens) const;
   Handle lock(const Match& match);
+  /// Keeps them as lock() does, but is no use of them: the order of eviction stays.
+  Handle lock_in_place(const Match& match);
   /// Without the block that matches in part.
   Handle lock_full_blocks(const Match& match);
 
@@ -93,6 +97,19 @@ class RadixIndex {
   /// Takes over blocks that a former worker published, parents before children; entries whose
   /// parent is missing are dropped. Returns how many were taken.
   std::size_t adopt(std::span<const Published> entries);
+
+  /// A path of whole blocks from its root on.
+  struct ColdPath {
+    Hash128 root;
+    std::vector<TokenId> tokens;
+    std::vector<Hash128> hashes;  ///< of its blocks
+    std::size_t num_to_lose = 0;  ///< of these, the last ones, which nobody keeps elsewhere
+  };
+  using IsKept = std::function<bool(const Hash128&)>;
+  /// Of what evict() would take next, as many as `within_blocks`: the first path with at least
+  /// `min_blocks` blocks in a row at its end that `is_kept` knows nothing of.
+  std::optional<ColdPath> find_cold_path(std::size_t within_blocks, std::size_t min_blocks,
+                                         const IsKept& is_kept) const;
 
   /// Walks everything: counts, references, children, LRU. An error says what is inconsistent.
   Result<void> check_integrity() const;

@@ -55,19 +55,19 @@ void RadixIndex::State::update_leaf(Node* node, std::uint64_t last_used) {
   if (node->evictable_leaf()) leaves.insert({node->last_used, node});
 }
 
-void RadixIndex::State::lock(Node* node) {
+void RadixIndex::State::lock(Node* node, bool is_use) {
   leaves.erase({node->last_used, node});
-  node->last_used = ++tick;
+  if (is_use) node->last_used = ++tick;
   for (Node* at = node; at != nullptr; at = at->parent) {
     if (at->locks_below++ == 0 && !at->is_root()) --num_unlocked;
   }
 }
 
-void RadixIndex::State::unlock(Node* node) {
+void RadixIndex::State::unlock(Node* node, bool is_use) {
   for (Node* at = node; at != nullptr; at = at->parent) {
     if (--at->locks_below == 0 && !at->is_root()) ++num_unlocked;
   }
-  update_leaf(node, ++tick);
+  update_leaf(node, is_use ? ++tick : node->last_used);
 }
 
 Node* RadixIndex::State::add_child(Node* parent, std::span<const TokenId> tokens, BlockId block) {

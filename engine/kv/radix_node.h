@@ -50,8 +50,9 @@ struct RadixIndex::State {
   std::size_t num_unlocked = 0;  ///< of these, with no handle on them or below
   std::uint64_t tick = 0;
 
-  void lock(Node* node);
-  void unlock(Node* node);
+  /// `is_use`: it becomes the most recently used one, at both ends.
+  void lock(Node* node, bool is_use);
+  void unlock(Node* node, bool is_use);
   Node* add_child(Node* parent, std::span<const TokenId> tokens, BlockId block);
   /// Gives up a leaf without handle; true when its block is free now.
   bool remove_leaf(Node* leaf);

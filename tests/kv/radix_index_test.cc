@@ -1,5 +1,6 @@
 #include "engine/kv/radix_index.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include <gtest/gtest.h>
@@ -125,6 +126,75 @@ TEST_F(RadixIndexTest, DropsAPartialNodeThatAnotherCovers) {
   EXPECT_EQ(pool_.references(own[0]), 1);
   EXPECT_EQ(index_.match(kRoot, iota(0, 9)).partial_block, other[0]);
   pool_.release(own[0]);
+}
+
+// What find_cold_path() says comes first in evict().
+TEST_F(RadixIndexTest, AColdPathIsWhatEvictTakesNext) {
+  const auto nothing_kept = [](const Hash128&) { return false; };
+  EXPECT_FALSE(index_.find_cold_path(16, 1, nothing_kept));
+  publish(iota(0, 40));  // two whole blocks, and a part of one
+  publish(iota(100, 48));
+  const auto path = index_.find_cold_path(3, 2, nothing_kept);
+  ASSERT_TRUE(path);
+  EXPECT_EQ(path->root, kRoot);
+  EXPECT_EQ(path->tokens, iota(0, 32));
+  EXPECT_EQ(path->num_to_lose, 2U);
+  ASSERT_EQ(path->hashes.size(), 2U);
+  EXPECT_EQ(path->hashes[1], published_[1].hash);
+  // Too short, or not yet within reach.
+  EXPECT_FALSE(index_.find_cold_path(3, 3, nothing_kept));
+  EXPECT_FALSE(index_.find_cold_path(0, 1, nothing_kept));
+  const auto longer = index_.find_cold_path(16, 3, nothing_kept);
+  ASSERT_TRUE(longer);
+  EXPECT_EQ(longer->tokens, iota(100, 48));
+  index_.evict(pool_.num_free() + 3);
+  ASSERT_EQ(evicted_.size(), 2U);
+  EXPECT_EQ(evicted_[0].first, path->hashes[1]);
+  EXPECT_EQ(evicted_[1].first, path->hashes[0]);
+}
+
+TEST_F(RadixIndexTest, AColdPathStopsAtWhatIsKept) {
+  auto branch = [](TokenId first) {
+    auto tokens = iota(0, 32);  // their trunk
+    const auto own = iota(first, 16);
+    tokens.insert(tokens.end(), own.begin(), own.end());
+    return tokens;
+  };
+  publish(branch(500));
+  publish(branch(600));
+  std::vector<Hash128> kept;
+  const auto is_kept = [&](const Hash128& hash) {
+    return std::ranges::find(kept, hash) != kept.end();
+  };
+  auto path = index_.find_cold_path(16, 2, is_kept);
+  ASSERT_TRUE(path);
+  EXPECT_EQ(path->tokens, branch(500));
+  EXPECT_EQ(path->num_to_lose, 3U);
+  kept = path->hashes;  // with the trunk: of the other branch a block is left
+  EXPECT_FALSE(index_.find_cold_path(16, 2, is_kept));
+  path = index_.find_cold_path(16, 1, is_kept);
+  ASSERT_TRUE(path);
+  EXPECT_EQ(path->tokens, branch(600));
+  EXPECT_EQ(path->num_to_lose, 1U);
+  // What someone uses is not cold, nor is what it needs.
+  kept.clear();
+  const auto lock = index_.lock(index_.match(kRoot, branch(600)));
+  path = index_.find_cold_path(16, 1, is_kept);
+  ASSERT_TRUE(path);
+  EXPECT_EQ(path->tokens, branch(500));
+}
+
+TEST_F(RadixIndexTest, ALockInPlaceIsNoUse) {
+  const auto old = publish(iota(0, 16));
+  publish(iota(100, 16));
+  {
+    const auto lock = index_.lock_in_place(index_.match(kRoot, iota(0, 16)));
+    EXPECT_EQ(index_.evict(pool_.num_free() + 2), 1U);  // the other one alone
+  }
+  publish(iota(200, 16));
+  index_.evict(pool_.num_free() + 1);
+  ASSERT_EQ(evicted_.size(), 2U);
+  EXPECT_EQ(evicted_[1].second, old[0]);
 }
 
 TEST_F(RadixIndexTest, EvictsLeastRecentlyUsedFromTheTail) {
