@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/bench.h"
 #include "cli/container_report.h"
 #include "cli/explain.h"
 #include "cli/freeze.h"
@@ -94,6 +95,9 @@ int run(int argc, char** argv) {
   thaw::cli::add_freeze_options(*freeze, freeze_settings);
 
   const thaw::cli::SessionCommands sessions(app);
+  thaw::cli::BenchSettings bench_settings;
+  CLI::App* bench = app.add_subcommand("bench", "Measure this machine");
+  thaw::cli::add_bench_options(*bench, bench_settings);
 
   CLI::App* version = app.add_subcommand("version", "Print the version");
   CLI::App* worker =
@@ -124,6 +128,7 @@ int run(int argc, char** argv) {
   if (const auto result = sessions.run(thaw::cli::model_paths_from_environment()))
     return report(*result, kFilesPrefix);
   if (explain->parsed()) return report(thaw::cli::run_explain(explain_settings));
+  if (bench->parsed()) return report(thaw::cli::run_bench_gpu(bench_settings));
   if (worker->parsed()) return thaw::forkpool::run_worker();
   if (version->parsed()) std::printf("thaw %s\n", thaw::kVersion);
   return 0;

@@ -7,6 +7,9 @@ mkdir -p bench/results
 cpu=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1)
 for binary in "$build"/bin/*_bench; do
   name=$(basename "$binary" _bench)
+  case $name in  # a GPU's, below
+    thaw_adoption | thaw_cuda_* | thaw_fork_rounds | thaw_gpu | thaw_kv_copies | thaw_served | thaw_weights) continue ;;
+  esac
   printf '== %s\n' "$name"
   "$binary" --benchmark_out="bench/results/$name.json" --benchmark_out_format=json \
     --benchmark_context=commit="$(git rev-parse --short HEAD)" --benchmark_context=cpu="$cpu" \
@@ -18,3 +21,7 @@ printf '== start, memory, respawn\n'
 .venv/bin/python bench/e2e/start.py --output bench/results/start.json
 printf '== ranges of S3\n'
 .venv/bin/python bench/e2e/s3_ranges.py
+if nvidia-smi -L > /dev/null 2>&1; then
+  printf '== the GPU\n'
+  "$build/bin/thaw" bench gpu --output bench/results/gpu.json
+fi
