@@ -4,8 +4,29 @@
 #include <cstdlib>
 
 #include "engine/base/hash.h"
+#include "kvsnap/arena.h"
+#include "kvsnap/snapshot_reader.h"
+#include "kvsnap/snapshot_writer.h"
 
 namespace thaw::scheduler {
+namespace {
+
+class CpuSuiteModel final : public SuiteModel {
+ public:
+  CpuSuiteModel(const std::string& path, const model::HarnessOptions& options)
+      : harness_(path, options),
+        threads_(options.threads),
+        pipeline_(kvsnap::make_cpu_copy_pipeline(threads_)) {}
+  model::Model& model() override { return harness_.model(); }
+  kvsnap::CopyPipeline& pipeline() override { return *pipeline_; }
+
+ private:
+  model::Harness harness_;
+  ThreadPool threads_;
+  std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
+};
+
+}  // namespace
 
 ExactBed::ExactBed(model::Model& model, std::size_t blocks_in_memory, const BedOptions& options)
     : ahead_(model),
@@ -21,8 +42,9 @@ ExactBed::ExactBed(model::Model& model, std::size_t blocks_in_memory, const BedO
     };
   }
   scheduler_ = std::make_unique<Scheduler>(
-      scheduler, options.look_ahead ? ahead_ : model, index_, pool_, clock_,
-      [this](const GenerateEvent& event) {
+      // A GPU looks ahead by itself.
+      scheduler, options.look_ahead && model.max_in_flight() == 1 ? ahead_ : model, index_, pool_,
+      clock_, [this](const GenerateEvent& event) {
         if (const auto* token = std::get_if<TokenEvent>(&event)) {
           run_[{token->request - first_id_, token->choice}].tokens.push_back(token->token);
         }
@@ -56,14 +78,15 @@ ExactnessSuite::ExactnessSuite(const Options& options, bool seeded)
     reference_.push_back(alone(request(i)));
 }
 
-std::unique_ptr<model::Harness> ExactnessSuite::make_model(int threads) const {
+std::unique_ptr<SuiteModel> ExactnessSuite::make_model(int variant) const {
+  if (options_.make_model) return options_.make_model(variant);
   model::HarnessOptions options;
-  options.threads = threads;
+  options.threads = variant;
   options.num_blocks = options_.num_blocks;
   options.kv_dtype = options_.kv_dtype;
   // `make test-exact` runs the suite on the slower instruction sets too.
   if (const char* isa = std::getenv("THAW_TEST_ISA")) options.isa = isa;
-  return std::make_unique<model::Harness>(options_.model_path, options);
+  return std::make_unique<CpuSuiteModel>(options_.model_path, options);
 }
 
 GenerateRequest ExactnessSuite::request(std::size_t prompt) const {
@@ -245,6 +268,92 @@ void ExactnessSuite::fed_again() {
   const std::uint64_t prefilled = warm.stats().tokens_prefilled;
   expect_reference(warm.run(requests), cut);
   EXPECT_EQ(warm.stats().tokens_prefilled - prefilled, requests.size());
+}
+
+std::size_t ExactnessSuite::move_blocks(ExactBed& from, SuiteModel& from_model, ExactBed& to,
+                                        SuiteModel& to_model,
+                                        const std::vector<TokenId>& tokens) const {
+  const Hash128 root = make_cache_root({}, "", "", "");
+  const auto match = from.index().match(root, tokens);
+  const std::size_t count = match.full_blocks.size();
+  const model::KvView& kv = from_model.model().kv();
+  const kvsnap::KvFormat format{kv.layout, kBlockSize, kv.block_bytes, 0, 1};
+  auto arena = std::move(kvsnap::Arena::create(count * kv.block_bytes + 65536)).value();
+  const auto view = std::move(kvsnap::ArenaView::map(arena.fd())).value();
+  kvsnap::Manifest manifest;
+  manifest.cache_root = root;
+  manifest.kv_layout = kv.layout;
+  manifest.block_size = kBlockSize;
+  manifest.block_bytes = kv.block_bytes;
+  manifest.token_ids.assign(tokens.begin(),
+                            tokens.begin() + static_cast<std::ptrdiff_t>(count * kBlockSize));
+  manifest.extents = arena.lease_for_writing({}, count, kv.block_bytes).value().extents;
+  const auto at = [](const model::KvView& memory, BlockId block) {
+    return memory.base + memory.block_bytes * static_cast<std::size_t>(block);
+  };
+  std::vector<const std::byte*> sources;
+  for (const BlockId block : match.full_blocks)
+    sources.push_back(at(kv, block));
+  kvsnap::SnapshotWriter writer(view, from_model.pipeline(), format);
+  manifest = writer.finish(writer.start(manifest, root, sources).value()).value();
+  if (&from == &to) {
+    from.index().evict(from.pool().num_blocks());
+    EXPECT_EQ(from.index().num_blocks(), 0U);
+  }
+  std::vector<BlockId> blocks;
+  std::vector<std::byte*> destinations;
+  for (std::size_t i = 0; i < count; ++i) {
+    blocks.push_back(to.pool().allocate());
+    destinations.push_back(at(to_model.model().kv(), blocks.back()));
+  }
+  // What lay there must not be what is found.
+  if (&from == &to) std::ranges::reverse(blocks), std::ranges::reverse(destinations);
+  kvsnap::SnapshotReader reader(view, to_model.pipeline(), format);
+  reader.finish(reader.start(manifest, root, destinations).value()).value();
+  to.index().insert(root, manifest.token_ids, blocks);
+  for (const BlockId block : blocks)
+    to.pool().release(block);
+  return count * kBlockSize;
+}
+
+void ExactnessSuite::restored_elsewhere() {
+  const auto other = make_model(1);
+  BedOptions options;
+  options.look_ahead = options_.look_ahead;
+  for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
+    SCOPED_TRACE("prompt " + std::to_string(i));
+    ExactBed source = bed();
+    ExactBed target(other->model(), static_cast<std::size_t>(options_.num_blocks), options);
+    GenerateRequest again = request(i);
+    EXPECT_TRUE(matches(source.run({again}).begin()->second, reference_[i]));
+    // Half of the answer, which was decoded, is restored too, and fed again as a prompt.
+    const std::size_t cut = options_.max_tokens / 2;
+    again.prompt.insert(again.prompt.end(), reference_[i].tokens.begin(),
+                        reference_[i].tokens.begin() + static_cast<std::ptrdiff_t>(cut));
+    again.sampling.max_tokens -= static_cast<std::uint32_t>(cut);
+    const std::size_t moved = move_blocks(source, *model_, target, *other, again.prompt);
+    EXPECT_GE(moved + kBlockSize, again.prompt.size());
+    const Run run = target.run({again});
+    EXPECT_GE(target.cached() + 1, moved);
+    const Generated rest{{reference_[i].tokens.begin() + static_cast<std::ptrdiff_t>(cut),
+                          reference_[i].tokens.end()},
+                         {reference_[i].logits.begin() + static_cast<std::ptrdiff_t>(cut),
+                          reference_[i].logits.end()}};
+    EXPECT_TRUE(matches(run.begin()->second, rest));
+  }
+}
+
+void ExactnessSuite::restored_after_eviction() {
+  ExactBed used = bed();
+  for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
+    SCOPED_TRACE("prompt " + std::to_string(i));
+    used.run({request(i)});
+    const std::uint64_t cached = used.cached();
+    const std::size_t moved = move_blocks(used, *model_, used, *model_, options_.prompts[i]);
+    const Run run = used.run({request(i)});
+    EXPECT_GE(used.cached() - cached + 1, moved);
+    EXPECT_TRUE(matches(run.begin()->second, reference_[i]));
+  }
 }
 
 void ExactnessSuite::other_thread_counts() {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "engine/scheduler/kv_store.h"
 #include "engine/scheduler/scheduler.h"
+#include "kvsnap/copy_pipeline.h"
 #include "tests/model/model_harness.h"
 #include "tests/scheduler/ahead_model.h"
 
@@ -41,6 +43,8 @@ class ExactBed {
   const EngineStats& stats() const { return scheduler_->stats(); }
   /// Prompt tokens of all runs so far that were found in the cache.
   std::uint64_t cached() const { return scheduler_->stats().tokens_cached; }
+  kv::RadixIndex& index() { return index_; }
+  kv::BlockPool& pool() { return pool_; }
 
  private:
   SteadyClock clock_;
@@ -54,11 +58,23 @@ class ExactBed {
   std::size_t num_completed_ = 0;
 };
 
+/// A model with KV memory of its own, on whatever device.
+class SuiteModel {
+ public:
+  virtual ~SuiteModel() = default;
+  virtual model::Model& model() = 0;
+  /// For model().kv() and an arena that is pinned where the device needs it.
+  virtual kvsnap::CopyPipeline& pipeline() = 0;
+};
+
 /// Compares every path through the engine with each request alone on an empty cache.
 class ExactnessSuite {
  public:
   struct Options {
-    std::string model_path;
+    std::string model_path;  ///< of a model on the CPU; unused with make_model
+    /// Another model over the same weights; `variant` is a number of threads, or what else must not
+    /// matter.
+    std::function<std::unique_ptr<SuiteModel>(int variant)> make_model;
     std::vector<std::vector<TokenId>> prompts;
     /// Of the prompts, the first ones share a trunk of that many tokens.
     std::size_t num_branches = 8;
@@ -82,12 +98,19 @@ class ExactnessSuite {
   void after_preemption();
   void resumed();
   void fed_again();
+  /// Snapshots of prompt and answer, restored into another KV memory.
+  void restored_elsewhere();
+  /// Evicted, and restored from a snapshot into the same KV memory.
+  void restored_after_eviction();
   void other_thread_counts();
 
  private:
   GenerateRequest request(std::size_t prompt) const;
   std::vector<GenerateRequest> all_requests() const;
-  std::unique_ptr<model::Harness> make_model(int threads) const;
+  std::unique_ptr<SuiteModel> make_model(int variant) const;
+  /// Copies the whole blocks of the first tokens of `tokens` through an arena. How many tokens.
+  std::size_t move_blocks(ExactBed& from, SuiteModel& from_model, ExactBed& to,
+                          SuiteModel& to_model, const std::vector<TokenId>& tokens) const;
   ExactBed bed(BedOptions options = {}) const;
   Generated alone(const GenerateRequest& request) const;
   /// Same tokens, and the same logits where they were seen.
@@ -97,7 +120,7 @@ class ExactnessSuite {
 
   Options options_;
   bool seeded_;
-  std::unique_ptr<model::Harness> model_;
+  std::unique_ptr<SuiteModel> model_;
   std::vector<Generated> reference_;  ///< by prompt: alone, cold
 };
 

@@ -1,45 +1,15 @@
 // The default model: 16 prompts of real text, 64 tokens each, over every path. Needs `make model`.
 
 #include <filesystem>
-#include <fstream>
 
 #include "tests/model/logits_reference.h"
 #include "tests/scheduler/exactness.h"
+#include "tests/scheduler/real_prompts.h"
 
 namespace thaw::scheduler {
 namespace {
 
 using model::default_model;
-
-// 512 tokens of real text, from the fixture that holds their reference logits.
-std::vector<TokenId> real_text() {
-  std::ifstream file(std::string(THAW_SOURCE_DIR) + "/tests/data/logits_reference.bin",
-                     std::ios::binary);
-  std::vector<TokenId> tokens(512);
-  file.seekg(16);
-  file.read(reinterpret_cast<char*>(tokens.data()),
-            static_cast<std::streamsize>(tokens.size() * sizeof(TokenId)));
-  EXPECT_TRUE(file) << "tests/data/logits_reference.bin is missing: `make fixtures` writes it";
-  return tokens;
-}
-
-ExactnessSuite::Options real_options() {
-  ExactnessSuite::Options options;
-  options.model_path = default_model();
-  options.max_tokens = 64;
-  options.num_blocks = 400;
-  options.chunks = {19};
-  options.trunk_tokens = 261;
-  const auto text = real_text();
-  for (int i = 0; i < 16; ++i) {
-    std::vector<TokenId> prompt;
-    if (i < 8) prompt.assign(text.begin(), text.begin() + 261);
-    const auto rest = text.begin() + 261 + 10 * i;
-    prompt.insert(prompt.end(), rest, rest + 9 + 5 * i);
-    options.prompts.push_back(std::move(prompt));
-  }
-  return options;
-}
 
 class RealExactness : public ::testing::TestWithParam<bool> {
  protected:
@@ -50,7 +20,7 @@ class RealExactness : public ::testing::TestWithParam<bool> {
   static ExactnessSuite& suite() {
     static std::map<bool, std::unique_ptr<ExactnessSuite>> suites;
     auto& suite = suites[GetParam()];
-    if (!suite) suite = std::make_unique<ExactnessSuite>(real_options(), GetParam());
+    if (!suite) suite = std::make_unique<ExactnessSuite>(default_model_options(), GetParam());
     return *suite;
   }
 };
@@ -81,6 +51,12 @@ TEST_P(RealExactness, Resumed) {
 }
 TEST_P(RealExactness, FedAgain) {
   suite().fed_again();
+}
+TEST_P(RealExactness, RestoredElsewhere) {
+  suite().restored_elsewhere();
+}
+TEST_P(RealExactness, RestoredAfterEviction) {
+  suite().restored_after_eviction();
 }
 TEST_P(RealExactness, OneAndTwoThreads) {
   suite().other_thread_counts();

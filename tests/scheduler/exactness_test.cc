@@ -94,6 +94,12 @@ TEST_P(Exactness, Resumed) {
 TEST_P(Exactness, FedAgain) {
   suite().fed_again();
 }
+TEST_P(Exactness, RestoredElsewhere) {
+  suite().restored_elsewhere();
+}
+TEST_P(Exactness, RestoredAfterEviction) {
+  suite().restored_after_eviction();
+}
 TEST_P(Exactness, OneAndTwoThreads) {
   suite().other_thread_counts();
 }

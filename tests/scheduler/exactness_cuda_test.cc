@@ -1,0 +1,146 @@
+// Every path through the engine on a GPU against each request alone, tokens and logit bits: the
+// default model on real text and a random 8B shape, 16 prompts of 64 tokens each.
+
+#include <filesystem>
+
+#include "kvsnap/copy_pipeline_cuda.h"
+#include "tests/cuda/gpu_test.h"
+#include "tests/model/cuda_harness.h"
+#include "tests/scheduler/real_prompts.h"
+
+namespace thaw::scheduler {
+namespace {
+
+using model::CudaTestWeights;
+
+struct Case {
+  const char* name;
+  bool is_8b = false;
+  bool seeded = false;
+  bool look_ahead = false;  ///< tokens drawn on the device, two steps in flight
+};
+
+/// Variant 1 is a worker's; 2 launches every kernel by itself, and has another workspace.
+class CudaSuiteModel final : public SuiteModel {
+ public:
+  CudaSuiteModel(const CudaTestWeights& weights, int num_blocks, int variant)
+      : harness_(weights, options(variant), num_blocks),
+        pipeline_(kvsnap::make_cuda_copy_pipeline(harness_.model().stream(),
+                                                  {.num_threads = 4, .chunks = {}})
+                      .value()) {}
+  model::Model& model() override { return harness_.model(); }
+  kvsnap::CopyPipeline& pipeline() override { return *pipeline_; }
+
+ private:
+  static model::CudaModelOptions options(int variant) {
+    model::CudaModelOptions options;
+    options.max_positions = 4096;
+    options.max_rows = 1024;
+    options.max_sequences = variant == 1 ? 64 : 24;
+    options.use_graphs = variant == 1;
+    return options;
+  }
+
+  model::CudaHarness harness_;
+  std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
+};
+
+/// The same shape as the default model's prompts, of ids below the vocabulary.
+std::vector<std::vector<TokenId>> random_prompts(int vocab_size) {
+  std::vector<std::vector<TokenId>> prompts;
+  const auto trunk = model::random_tokens(261, vocab_size, 1);
+  for (int i = 0; i < 16; ++i) {
+    std::vector<TokenId> prompt;
+    if (i < 8) prompt = trunk;
+    const auto rest = model::random_tokens(9 + 5 * i, vocab_size, 50 + static_cast<unsigned>(i));
+    prompt.insert(prompt.end(), rest.begin(), rest.end());
+    prompts.push_back(std::move(prompt));
+  }
+  return prompts;
+}
+
+class CudaExactness : public cuda::GpuTest, public testing::WithParamInterface<Case> {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    ASSERT_TRUE(GetParam().is_8b || std::filesystem::exists(model::default_model()))
+        << model::default_model() << " is missing: `make model` fetches it";
+  }
+  /// One set of weights, and one reference, for all tests of a case.
+  static ExactnessSuite& suite() {
+    static std::shared_ptr<CudaTestWeights> weights;
+    static std::unique_ptr<ExactnessSuite> suite;
+    static std::string of;
+    static bool is_8b = false;
+    const Case& wanted = GetParam();
+    if (of == wanted.name) return *suite;
+    suite.reset();
+    if (!weights || is_8b != wanted.is_8b) {
+      weights.reset();
+      weights = wanted.is_8b
+                    ? std::make_shared<CudaTestWeights>(model::llama_8b_config(), 7, 0.02F)
+                    : std::make_shared<CudaTestWeights>(model::gguf_source(model::default_model()));
+      is_8b = wanted.is_8b;
+    }
+    auto options = default_model_options();
+    if (wanted.is_8b) options.prompts = random_prompts(weights->config().vocab_size);
+    options.look_ahead = wanted.look_ahead;
+    options.make_model = [held = weights, blocks = options.num_blocks](int variant) {
+      return std::make_unique<CudaSuiteModel>(*held, blocks, variant);
+    };
+    suite = std::make_unique<ExactnessSuite>(options, wanted.seeded);
+    of = wanted.name;
+    return *suite;
+  }
+};
+
+TEST_P(CudaExactness, AloneWarm) {
+  suite().alone_warm();
+}
+TEST_P(CudaExactness, InABatchOfEight) {
+  suite().batched();
+}
+TEST_P(CudaExactness, OtherChunks) {
+  suite().other_chunks();
+}
+TEST_P(CudaExactness, Choices) {
+  suite().choices();
+}
+TEST_P(CudaExactness, SharedTrunk) {
+  suite().shared_trunk();
+}
+TEST_P(CudaExactness, AfterEviction) {
+  suite().after_eviction();
+}
+TEST_P(CudaExactness, AfterPreemption) {
+  suite().after_preemption();
+}
+TEST_P(CudaExactness, Resumed) {
+  suite().resumed();
+}
+TEST_P(CudaExactness, FedAgain) {
+  suite().fed_again();
+}
+TEST_P(CudaExactness, RestoredElsewhere) {
+  suite().restored_elsewhere();
+}
+TEST_P(CudaExactness, RestoredAfterEviction) {
+  suite().restored_after_eviction();
+}
+TEST_P(CudaExactness, WithAndWithoutGraphs) {
+  suite().other_thread_counts();
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaExactness,
+                         testing::Values(Case{"DefaultModelGreedy"},
+                                         Case{"DefaultModelSeeded", false, true},
+                                         Case{"DefaultModelGreedyDrawn", false, false, true},
+                                         Case{"DefaultModelSeededDrawn", false, true, true},
+                                         Case{"Llama8bGreedy", true},
+                                         Case{"Llama8bSeeded", true, true},
+                                         Case{"Llama8bSeededDrawn", true, true, true}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace thaw::scheduler
