@@ -104,48 +104,48 @@ void append_tiers(std::string& out, const PoolStatus& status) {
                 status.tokens_restored);
   append_single(out, "thaw_pinned_trunks", "Pins of trunks that callers keep.", "gauge",
                 status.pins);
+}
 
-  void append_sessions(std::string & out, const SessionCounts& counts) {
-    append_single(out, "thaw_sessions", "Sessions kept.", "gauge", counts.sessions);
-    append_single(out, "thaw_sessions_running", "Sessions whose turn is running.", "gauge",
-                  counts.running);
-    append_single(out, "thaw_session_history_bytes", "Token lines and messages of all sessions.",
-                  "gauge", counts.history_bytes);
-    append_single(out, "thaw_sessions_created_total", "Sessions made, forks and imports included.",
-                  "counter", counts.created);
-    append_single(out, "thaw_sessions_forked_total", "Sessions made by forks.", "counter",
-                  counts.forked);
-    append_single(out, "thaw_session_turns_total", "Turns that were finished.", "counter",
-                  counts.turns);
-    append_single(out, "thaw_session_conflicts_total",
-                  "Turns and rewinds refused since a turn was running.", "counter",
-                  counts.conflicts);
-    append_single(out, "thaw_sessions_expired_total", "Sessions whose time was over.", "counter",
-                  counts.expired);
-    append_single(out, "thaw_sessions_kept", "Sessions whose KV is kept.", "gauge", counts.kept);
-    append_single(out, "thaw_session_kept_bytes", "KV kept for sessions, shared KV once.", "gauge",
-                  counts.kept_bytes);
-    append_single(out, "thaw_sessions_given_up_total",
-                  "Times that the KV of a session was let go for others.", "counter",
-                  counts.given_up);
-  }
+void append_sessions(std::string& out, const SessionCounts& counts) {
+  append_single(out, "thaw_sessions", "Sessions kept.", "gauge", counts.sessions);
+  append_single(out, "thaw_sessions_running", "Sessions whose turn is running.", "gauge",
+                counts.running);
+  append_single(out, "thaw_session_history_bytes", "Token lines and messages of all sessions.",
+                "gauge", counts.history_bytes);
+  append_single(out, "thaw_sessions_created_total", "Sessions made, forks and imports included.",
+                "counter", counts.created);
+  append_single(out, "thaw_sessions_forked_total", "Sessions made by forks.", "counter",
+                counts.forked);
+  append_single(out, "thaw_session_turns_total", "Turns that were finished.", "counter",
+                counts.turns);
+  append_single(out, "thaw_session_conflicts_total",
+                "Turns and rewinds refused since a turn was running.", "counter", counts.conflicts);
+  append_single(out, "thaw_sessions_expired_total", "Sessions whose time was over.", "counter",
+                counts.expired);
+  append_single(out, "thaw_sessions_kept", "Sessions whose KV is kept.", "gauge", counts.kept);
+  append_single(out, "thaw_session_kept_bytes", "KV kept for sessions, shared KV once.", "gauge",
+                counts.kept_bytes);
+  append_single(out, "thaw_sessions_given_up_total",
+                "Times that the KV of a session was let go for others.", "counter",
+                counts.given_up);
+}
 
-  void append_workers(std::string & out, const PoolStatus& status) {
-    for (const WorkerMetric& metric : kWorkerMetrics) {
-      append_header(out, metric.name, metric.help, metric.type);
-      for (const WorkerStatus& worker : status.workers)
-        out += fmt::format("{}{{worker=\"{}\"}} {}\n", metric.name, worker.worker,
-                           worker.stats.*metric.field);
-    }
-    append_header(out, "thaw_worker_ready", "1 while the worker serves.", "gauge");
+void append_workers(std::string& out, const PoolStatus& status) {
+  for (const WorkerMetric& metric : kWorkerMetrics) {
+    append_header(out, metric.name, metric.help, metric.type);
     for (const WorkerStatus& worker : status.workers)
-      out += fmt::format("thaw_worker_ready{{worker=\"{}\"}} {}\n", worker.worker,
-                         worker.ready ? 1 : 0);
-    append_header(out, "thaw_worker_generation", "Respawns of the worker.", "gauge");
-    for (const WorkerStatus& worker : status.workers)
-      out += fmt::format("thaw_worker_generation{{worker=\"{}\"}} {}\n", worker.worker,
-                         worker.generation);
+      out += fmt::format("{}{{worker=\"{}\"}} {}\n", metric.name, worker.worker,
+                         worker.stats.*metric.field);
   }
+  append_header(out, "thaw_worker_ready", "1 while the worker serves.", "gauge");
+  for (const WorkerStatus& worker : status.workers)
+    out +=
+        fmt::format("thaw_worker_ready{{worker=\"{}\"}} {}\n", worker.worker, worker.ready ? 1 : 0);
+  append_header(out, "thaw_worker_generation", "Respawns of the worker.", "gauge");
+  for (const WorkerStatus& worker : status.workers)
+    out += fmt::format("thaw_worker_generation{{worker=\"{}\"}} {}\n", worker.worker,
+                       worker.generation);
+}
 
 }  // namespace
 
