@@ -175,8 +175,38 @@ Result<void> ContainerReader::read(const Region& region, std::span<std::byte> ou
 Result<void> ContainerReader::read_all(std::span<const Region> regions,
                                        std::span<const std::span<std::byte>> out,
                                        ThreadPool& threads) const {
-  const auto found = checksums(regions, out, threads);
-  return found ? compare(regions, *found) : Result<void>(found.error());
+  // Neighbours in the file that are neighbours in memory too are read in one go.
+  struct Run {
+    std::size_t first;
+    std::size_t end;
+    std::uint64_t size_bytes;
+  };
+  std::vector<Run> runs;
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    const std::uint64_t size = regions[i].size_bytes;
+    const bool goes_on = !runs.empty() && runs.back().size_bytes + size <= kChunkBytes &&
+                         regions[i - 1].offset + regions[i - 1].size_bytes == regions[i].offset &&
+                         out[i - 1].data() + out[i - 1].size() == out[i].data();
+    if (!goes_on) runs.push_back({i, i, 0});
+    runs.back().end = i + 1;
+    runs.back().size_bytes += size;
+  }
+  std::vector<std::uint32_t> found(regions.size());
+  std::mutex mutex;
+  std::optional<Error> error;  // the first; guarded by mutex
+  threads.parallel_for(static_cast<int>(runs.size()), [&](int task) {
+    const Run& run = runs[static_cast<std::size_t>(task)];
+    const AlignedBuffer buffer(file_->alignment() == 1 ? 0 : kChunkBytes);
+    const std::span<std::byte> bytes(out[run.first].data(),
+                                     static_cast<std::size_t>(run.size_bytes));
+    auto read = read_range(regions[run.first].offset, bytes, buffer.bytes());
+    for (std::size_t i = run.first; i < run.end && read; ++i)
+      found[i] = crc32c(out[i]);
+    const std::lock_guard lock(mutex);
+    if (!read && !error) error = std::move(read).error();
+  });
+  if (error) return *error;
+  return compare(regions, found);
 }
 
 Result<std::string> ContainerReader::read_text(const Region& region, std::size_t max_bytes,

@@ -152,7 +152,7 @@ Result<KvDocument> KvDocument::parse(std::string_view text) {
   Keys keys(object);
   const std::string content = keys.text("content");
   const auto format = keys.number<std::uint32_t>("format");
-  if (keys.error()) return *keys.error();
+  if (const auto& error = keys.error()) return *error;
   if (content != "kv" || format != kFormat) {
     return make_error(Errc::kUnsupported, "the file does not hold KV in format " +
                                               std::to_string(kFormat) + " (its format is " +
@@ -183,7 +183,7 @@ Result<KvDocument> KvDocument::parse(std::string_view text) {
       document.block_bytes > std::numeric_limits<std::uint64_t>::max() / document.num_blocks()) {
     keys.fail("block_bytes", "is too large");
   }
-  if (keys.error()) return *keys.error();
+  if (const auto& error = keys.error()) return *error;
   const TrunkOwner& owner = document.owner;
   if (document.cache_root !=
       make_cache_root(document.engine_fingerprint, owner.tenant, owner.cache_salt, owner.adapter)) {
