@@ -113,7 +113,7 @@ void Dispatcher::arrived(std::pair<TrunkId, std::uint32_t> key,
 
 TrunkKeeper::Workers Dispatcher::workers_for_keeper() {
   TrunkKeeper::Workers workers;
-  workers.engine = [this] { return engine_; };
+  workers.engine = [this] { return engine_.get(); };
   workers.most_alive = [this](PrefixNames& names) {
     std::optional<TrunkKeeper::Workers::Alive> best;
     for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
@@ -147,7 +147,7 @@ void Dispatcher::tend(bool all, const std::function<void()>& done) {
     if (all) tend_timer_.start(loop_.now() + kIdle / 10, [this, done] { tend(true, done); });
     return;
   }
-  if (stopping_ || (!all && !entries_.empty())) return done();
+  if (engine_ == nullptr || stopping_ || (!all && !entries_.empty())) return done();
   for (RecentTrunks::Entry& entry : recent_.entries()) {
     const std::size_t news = entry.token_ids.size() - entry.written_tokens;
     // A file is written as a whole: a chat's next turn waits until there is more of it.
@@ -182,7 +182,7 @@ void Dispatcher::relieve_arena() {
   if (!spill_ || transfers_.arena_used_bytes() < transfers_.arena_bytes() / 2) return;
   std::vector<TrunkId> only_here;
   for (const auto& [id, trunk] : trunks_.trunks())
-    if (trunk.snapshot && trunk.file.empty() && trunk.owner) only_here.push_back(id);
+    if (trunk.snapshot && trunk.file.empty() && trunk.has_owner) only_here.push_back(id);
   for (const TrunkId id : only_here)
     spill_->spill(id, nullptr);
 }

@@ -230,7 +230,7 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, const GenerateRequest& 
   const TrunkOwner owner{sample.tenant, sample.cache_salt, sample.model, sample.adapter};
   transfers_.start(end_of(from), end_of(to), names, num_tokens / kBlockSize, kTransferDeadline,
                    [this, ids, to, name, owner](const Result<std::uint32_t>& /*arrived*/) {
-                     if (Trunk* trunk = trunks_.find(name)) trunk->owner = owner;
+                     if (Trunk* trunk = trunks_.find(name)) trunk->set_owner(owner);
                      release_held(ids, to);
                    });
 }

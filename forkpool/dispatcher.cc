@@ -78,11 +78,12 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
 }
 
 void Dispatcher::identify(std::uint32_t worker) {
-  if (engine_) return;
+  if (engine_ != nullptr) return;
   const ReadyFrame& hello = slots_[worker]->hello();
-  engine_ = EngineIdentity{hello.engine_fingerprint,
-                           hello.system_fingerprint,
-                           {hello.kv_layout, kBlockSize, hello.block_bytes, 0, 1}};
+  engine_ = std::make_unique<const EngineIdentity>(
+      EngineIdentity{hello.engine_fingerprint,
+                     hello.system_fingerprint,
+                     {hello.kv_layout, kBlockSize, hello.block_bytes, 0, 1}});
   if (spill_) spill_->identify(*engine_);
   keeper_.on_engine();
 }
@@ -426,7 +427,7 @@ PoolStatus Dispatcher::status() const {
   status.snapshots = transfers_.num_snapshots();
   transfers_.add_to(status.arena);
   if (spill_) spill_->add_to(status);
-  if (engine_) {
+  if (engine_ != nullptr) {
     const std::uint64_t token_bytes = engine_->format.block_bytes / kBlockSize;
     status.arena.crossover_tokens = model_.crossover_tokens(token_bytes, false);
     status.files.crossover_tokens = model_.crossover_tokens(token_bytes, true);

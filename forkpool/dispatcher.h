@@ -121,7 +121,7 @@ class Dispatcher {
   TrunkFiles files_;
   std::unique_ptr<SpillTier> spill_;  // null: no directory
   TrunkKeeper keeper_;
-  std::optional<EngineIdentity> engine_;  // of the first worker that was ready
+  std::unique_ptr<const EngineIdentity> engine_;  // null until the first worker is ready
   struct Bring {
     std::vector<RequestId> ids;  // held for it
     std::uint32_t gain_tokens = 0;

@@ -72,18 +72,18 @@ void SpillTier::start() {
 }
 
 void SpillTier::identify(const EngineIdentity& engine) {
-  engine_ = engine;
+  engine_ = std::make_unique<const EngineIdentity>(engine);
   index();
 }
 
 void SpillTier::index() {
-  if (!engine_) return;
+  if (engine_ == nullptr) return;
   for (SpillDirectory::File& file : std::exchange(found_, {})) {
     if (file.document.engine_fingerprint != engine_->fingerprint) continue;
     PrefixNames names(file.document.cache_root, file.document.token_ids, std::move(file.names));
     const TrunkId id = trunks_.add(names, names.num_blocks(), file.document.payload_bytes());
     Trunk& trunk = *trunks_.find(id);
-    trunk.owner = file.document.owner;
+    trunk.set_owner(file.document.owner);
     trunk.file = file.path;
     settle_pin(arena_, trunk);
   }
@@ -96,7 +96,7 @@ void SpillTier::spill(TrunkId trunk, Done done) {
   const Trunk* known = trunks_.find(trunk);
   if (known == nullptr) return answer(make_error(Errc::kNotFound, "the trunk is gone"));
   if (!known->file.empty()) return answer(trunk);
-  if (!known->owner || !engine_)
+  if (!known->has_owner || engine_ == nullptr)
     return answer(make_error(Errc::kUnsupported, "nobody knows whose trunk it is"));
   if (waiting_.size() >= kMaxWaiting)
     return answer(make_error(Errc::kResourceExhausted, "too many trunks wait to be written"));
@@ -169,7 +169,7 @@ void SpillTier::write_next() {
 void SpillTier::write(const Job& job, const std::string& path) {
   const Trunk& trunk = *trunks_.find(job.trunk);
   files_.write(
-      job.trunk, trunk.num_tokens(), path, *trunk.owner, *engine_,
+      job.trunk, trunk.num_tokens(), path, trunk.owner, *engine_,
       prefill_seconds_(trunk.num_tokens()), [this, job, path](Result<KeptTrunk> written) {
         writing_ = false;
         Trunk* known = trunks_.find(job.trunk);
@@ -192,35 +192,34 @@ void SpillTier::write(const Job& job, const std::string& path) {
 
 void SpillTier::fetch(TrunkId trunk, Done done) {
   const Trunk* known = trunks_.find(trunk);
-  if (known == nullptr || known->file.empty() || !engine_)
+  if (known == nullptr || known->file.empty() || engine_ == nullptr)
     return done(make_error(Errc::kNotFound, "no file holds the trunk"));
   const std::string path = known->file;
-  files_.read(path, known->owner, *engine_,
-              [this, path, trunk, done = std::move(done)](Result<TrunkId> read) {
-                if (read) {
-                  ++counts_.hits;
-                  const Trunk& now = *trunks_.find(*read);
-                  counts_.restored_bytes += now.bytes;
-                  files_.crew().run(
-                      [directory = directory_, path](ThreadPool&) { directory->touch(path); },
-                      [] {});
-                  if (on_change) on_change();
-                  return done(read);
-                }
-                const Errc code = read.error().code;
-                logger("pool")->warn("spilled KV not used: {}", read.error().to_string());
-                // What is full, or cannot be opened, may be right.
-                if (code == Errc::kResourceExhausted) return done(read);
-                forget(path);
-                if (code == Errc::kDataLoss || code == Errc::kUnsupported ||
-                    code == Errc::kInvalidArgument || code == Errc::kUnauthenticated) {
-                  ++counts_.refused;
-                  files_.crew().run(
-                      [directory = directory_, path](ThreadPool&) { directory->remove(path); },
-                      [this] { refresh_usage(); });
-                }
-                done(read);
-              });
+  files_.read(
+      path, known->owner, *engine_, [this, path, done = std::move(done)](Result<TrunkId> read) {
+        if (read) {
+          ++counts_.hits;
+          const Trunk& now = *trunks_.find(*read);
+          counts_.restored_bytes += now.bytes;
+          files_.crew().run([directory = directory_, path](ThreadPool&) { directory->touch(path); },
+                            [] {});
+          if (on_change) on_change();
+          return done(read);
+        }
+        const Errc code = read.error().code;
+        logger("pool")->warn("spilled KV not used: {}", read.error().to_string());
+        // What is full, or cannot be opened, may be right.
+        if (code == Errc::kResourceExhausted) return done(read);
+        forget(path);
+        if (code == Errc::kDataLoss || code == Errc::kUnsupported ||
+            code == Errc::kInvalidArgument || code == Errc::kUnauthenticated) {
+          ++counts_.refused;
+          files_.crew().run(
+              [directory = directory_, path](ThreadPool&) { directory->remove(path); },
+              [this] { refresh_usage(); });
+        }
+        done(read);
+      });
 }
 
 /// A file is gone. Its trunk goes too unless it lies in the arena.

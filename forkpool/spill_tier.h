@@ -63,7 +63,7 @@ class SpillTier {
   Loop::Timer scan_timer_;
   bool ready_ = false;
   std::vector<SpillDirectory::File> found_;  ///< by the scan, until the engine is known
-  std::optional<EngineIdentity> engine_;
+  std::unique_ptr<const EngineIdentity> engine_;  ///< null until it is known
   std::deque<Job> waiting_;
   bool writing_ = false;
   SpillDirectory::Usage usage_;

@@ -98,9 +98,9 @@ struct TrunkFiles::Reading {
   Read done;
   Clock::TimePoint started;
 
-  std::optional<kvsnap::KvFile> file;
+  std::unique_ptr<kvsnap::KvFile> file;
   std::vector<Hash128> names;
-  std::optional<kvsnap::WriteLease> lease;
+  kvsnap::WriteLease lease;
   Result<void> result;
 };
 
@@ -129,7 +129,7 @@ void TrunkFiles::read(const std::string& path, std::optional<TrunkOwner> owner,
         PrefixNames names(document.cache_root, document.token_ids);
         for (std::size_t block = 0; block < names.num_blocks(); ++block)
           reading->names.push_back(names.name(block));
-        reading->file.emplace(*std::move(file));
+        reading->file = std::make_unique<kvsnap::KvFile>(*std::move(file));
       },
       [this, reading] { make_room(reading); });
   if (!taken) done(too_busy());
@@ -151,22 +151,22 @@ void TrunkFiles::make_room(const std::shared_ptr<Reading>& reading) {
       [this, reading](ThreadPool& threads) {
         const std::uint64_t block_bytes = reading->engine.format.block_bytes;
         reading->result = reading->file->read(
-            block_spans<std::byte>(*arena_, reading->lease->extents, block_bytes), threads);
+            block_spans<std::byte>(*arena_, reading->lease.extents, block_bytes), threads);
         std::size_t block = 0;
         const Crc32cCombiner combine(block_bytes);
-        for (kvsnap::Extent& extent : reading->lease->extents)
+        for (kvsnap::Extent& extent : reading->lease.extents)
           for (std::uint64_t at = 0; at < extent.size_bytes; at += block_bytes)
             extent.crc32c = combine(extent.crc32c, reading->file->checksum(block++));
       },
       [this, reading] { publish(reading); });
   if (taken) return;
-  arena_->abandon(reading->lease->id, kPool);
+  arena_->abandon(reading->lease.id, kPool);
   reading->done(too_busy());
 }
 
 void TrunkFiles::publish(const std::shared_ptr<Reading>& reading) {
   const auto fail = [&](Error error) {
-    arena_->abandon(reading->lease->id, kPool);
+    arena_->abandon(reading->lease.id, kPool);
     reading->done(std::move(error));
   };
   if (!reading->result) return fail(reading->result.error());
@@ -174,7 +174,7 @@ void TrunkFiles::publish(const std::shared_ptr<Reading>& reading) {
   TrunkId known = 0;
   if (const Trunk* trunk = trunks_.find(reading->names.back(), &known);
       trunk != nullptr && trunk->snapshot) {  // meanwhile
-    arena_->abandon(reading->lease->id, kPool);
+    arena_->abandon(reading->lease.id, kPool);
     return reading->done(known);
   }
   kvsnap::Manifest manifest;
@@ -185,15 +185,15 @@ void TrunkFiles::publish(const std::shared_ptr<Reading>& reading) {
   manifest.token_ids = document.token_ids;
   manifest.tp_rank = document.tp_rank;
   manifest.tp_size = document.tp_size;
-  manifest.extents = reading->lease->extents;
-  auto snapshot = arena_->publish(reading->lease->id, kPool, std::move(manifest));
+  manifest.extents = reading->lease.extents;
+  auto snapshot = arena_->publish(reading->lease.id, kPool, std::move(manifest));
   if (!snapshot) return fail(std::move(snapshot).error());
   if (on_read) on_read(document.payload_bytes(), loop_.now() - reading->started);
   PrefixNames names(document.cache_root, document.token_ids, reading->names);
   const TrunkId id = trunks_.add(names, names.num_blocks(), document.payload_bytes());
   Trunk& trunk = *trunks_.find(id);
   trunk.snapshot = *snapshot;
-  trunk.owner = document.owner;
+  trunk.set_owner(document.owner);
   settle_pin(arena_, trunk);
   reading->done(id);
 }

@@ -25,11 +25,16 @@ struct Trunk {
   std::uint64_t bytes = 0;  ///< of KV
   std::optional<kvsnap::SnapshotId> snapshot;  ///< in the arena
   std::string file;  ///< that holds it, in the spill directory; empty: none
-  std::optional<TrunkOwner> owner;  ///< where somebody said so
+  bool has_owner = false;  ///< somebody said whose it is
+  TrunkOwner owner;
   int pins = 0;  ///< of callers
   bool is_arena_pinned = false;
   int failures = 0;  ///< to bring it to a worker, in a row
 
+  void set_owner(const TrunkOwner& whose) {
+    owner = whose;
+    has_owner = true;
+  }
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(token_ids.size()); }
 };
 

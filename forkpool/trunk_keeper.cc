@@ -79,14 +79,14 @@ void TrunkKeeper::keep(const KeepTrunk& trunk, TrunkDone done) {
   if (auto checked = check_pin(trunk.pin, trunk.ttl); !checked) return done(checked.error());
   if (auto checked = check_tokens(trunk.token_ids); !checked) return done(checked.error());
   const std::uint64_t call = begin(trunk.pin, kKeepDeadline, std::move(done));
-  const auto engine = workers_.engine();
-  if (!engine) return end(call, make_error(Errc::kUnavailable, "no worker is ready"));
+  const EngineIdentity* engine = workers_.engine();
+  if (engine == nullptr) return end(call, make_error(Errc::kUnavailable, "no worker is ready"));
   // What a file holds already needs no copy in the arena.
   PrefixNames names(root_of(*engine, trunk.owner), trunk.token_ids);
   const auto known = trunks_.longest(names);
   const auto alive = workers_.most_alive(names);
   if (known && known->num_tokens >= (alive ? alive->num_tokens : 0)) {
-    trunks_.find(known->id)->owner = trunk.owner;  // whose root it has
+    trunks_.find(known->id)->set_owner(trunk.owner);  // whose root it has
     return keep_found(call, *known, trunk.ttl);
   }
   bring_to_arena(trunk.owner, trunk.token_ids,
@@ -115,14 +115,14 @@ void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<Toke
     return done(
         make_error(Errc::kUnsupported, "there is no arena to keep KV in (--arena-bytes 0)"));
   }
-  const auto engine = workers_.engine();
-  if (!engine) return done(make_error(Errc::kUnavailable, "no worker is ready"));
+  const EngineIdentity* engine = workers_.engine();
+  if (engine == nullptr) return done(make_error(Errc::kUnavailable, "no worker is ready"));
   PrefixNames names(root_of(*engine, owner), token_ids);
   const auto known = trunks_.longest(names);
   const auto alive = workers_.most_alive(names);
   const std::uint32_t alive_tokens = alive ? alive->num_tokens : 0;
   if (known && known->num_tokens >= alive_tokens) {
-    trunks_.find(known->id)->owner = owner;
+    trunks_.find(known->id)->set_owner(owner);
     if (trunks_.find(known->id)->snapshot) return done(*known);
     if (places_.spill == nullptr)
       return done(make_error(Errc::kNotFound, "the trunk is neither in memory nor in a file"));
@@ -132,7 +132,7 @@ void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<Toke
           done(TrunkIndex::Found{*fetched, tokens});
         });
   }
-  if (alive_tokens == 0) {
+  if (!alive) {
     return done(make_error(Errc::kNotFound,
                            "the KV of these " + std::to_string(token_ids.size()) +
                                " tokens is not there; it is once a request has computed it"));
@@ -141,7 +141,7 @@ void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<Toke
       alive->worker, names, alive_tokens / kBlockSize,
       [this, owner, alive_tokens, done = std::move(done)](const Result<TrunkId>& written) {
         if (!written) return done(written.error());
-        trunks_.find(*written)->owner = owner;
+        trunks_.find(*written)->set_owner(owner);
         done(TrunkIndex::Found{*written, alive_tokens});
       });
 }
@@ -218,7 +218,7 @@ void TrunkKeeper::load(const LoadTrunk& trunk, TrunkDone done) {
   if (auto checked = check_pin(trunk.pin, trunk.ttl); !checked) return done(checked.error());
   if (trunk.path.empty()) return done(wrong("the path to load from is empty"));
   const std::uint64_t call = begin(trunk.pin, trunk.deadline, std::move(done));
-  if (workers_.engine()) return start_load(call, trunk);
+  if (workers_.engine() != nullptr) return start_load(call, trunk);
   waiting_for_engine_.emplace_back([this, call, trunk] { start_load(call, trunk); });
 }
 

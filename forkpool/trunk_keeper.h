@@ -26,8 +26,8 @@ class TrunkKeeper {
  public:
   /// What only the dispatcher knows.
   struct Workers {
-    /// Nothing before the first worker is ready.
-    std::function<std::optional<EngineIdentity>()> engine;
+    /// Null before the first worker is ready; the same from then on.
+    std::function<const EngineIdentity*()> engine;
     /// The worker where most of these blocks are alive, and how many tokens that is.
     struct Alive {
       Transfers::End worker;
