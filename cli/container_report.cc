@@ -13,6 +13,7 @@
 #include "engine/checkpoint/text_file.h"
 #include "kvsnap/container_reader.h"
 #include "kvsnap/kv_description.h"
+#include "kvsnap/kv_document.h"
 #include "kvsnap/whole_file.h"
 
 namespace thaw::cli {
@@ -58,6 +59,29 @@ void add_weights(const WeightsDocument& document, ordered_json& report) {
   report["tensor_parallel_rank"] = document.rank;
   report["tensor_parallel_size"] = document.num_ranks;
   report["writer"] = document.writer;
+}
+
+/// Of a file of KV: whose it is, what made it, how many tokens it covers. Nothing of other files.
+Result<void> add_kv_document(const kvsnap::ContainerReader& reader, ThreadPool& threads,
+                             ordered_json& report) {
+  const Region* region = reader.find(kvsnap::RegionKind::kMetadata, 0);
+  if (region == nullptr) return {};
+  const auto text = reader.read_text(*region, kvsnap::kMaxKvDocumentBytes, threads);
+  if (!text) return text.error();
+  const auto document = kvsnap::KvDocument::parse(*text);
+  if (!document)
+    return document.error().code == Errc::kUnsupported ? Result<void>() : document.error();
+  report["model"] = document->owner.model;
+  report["tenant"] = document->owner.tenant;
+  report["tokens"] = document->token_ids.size();
+  report["engine"] = document->system_fingerprint;
+  report["engine_fingerprint"] = document->engine_fingerprint.to_hex();
+  report["cache_root"] = document->cache_root.to_hex();
+  report["kv_layout"] = document->kv_layout;
+  report["tensor_parallel_rank"] = document->tp_rank;
+  report["tensor_parallel_size"] = document->tp_size;
+  report["writer"] = document->writer;
+  return {};
 }
 
 /// What a description of KV says; it need not say everything. Errors: those of
@@ -152,6 +176,10 @@ Result<ordered_json> report_container(kvsnap::FileIo& io, const std::string& pat
   if (document) {
     if (const std::optional<WeightsDocument>& weights = *document) add_weights(*weights, report);
   }
+  if (!document) {
+    if (auto added = add_kv_document(*reader, threads, report); !added)
+      return std::move(added).error();
+  }
   const auto kv = read_kv_description(io, path);
   if (!kv) return kv.error();
   if (const std::optional<ordered_json>& description = *kv) report["kv"] = *description;
@@ -185,6 +213,11 @@ std::string format_container_report(const ordered_json& report) {
   add("dtype", "dtype");
   add("tensors", "tensors");
   add("frozen_from", "frozen from");
+  add("tenant", "tenant");
+  add("tokens", "tokens");
+  add("engine", "made by");
+  add("cache_root", "cache root");
+  add("kv_layout", "KV");
   add("fingerprint", "fingerprint");
   add("weights_digest", "weights");
   add("tokenizer_hash", "tokenizer");

@@ -103,6 +103,10 @@ def test_a_file_of_kv_is_what_its_description_says(frozen):
     assert meta["dtype"] == "torch.bfloat16"
     result = subprocess.run([THAW, "info", frozen, "--verify"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and "num_blocks" in result.stdout, result.stdout + result.stderr
+    result = subprocess.run([THAW, "info", frozen, "--json"], capture_output=True, text=True, timeout=60)
+    report = json.loads(result.stdout)
+    assert report["tokens"] == len(tokens) and report["cache_root"] == root.hex()
+    assert report["kv"]["num_blocks"] == len(blocks)
 
 
 def test_a_server_with_it_prefills_nothing_of_the_prompt(serve, frozen):
