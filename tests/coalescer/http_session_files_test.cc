@@ -86,7 +86,8 @@ TEST_F(HttpSessionFilesTest, ARestartedServerGoesOn) {
     server.stop_and_join(std::chrono::milliseconds(0));
   }
   EXPECT_EQ(files_in(directory / "a").size(), 2U);
-  RunningServer server(&backend, options());
+  FakeBackend next;
+  RunningServer server(&next, options());
   json now = json_of(get(server, path_of(child) + "?include=messages,token_ids"));
   json then = json::parse(before);
   for (const char* changed : {"expires_at", "kv"}) {
@@ -95,10 +96,9 @@ TEST_F(HttpSessionFilesTest, ARestartedServerGoesOn) {
   }
   EXPECT_EQ(now, then);
   EXPECT_EQ(json_of(get(server, path_of(child, "tree")))["nodes"].size(), 2U);
-  // The fake remembers its files; none was written, so that none is loaded here.
   const std::vector<TokenId> line = now["token_ids"];
   turn(server, child, "z");
-  const std::vector<TokenId> prompt = backend.wait_for_request(4).prompt;
+  const std::vector<TokenId> prompt = next.wait_for_request(1).prompt;
   ASSERT_GT(prompt.size(), line.size());
   EXPECT_TRUE(std::equal(line.begin(), line.end(), prompt.begin()));
   EXPECT_EQ(json_of(post(server, path_of(session, "rewind"), R"({"checkpoint": "one"})"))["turns"],
