@@ -199,7 +199,7 @@ def test_a_killed_server_goes_on_from_its_checkpoint(serve, tmp_path):
     """The answer is that of the run which nobody disturbed."""
     directory = str(tmp_path / "sessions")
     server = serve("--session-dir", directory)
-    session = create(server, {"role": "system", "content": LONG * 4}, user("Go."))
+    session = create(server, {"role": "system", "content": LONG * 5}, user("Go."))
     turn(server, session, **GREEDY)
     assert shown(server, session)["tokens"] >= 4000
     (undisturbed,) = fork(server, session)
@@ -293,3 +293,67 @@ def test_the_documentation_works_as_written(server):
     assert [line.split()[0] for line in lines[:4]] == ["security", "speed", "names", "tests"]
     assert all(int(line.split()[1]) > 100 for line in lines[:4]), "the context was computed again"
     assert lines[-1].startswith("tests ")
+
+
+def cached(reply: dict) -> int:
+    return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_after_a_restart_nothing_of_the_history_is_prefilled(serve, tmp_path):
+    directory = str(tmp_path / "sessions")
+    server = serve("--session-dir", directory)
+    session = create(server, {"role": "system", "content": LONG * 5}, user("Go."))
+    turn(server, session, **GREEDY)
+    saved = post(server, f"/v1/sessions/{session}/checkpoint", {})["saved"]
+    tokens = shown(server, session)["tokens"]
+    assert saved["kv_error"] is None and saved["kv_tokens"] >= tokens - 17, saved
+    server = kill_and_serve_again(server, serve, directory)
+    before = server.wait_idle()
+    reply = turn(server, session, user("On."), **GREEDY)
+    prefilled = server.wait_idle()["thaw_tokens_prefilled_total"] - before["thaw_tokens_prefilled_total"]
+    assert cached(reply) >= saved["kv_tokens"]
+    assert prefilled == reply["usage"]["prompt_tokens"] - cached(reply) < 60
+    # The file serves the children too, and goes with the session.
+    (child,) = fork(server, session, cut={"tokens": tokens - 10})
+    assert cached(turn(server, child, append=True, max_tokens=2)) >= tokens - 10 - 17
+    files = pathlib.Path(directory)
+    assert list(files.glob(f"{session}.*"))
+    connection = server.connect()
+    connection.request("DELETE", f"/v1/sessions/{session}")
+    assert connection.getresponse().status == 200
+    deadline = time.monotonic() + 30
+    while list(files.glob(f"{session}.*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_files_bring_the_kv_to_another_server(serve, tmp_path):
+    here = serve("--session-dir", str(tmp_path / "here"))
+    there = serve("--session-dir", str(tmp_path / "there"))
+    session = create(here, user(LONG))
+    exported = post(here, f"/v1/sessions/{session}/export", {"file": "moving"})
+    assert exported["kv_error"] is None and exported["kv_tokens"] > 500
+    for file in (tmp_path / "here" / "exports").iterdir():
+        shutil.copy(file, tmp_path / "there" / "exports")
+    moved = post(there, "/v1/sessions/import", {"file": "moving"})
+    assert moved["kv"]["kept"] and "error" not in moved["kv"]
+    assert cached(turn(there, session, **GREEDY)) >= exported["kv_tokens"]
+
+
+def test_damaged_kv_is_computed_again(serve, tmp_path):
+    server = serve("--session-dir", str(tmp_path))
+    session = create(server, user(LONG))
+    (other,) = fork(server, session)
+    expected = answer(turn(server, other, **GREEDY))
+    post(server, f"/v1/sessions/{session}/checkpoint", {})
+    damage(tmp_path / f"{session}.thawkv")
+    server = kill_and_serve_again(server, serve, str(tmp_path))
+    reply = turn(server, session, **GREEDY)
+    assert answer(reply) == expected
+    assert cached(reply) == 0
+
+
+def damage(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
