@@ -384,6 +384,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       if (quarter == 0 && lane % 4 == 0)
         *reinterpret_cast<float2*>(p.partial_stats + at * 2) = {max[half], all};
     }
+    if (item.num_entries == 1 && num_splits(entries[0].position, p.window) == 1) continue;
     // This item's results are there for everybody before the counters say so.
     __threadfence();
     ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
