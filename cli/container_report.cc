@@ -10,7 +10,6 @@
 
 #include "cli/memory_budget.h"
 #include "cli/weights_file.h"
-#include "engine/checkpoint/text_file.h"
 #include "kvsnap/container_reader.h"
 #include "kvsnap/kv_description.h"
 #include "kvsnap/kv_document.h"
@@ -127,7 +126,8 @@ Result<std::optional<ordered_json>> report_old_kv(kvsnap::FileIo& io, const std:
     head.resize(*read);
     return {};
   };
-  if ((*file)->alignment() != 1) return std::optional<ordered_json>();  // none of them is remote
+  // Past the page cache only aligned reads are right; the old form is never read so.
+  if ((*file)->alignment() != 1) return std::optional<ordered_json>();
   if (auto read = read_head(head.size()); !read) return std::move(read).error();
   if (!kvsnap::is_kv_description(head)) return std::optional<ordered_json>();
   if (auto read = read_head(kvsnap::kMaxKvDescriptionBytes); !read) return std::move(read).error();

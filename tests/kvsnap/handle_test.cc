@@ -7,8 +7,10 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "engine/base/hash.h"
 #include "kvsnap/container_reader.h"
 #include "kvsnap/handle_lineage.h"
+#include "kvsnap/kv_file.h"
 #include "tests/checkpoint/scratch_folder.h"
 #include "tests/kvsnap/handle_fixture.h"
 
@@ -123,6 +125,35 @@ TEST(HandleDirectory, ADescriptionIsEncodedAsItWasRead) {
     for (const auto& [key, value] : theirs.items())
       EXPECT_EQ(ours[key], value) << key;
   }
+}
+
+TEST(HandleDirectory, AFileOfKvThatTheServerWroteIsItsPayload) {
+  KvDocument document;
+  document.owner = {"", "", "org/tiny", ""};
+  document.engine_fingerprint = hash_text("engine");
+  document.cache_root = make_cache_root(document.engine_fingerprint, "", "", "");
+  document.kv_layout = "bf16 [layers=2][k,v][kv_heads=3][head_dim=8]";
+  document.block_size = kBlockSize;
+  document.block_bytes = std::uint64_t{2} * 2 * kBlockSize * 3 * 8 * 2;
+  for (TokenId token = 0; token < 3 * kBlockSize; ++token)
+    document.token_ids.push_back(token);
+  const Bytes block(document.block_bytes, std::byte{7});
+  const std::vector<std::span<const std::byte>> blocks(3, block);
+  CrashIo io;
+  ASSERT_TRUE(write_kv_file(io, "h/kv.thawkv", document, blocks));
+  Handle handle;
+  handle.model_id = "org/tiny";
+  handle.prefix_tokens = 3 * kBlockSize;
+  handle.block_shape = {2, kBlockSize, 3, 8};
+  handle.num_layers = 2;
+  handle.num_kv_blocks = 3;
+  handle.max_block_id = 2;
+  ASSERT_TRUE(write_handle(io, "h", handle, {}));
+  const auto opened = HandleDirectory::open(io, "h");
+  ASSERT_TRUE(opened) << opened.error().message;
+  EXPECT_EQ(opened->kv()->payload_bytes(), 3 * document.block_bytes);
+  EXPECT_THAT(opened->kv()->layout, testing::StartsWith("thaw bf16"));
+  EXPECT_EQ(opened->kv()->dtype, "torch.bfloat16");
 }
 
 TEST(HandleDirectory, NoLinkAndNoPathLeadsOut) {
