@@ -6,6 +6,7 @@ import json
 import threading
 
 import pytest
+import thaw_handle
 from test_handles import refusal, shown, told
 
 ROOT_ID, CHILD_ID, OTHER_ID = "a" * 32, "b" * 32, "c" * 32
@@ -180,3 +181,46 @@ def test_what_makes_no_sense_is_not_sent(fake, tmp_path):
     assert "lists no children" in refusal("branch", ROOT_ID, "--url", fake.url)
     assert "cannot reach" in refusal("log", "--url", "http://127.0.0.1:1")
     assert "must start with http://" in refusal("log", "--url", "file:///etc/passwd")
+
+
+def test_a_real_server_is_asked_what_it_answers(serve, tmp_path):
+    kept = tmp_path / "kept"
+    server = serve("--session-dir", str(kept))
+    url = f"http://127.0.0.1:{server.port}"
+    assert shown("log", "--url", url) == f"no sessions at {url}\n"
+    message = {"role": "system", "content": "You read the report, slowly and to the end. " * 8}
+    status, session = server.post("/v1/sessions", {"messages": [message], "label": "trunk"})
+    assert status == 200, session
+    trunk, tokens = session["id"], session["tokens"]
+    cut = tokens // 2
+    branches = ["--label", "plan", "--label", "doubt"]
+    children = told("branch", trunk, "--url", url, "-n", 2, "--at", cut, *branches)["data"]
+    assert [(child["label"], child["tokens"]) for child in children] == [("plan", cut), ("doubt", cut)]
+    text = shown("log", "--url", url)
+    assert text.startswith("3 sessions\n") and f"shares {cut:,} tokens in {cut // 16} blocks" in text
+    assert [line[:2] for line in text.splitlines()[3:5]] == ["|-", "`-"]
+    (tree,) = told("log", "--url", url)["trees"]
+    assert [entry["id"] for entry in tree["nodes"]] == [trunk, *(child["id"] for child in children)]
+
+    # A checkpoint that the server wrote becomes a handle, and is compared as any other.
+    point = told("checkpoint", trunk, "--url", url, "--name", "before")
+    assert (point["name"], point["tokens"]) == ("before", tokens)
+    found = told("checkpoint", kept / f"{trunk}.thawkv", tmp_path / "trunk", "--label", "trunk")
+    assert found["checksums"] == "right" and found["prefix_tokens"] == found["num_kv_blocks"] * 16
+    assert found["prefix_tokens"] > tokens - 32 and found["layout"].startswith("thaw ")
+    assert thaw_handle.Handle(tmp_path / "trunk").prefix_token_ids == found["prefix_token_ids"]
+    told("checkpoint", children[0]["id"], "--url", url)
+    told(
+        "checkpoint", kept / f"{children[0]['id']}.thawkv", tmp_path / "plan", "--parent", tmp_path / "trunk"
+    )
+    compared = told("diff", tmp_path / "trunk", tmp_path / "plan")
+    assert compared["shared_blocks"] == cut // 16
+    assert "shares" in shown("log", tmp_path)
+
+    turn = {"session_id": trunk, "messages": [{"role": "user", "content": "And?"}], "max_tokens": 4}
+    status, reply = server.post("/v1/chat/completions", turn)
+    assert status == 200, reply
+    back = shown("checkout", trunk, "--url", url, "--checkpoint", "before")
+    assert back == f"[thaw] {trunk} is back at {tokens:,} tokens\n"
+    assert "has no checkpoint `x`" in refusal("checkout", trunk, "--url", url, "--checkpoint", "x")
+    assert "answered 404" in refusal("log", OTHER_ID, "--url", url)
