@@ -136,8 +136,9 @@ class Decode {
 /// events keep kernels from overlapping, so the sum is more than a step takes.
 template <typename Work>
 void break_down(benchmark::State& state, Work work) {
-  static constexpr const char* kNames[] = {"ids", "embed",  "norm", "qkv",    "rope", "attn",
-                                           "o",   "gateup", "down", "gather", "head", "draw", "exchange"};
+  static constexpr const char* kNames[] = {"ids",  "embed", "norm",    "qkv",  "rope",
+                                           "attn", "o",     "gateup",  "down", "gather",
+                                           "head", "draw",  "exchange"};
   CudaModel& model = *Bench::get().model;
   std::vector<StepPart> parts;
   std::vector<cuda::Event> events;
