@@ -167,9 +167,9 @@ TEST_F(PoolRanksTest, WhicheverRankIsKilledTheGroupComesBack) {
     std::vector<std::vector<TokenId>> undisturbed;
     PoolHarness harness("", options(2), weights());
     ASSERT_TRUE(harness.wait_ready());
-    free_before = cuda::free_device_bytes().value();
     harness.submit(requests());
     undisturbed = tokens_of(harness);
+    free_before = cuda::free_device_bytes().value();
     for (const bool first : {false, true}) {
       SCOPED_TRACE(first ? "the first rank" : "the second rank");
       const pid_t leader = harness.worker(0).pid;
@@ -212,8 +212,11 @@ TEST_F(PoolRanksTest, WhicheverRankIsKilledTheGroupComesBack) {
       again.push_back(harness.stream(request.id).tokens.at(0));
     }
     EXPECT_EQ(again, undisturbed);
-    EXPECT_TRUE(harness.wait([&] { return cuda::free_device_bytes().value() >= free_before; }))
-        << "a former group's memory is still taken";
+    // A former group would hold two contexts, hundreds of MiB; drivers round some by the way.
+    constexpr std::size_t kSlack = std::size_t{64} << 20;
+    EXPECT_TRUE(harness.wait([&] {
+      return cuda::free_device_bytes().value() + kSlack >= free_before;
+    })) << "a former group's memory is still taken";
   }
 }
 
