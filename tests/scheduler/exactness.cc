@@ -276,6 +276,10 @@ std::size_t ExactnessSuite::move_blocks(ExactBed& from, SuiteModel& from_model, 
   const Hash128 root = make_cache_root({}, "", "", "");
   const auto match = from.index().match(root, tokens);
   const std::size_t count = match.full_blocks.size();
+  if (count == 0) {
+    if (&from == &to) from.index().evict(from.pool().num_blocks());
+    return 0;
+  }
   const model::KvView& kv = from_model.model().kv();
   const kvsnap::KvFormat format{kv.layout, kBlockSize, kv.block_bytes, 0, 1};
   auto arena = std::move(kvsnap::Arena::create(count * kv.block_bytes + 65536)).value();
