@@ -16,8 +16,8 @@ namespace thaw::model {
 // copied. An image on the device is the same bytes as on the host, from its first byte on.
 
 struct UploadOptions {
-  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 8
-  std::size_t slot_bytes = std::size_t{4} << 20;  ///< of a read, a copy
+  int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 16
+  std::size_t slot_bytes = std::size_t{2} << 20;  ///< of a read, a copy
   std::size_t slots = 2;  ///< a reader's: one is filled while the others are copied
   /// The whole upload must be done by then.
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
