@@ -46,6 +46,7 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       deadline_timer_(loop),
       progress_timer_(loop),
       drain_timer_(loop) {
+  model_ = CostModel::for_device(options.device);
   model_.fork_min_prefix_tokens = options.fork_min_prefix_tokens;
   transfers_.on_measured = [this](std::uint64_t bytes, Clock::Duration took) {
     model_.observe_transfer(bytes, std::chrono::duration<double>(took).count());
@@ -272,7 +273,7 @@ void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
                           transfers_.on_restore_done(worker, done);
                           changed();
                         },
-                        [](auto&) {}},
+                        [&](OfferFrame& offer) { on_offer(worker, offer); }, [](auto&) {}},
              frame);
 }
 

@@ -92,6 +92,8 @@ class Dispatcher {
   void tend_later();
   void tend(bool all, const std::function<void()>& done);
   void relieve_arena();
+  // offers.cc.
+  void on_offer(std::uint32_t worker, const OfferFrame& offer);
   Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
   Transfers::End end_of(std::uint32_t worker) const;
 

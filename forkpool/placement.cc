@@ -139,6 +139,16 @@ Placement place(const CostModel& model, const std::vector<WorkerLoad>& loads, co
   return spread.cost_seconds < model.spread_below * whole.cost_seconds ? spread : whole;
 }
 
+CostModel CostModel::for_device(const std::string& device) {
+  CostModel model;
+  if (!device.starts_with("cuda")) return model;
+  model.prefill_tokens_per_second = 35000;
+  model.decode_step_seconds = 5.5e-3;
+  model.decode_seconds_per_sequence = 5e-5;
+  model.copy_bytes_per_second = 45e9;
+  return model;
+}
+
 void CostModel::observe_steps(const EngineStats& before, const EngineStats& now, double seconds) {
   if (seconds <= 0 || now.steps <= before.steps) return;
   const auto prefilled = static_cast<double>(now.tokens_prefilled - before.tokens_prefilled +

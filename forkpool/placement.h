@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/base/pool_status.h"
@@ -24,6 +25,9 @@ struct CostModel {
   std::uint32_t max_decode_tokens = 256;  ///< few answers are as long as their max_tokens
   /// Branches are spread only if that costs less than this part of keeping them together.
   double spread_below = 0.85;
+
+  /// Where measuring starts: the defaults above, or on a GPU those of an 8B model on an H100.
+  static CostModel for_device(const std::string& device);
 
   /// From two reports of one worker, `seconds` apart, during which it was never idle.
   void observe_steps(const EngineStats& before, const EngineStats& now, double seconds);

@@ -23,7 +23,7 @@ constexpr TypeInfo kTypes[] = {
     {1, "init"},     {2, "adopt"},    {3, "submit"},  {4, "cancel"},         {5, "snapshot"},
     {6, "restore"},  {7, "shutdown"}, {8, "inherit"}, {16, "ready"},         {17, "events"},
     {18, "publish"}, {19, "evict"},   {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
-    {23, "fatal"},   {24, "keep"}};
+    {23, "fatal"},   {24, "keep"},    {25, "offer"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -56,7 +56,8 @@ struct PayloadOf {
             {"max_model_len", init.max_model_len},
             {"tp_rank", init.tp_rank},
             {"tp_size", init.tp_size},
-            {"log_level", init.log_level}};
+            {"log_level", init.log_level},
+            {"offer_min_tokens", init.offer_min_tokens}};
   }
   Json operator()(const AdoptFrame& adopt) const { return {{"blocks", list(adopt.blocks)}}; }
   Json operator()(const SubmitFrame& submit) const {
@@ -104,6 +105,11 @@ struct PayloadOf {
     return {
         {"id", frame.id}, {"error", wire::cut_text(frame.error)}, {"num_tokens", frame.num_tokens}};
   }
+  Json operator()(const OfferFrame& frame) const {
+    return {{"root", wire::pack(frame.root)},
+            {"token_ids", wire::pack(frame.token_ids)},
+            {"num_to_lose", frame.num_to_lose}};
+  }
   Json operator()(const FatalFrame& frame) const { return {{"error", wire::to_json(frame.error)}}; }
 };
 
@@ -123,6 +129,7 @@ InitFrame read_init(const Fields& fields) {
   init.tp_rank = fields.u32("tp_rank");
   init.tp_size = fields.u32("tp_size");
   init.log_level = fields.text("log_level", kMaxNameBytes);
+  init.offer_min_tokens = fields.u32("offer_min_tokens");
   return init;
 }
 
@@ -137,6 +144,19 @@ ReadyFrame read_ready(const Fields& fields) {
   ready.adopted_blocks = fields.u64("adopted_blocks");
   ready.max_model_len = fields.u32("max_model_len");
   return ready;
+}
+
+OfferFrame read_offer(const Fields& fields) {
+  OfferFrame offer;
+  offer.root = fields.hash("root");
+  offer.token_ids = fields.tokens("token_ids", kMaxTokens);
+  offer.num_to_lose = fields.u32("num_to_lose");
+  const std::size_t count = offer.token_ids.size();
+  if (count == 0 || count % kBlockSize != 0 || offer.num_to_lose > count) {
+    wire::fail("an offer of " + std::to_string(count) + " tokens, " +
+               std::to_string(offer.num_to_lose) + " to lose; whole blocks are right");
+  }
+  return offer;
 }
 
 Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
@@ -184,8 +204,10 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
                               fields.u32("num_tokens")};
     case 23:
       return FatalFrame{wire::read_error(fields.at("error"))};
-    default:
+    case 24:
       return KeepFrame{wire::read_memory(fields.at("memory"))};
+    default:
+      return read_offer(fields);
   }
 }
 

@@ -80,6 +80,7 @@ struct InitFrame {
   std::uint32_t tp_rank = 0;
   std::uint32_t tp_size = 1;
   std::string log_level = "info";
+  std::uint32_t offer_min_tokens = 0;  ///< shorter trunks are not offered; 0: none are
 };
 struct AdoptFrame {  ///< right after InitFrame, also when empty
   std::vector<BlockEntry> blocks;  ///< parents before children
@@ -148,11 +149,18 @@ struct FatalFrame {
 struct KeepFrame {
   DeviceMemory memory;
 };
+/// What the worker will evict before long, while it still has it: the pool may ask for a snapshot.
+/// Nothing is promised, and it needs no answer.
+struct OfferFrame {
+  Hash128 root;
+  std::vector<TokenId> token_ids;  ///< of whole blocks, from the first on
+  std::uint32_t num_to_lose = 0;  ///< tokens at their end that no earlier offer covers
+};
 
-using Frame =
-    std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame, RestoreFrame,
-                 ShutdownFrame, InheritFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame,
-                 StatsFrame, SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame>;
+using Frame = std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame,
+                           RestoreFrame, ShutdownFrame, InheritFrame, ReadyFrame, EventsFrame,
+                           PublishFrame, EvictFrame, StatsFrame, SnapshotDoneFrame,
+                           RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -24,6 +25,12 @@ EngineStats with_counters_of(EngineStats stats, const EngineStats& former) {
   for (const auto counter : kCounters)
     stats.*counter += former.*counter;
   return stats;
+}
+
+/// Where rates alone decide, what takes less than a few blocks is still not worth a frame.
+std::uint32_t offer_min_tokens(const PoolOptions& options) {
+  constexpr std::uint32_t kLeast = 4 * kBlockSize;
+  return options.arena_bytes == 0 ? 0 : std::max(kLeast, options.fork_min_prefix_tokens);
 }
 
 }  // namespace
@@ -97,7 +104,8 @@ void WorkerSlot::spawn() {
                            .max_model_len = options_.max_model_len,
                            .tp_rank = 0,
                            .tp_size = options_.tensor_parallel,
-                           .log_level = options_.log_level});
+                           .log_level = options_.log_level,
+                           .offer_min_tokens = offer_min_tokens(options_)});
   if (DeviceMemory memory = kept(); memory.weights_bytes > 0 || memory.kv_bytes > 0) {
     channel_->send(InheritFrame{std::move(memory)});
   }

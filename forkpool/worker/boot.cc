@@ -120,8 +120,12 @@ void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
   listener.on_publish = [&outbox](const kv::RadixIndex::Published& block) {
     outbox.publish(block);
   };
-  listener.on_evict = [&outbox](const Hash128& hash, BlockId) { outbox.evict(hash); };
+  listener.on_evict = [this, &outbox](const Hash128& hash, BlockId) {
+    outbox.evict(hash);
+    offers_->on_evict(hash);
+  };
   index_ = std::make_unique<kv::RadixIndex>(*pool_, std::move(listener));
+  offers_ = std::make_unique<EvictionOffers>(*pool_, *index_, init.offer_min_tokens);
   scheduler::SchedulerOptions options;
   options.max_num_seqs = init.max_num_seqs;
   options.max_waiting = init.max_waiting;

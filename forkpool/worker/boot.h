@@ -16,6 +16,7 @@
 #include "engine/scheduler/scheduler.h"
 #include "forkpool/protocol.h"
 #include "forkpool/worker/device_parts.h"
+#include "forkpool/worker/eviction_offers.h"
 #include "forkpool/worker/outbox.h"
 #include "forkpool/worker/snapshot_service.h"
 #include "forkpool/worker/worker.h"
@@ -44,6 +45,11 @@ class Engine {
 
   scheduler::Scheduler& scheduler() { return *scheduler_; }
   SnapshotService& snapshots() { return *snapshots_; }
+  /// A trunk that will be evicted before long, while no copy is under way.
+  std::optional<OfferFrame> next_offer() {
+    if (arena() == nullptr || snapshots_->busy()) return std::nullopt;
+    return offers_->next();
+  }
   /// The scheduler's counters and the snapshots'.
   EngineStats stats() const;
   const ReadyFrame& ready() const { return ready_; }
@@ -67,6 +73,7 @@ class Engine {
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<kv::BlockPool> pool_;
   std::unique_ptr<kv::RadixIndex> index_;
+  std::unique_ptr<EvictionOffers> offers_;
   std::unique_ptr<scheduler::Scheduler> scheduler_;
   std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
   std::unique_ptr<SnapshotService> snapshots_;

@@ -68,7 +68,8 @@ Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame)
   sources.reserve(match.full_blocks.size());
   for (BlockId block : match.full_blocks)
     sources.push_back(parts_.kv.block(block));
-  kv::RadixIndex::Handle lock = parts_.index->lock(match);
+  // No use of the trunk: one that is copied because it is cold goes when it would have gone.
+  kv::RadixIndex::Handle lock = parts_.index->lock_in_place(match);
   // The cache root is the pool's word: only it knows tenant and salt. The index just found the
   // tokens under it.
   const Hash128 cache_root = manifest.cache_root;

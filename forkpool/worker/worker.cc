@@ -85,6 +85,7 @@ class Server {
         if (auto stepped = engine_->scheduler().step(); !stepped) return stepped;
       }
       if (auto polled = engine_->snapshots().poll(); !polled) return polled;
+      if (auto offer = engine_->next_offer()) outbox_->queue(*std::move(offer));
     }
   }
 

@@ -139,6 +139,55 @@ TEST(ForkPoolWorker, ACopiedTrunkAnswersTheSame) {
   EXPECT_TRUE(harness.pool().shutdown(milliseconds(20000)));
 }
 
+TEST(ForkPoolWorker, AnEvictedTrunkComesBackFromTheArena) {
+  PoolOptions options = real_options(1);
+  options.kv_bytes = 64 * model::kv_block_bytes(tiny_image().config, ops::KvDType::kBF16);
+  options.fork_min_prefix_tokens = 64;
+  options.max_num_seqs = 2;
+  PoolHarness harness("", options, weights());
+  ASSERT_TRUE(harness.wait_ready());
+  RequestId id = 0;
+  const auto run = [&](std::uint64_t trunk) {
+    GenerateRequest request = tiny_request(++id, 330, trunk, 20);  // 22 blocks of 64
+    request.sampling.seed = trunk;
+    harness.submit({request});
+    EXPECT_TRUE(harness.wait_ended(id));
+    const auto stream = harness.stream(id);
+    EXPECT_FALSE(stream.failed) << stream.failed->to_string();
+    return std::pair(stream.tokens, stream.completed ? stream.completed->cached_tokens : 0);
+  };
+  std::vector<std::map<std::uint32_t, std::vector<TokenId>>> cold;
+  constexpr std::uint64_t kTrunks = 5;
+  for (std::uint64_t trunk = 0; trunk < kTrunks; ++trunk) {
+    const auto [tokens, cached] = run(trunk);
+    EXPECT_EQ(cached, 0U);
+    cold.push_back(tokens);
+    // The copy of what is cold is made meanwhile; it is waited for here so that the test knows.
+    if (trunk >= 2) {
+      ASSERT_TRUE(harness.wait([&] { return harness.worker(0).stats.snapshots >= trunk - 1; }));
+    }
+  }
+  EXPECT_GT(harness.worker(0).stats.evicted_blocks, 0U);
+  for (int round = 0; round < 2; ++round) {
+    for (std::uint64_t trunk = 0; trunk < kTrunks; ++trunk) {
+      SCOPED_TRACE(trunk);
+      const auto [tokens, cached] = run(trunk);
+      EXPECT_EQ(tokens, cold[trunk]);
+      // Of these the copy was waited for. Of the others a restore may have taken the blocks first.
+      if (round == 0 && trunk < 3) {
+        EXPECT_GE(cached, 256U);
+      }
+    }
+  }
+  EXPECT_GE(harness.worker(0).stats.restores, 3U);
+  // A worker's death takes nothing from the arena.
+  ASSERT_TRUE(harness.kill_worker(0));
+  ASSERT_TRUE(harness.wait_ready());
+  const auto [tokens, cached] = run(0);
+  EXPECT_EQ(tokens, cold[0]);
+  EXPECT_GE(cached, 256U);
+}
+
 TEST(ForkPoolWorker, CancelFreesTheBlocks) {
   PoolHarness harness("", real_options(1), weights());
   ASSERT_TRUE(harness.wait_ready());

@@ -152,7 +152,7 @@ class RandomFrames {
     switch (kind) {
       case 0:
         return InitFrame{u32(), u32(), text(), u32(), text(), text(), u64(),
-                         u32(), u32(), u32(),  u32(), u32(),  u32(),  text()};
+                         u32(), u32(), u32(),  u32(), u32(),  u32(),  text(), u32()};
       case 1:
         return AdoptFrame{blocks()};
       case 2:
@@ -191,8 +191,16 @@ class RandomFrames {
         return RestoreDoneFrame{u64(), text(), u32()};
       case 15:
         return FatalFrame{error()};
-      default:
+      case 16:
         return KeepFrame{memory()};
+      default: {
+        OfferFrame offer{hash(), {}, 0};
+        offer.token_ids.resize(kBlockSize * (1 + number(4)));
+        for (TokenId& token : offer.token_ids)
+          token = static_cast<TokenId>(number(1000));
+        offer.num_to_lose = static_cast<std::uint32_t>(number(offer.token_ids.size()));
+        return offer;
+      }
     }
   }
 
