@@ -15,6 +15,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/base/hash.h"
 #include "engine/base/log.h"
 #include "engine/base/memory_map.h"
 #include "engine/base/thread_pool.h"
@@ -24,6 +25,8 @@
 #include "engine/model/load.h"
 #include "engine/model/model.h"
 #include "forkpool/worker/worker.h"
+#include "kvsnap/arena.h"
+#include "kvsnap/arena_memory.h"
 #include "tests/cuda/gpu_test.h"
 #include "tests/forkpool/pool_harness.h"
 #include "tests/forkpool/worker_harness.h"
@@ -209,6 +212,76 @@ TEST_F(PoolWorkerCudaTest, ADeathInTheMiddleOfACopyCostsTheCopyAlone) {
   EXPECT_EQ(harness.pool().status().worker_deaths, 6U);
 }
 
+// A stream decodes all the while: it is neither stopped nor changed.
+TEST_F(PoolWorkerCudaTest, AnEvictedTrunkComesBackFromTheArena) {
+  // Long enough for a copy to beat the prefill of so small a model.
+  constexpr std::size_t kTrunkTokens = 3000;
+  PoolOptions options = gpu_options(1);
+  options.kv_bytes = 512 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
+  options.fork_min_prefix_tokens = 500;
+  PoolHarness harness("", options, weights());
+  ASSERT_TRUE(harness.wait_ready());
+  RequestId id = 100;
+  const auto run = [&](std::uint64_t trunk) {
+    GenerateRequest request = gpu_request(++id, trunk, 8);
+    request.prompt = make_prompt(kTrunkTokens, trunk);
+    for (TokenId& token : request.prompt)
+      token %= static_cast<TokenId>(image().config.vocab_size);
+    harness.submit({request});  // 188 blocks of 512
+    EXPECT_TRUE(harness.wait_ended(id));
+    const auto stream = harness.stream(id);
+    EXPECT_FALSE(stream.failed) << stream.failed->to_string();
+    return stream.tokens;
+  };
+  harness.submit({gpu_request(1, 77, 200)});
+  ASSERT_TRUE(harness.wait_ended(1));
+  const auto undisturbed = harness.stream(1).tokens;
+  std::vector<std::map<std::uint32_t, std::vector<TokenId>>> cold;
+  constexpr std::uint64_t kTrunks = 5;
+  for (std::uint64_t trunk = 0; trunk < kTrunks; ++trunk)
+    cold.push_back(run(trunk));
+  for (RequestId round = 2; round < 5; ++round) {
+    harness.submit({gpu_request(round, 77, 200)});
+    for (std::uint64_t trunk = 0; trunk < kTrunks; ++trunk) {
+      SCOPED_TRACE(trunk);
+      EXPECT_EQ(run(trunk), cold[trunk]);
+    }
+    ASSERT_TRUE(harness.wait_ended(round));
+    EXPECT_EQ(harness.stream(round).tokens, undisturbed);
+  }
+  const EngineStats stats = harness.worker(0).stats;
+  EXPECT_GT(stats.evicted_blocks, 0U);
+  EXPECT_GT(stats.snapshots, 0U);
+  EXPECT_GT(stats.restores, 0U);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
+}
+
+// More sequences than the KV pool has room for: some give way and come back, none is changed.
+TEST_F(PoolWorkerCudaTest, AFullKvPoolPreemptsAndChangesNothing) {
+  PoolOptions options = gpu_options(1);
+  options.kv_bytes = 64 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
+  options.arena_bytes = 0;
+  PoolHarness harness("", options, weights());
+  ASSERT_TRUE(harness.wait_ready());
+  std::vector<GenerateRequest> requests;
+  for (RequestId id = 1; id <= 6; ++id) {
+    requests.push_back(gpu_request(id, id, 200));  // 25 blocks at its end
+    harness.submit({requests.back()});
+    ASSERT_TRUE(harness.wait_ended(id));
+  }
+  for (GenerateRequest& request : requests)
+    request.id += 10;
+  harness.submit(requests);
+  for (const GenerateRequest& request : requests) {
+    ASSERT_TRUE(harness.wait_ended(request.id));
+    const auto stream = harness.stream(request.id);
+    ASSERT_FALSE(stream.failed) << stream.failed->to_string();
+    EXPECT_EQ(stream.tokens, harness.stream(request.id - 10).tokens) << request.id;
+  }
+  EXPECT_GT(harness.worker(0).stats.preemptions, 0U);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
+}
+
 TEST_F(PoolWorkerCudaTest, AHundredRestoresAndAThousandForksLeakNothing) {
   PoolOptions options = gpu_options(2);
   options.kv_bytes = 64 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
@@ -230,11 +303,28 @@ TEST_F(PoolWorkerCudaTest, AHundredRestoresAndAThousandForksLeakNothing) {
     }
     return true;
   };
-  prefill(0);
+  // Descriptors, and memory that is held in RAM: of both processes together, as tools see them.
+  const auto host_use = [&] {
+    std::pair<std::size_t, std::size_t> use;
+    for (const std::uint32_t worker : {0U, 1U}) {
+      const std::string proc = "/proc/" + std::to_string(harness.worker(worker).pid);
+      for (const auto& entry : std::filesystem::directory_iterator(proc + "/fd"))
+        use.first += entry.is_directory() ? 0 : 1;
+      std::ifstream statm(proc + "/statm");
+      std::size_t total_pages = 0;
+      std::size_t resident_pages = 0;
+      statm >> total_pages >> resident_pages;
+      use.second += resident_pages * 4096;
+    }
+    return use;
+  };
+  for (std::uint64_t seed = 1000; seed < 1010; ++seed)
+    ASSERT_NO_FATAL_FAILURE(prefill(seed));  // every kernel and buffer has been used once
   const std::size_t free_before = cuda::free_device_bytes().value();
+  const auto [fds_before, resident_before] = host_use();
   for (std::uint64_t seed = 1; seed <= 100; ++seed)
     ASSERT_NO_FATAL_FAILURE(prefill(seed));
-  ASSERT_TRUE(harness.wait([&] { return harness.worker(1).stats.restores == 101; }));
+  ASSERT_TRUE(harness.wait([&] { return harness.worker(1).stats.restores == 110; }));
   std::map<std::uint32_t, std::vector<TokenId>> expected;
   for (int round = 0; round < 100; ++round) {
     std::vector<GenerateRequest> branches;
@@ -254,6 +344,9 @@ TEST_F(PoolWorkerCudaTest, AHundredRestoresAndAThousandForksLeakNothing) {
   }
   EXPECT_TRUE(harness.wait(idle));
   EXPECT_EQ(cuda::free_device_bytes().value(), free_before);
+  const auto [fds, resident] = host_use();
+  EXPECT_EQ(fds, fds_before);
+  EXPECT_LT(resident, resident_before + (std::size_t{16} << 20));
   EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
 }
 
@@ -333,6 +426,67 @@ TEST_F(DrivenCudaWorkerTest, AnotherImageIsNotTakenFromKeptWeights) {
   EXPECT_NE(fresh->memory.weights, nullptr);
   EXPECT_EQ(fresh->memory.kv, nullptr);  // that was taken over
   EXPECT_FALSE(tokens_of(worker, 1).empty());
+}
+
+// Two workers of one device and an arena between them: what is damaged, or not what it says it is,
+// is refused, costs no block, and both serve on.
+TEST_F(DrivenCudaWorkerTest, WhatCannotBeBelievedIsRefusedAndTheWorkersServeOn) {
+  constexpr std::size_t kTokens = 160;
+  auto arena = std::move(kvsnap::Arena::create(std::size_t{32} << 20)).value();
+  const DrivenWorker::Memory memory{image().fd.get(), nothing_.get(), arena.fd()};
+  DrivenWorker a(memory, init());
+  DrivenWorker b(memory, init());
+  const ReadyFrame ready = a.await<ReadyFrame>().value();
+  ASSERT_TRUE(b.await<ReadyFrame>());
+  const std::vector<TokenId> expected = tokens_of(a, 1);
+  const auto lease = arena.lease_for_writing({}, kTokens / kBlockSize, ready.block_bytes).value();
+  kvsnap::Manifest good;
+  good.cache_root = make_cache_root(ready.engine_fingerprint, "", "", "");
+  good.kv_layout = ready.kv_layout;
+  good.block_size = kBlockSize;
+  good.block_bytes = ready.block_bytes;
+  good.token_ids = gpu_request(1, 3, 16).prompt;
+  good.token_ids.resize(kTokens);
+  good.extents = lease.extents;
+  const auto snapshot = [&](const kvsnap::Manifest& manifest) {
+    a.send(SnapshotFrame{7, manifest});
+    return a.await<SnapshotDoneFrame>().value();
+  };
+  const auto restore_error = [&](const kvsnap::Manifest& manifest) {
+    b.send(RestoreFrame{8, manifest});
+    return b.await<RestoreDoneFrame>().value().error;
+  };
+  kvsnap::Manifest bad = good;
+  bad.cache_root.bytes[0] ^= 1;  // of other weights, or another kernel set
+  EXPECT_THAT(snapshot(bad).error, HasSubstr("0 tokens is alive"));
+  const SnapshotDoneFrame written = snapshot(good);
+  ASSERT_EQ(written.error, "");
+  good = written.manifest;
+
+  const auto view = std::move(kvsnap::ArenaView::map(arena.fd())).value();
+  const auto bytes = view.bytes(good.extents[0]);
+  for (const std::size_t at : {std::size_t{0}, bytes.size() / 2, bytes.size() - 1}) {
+    bytes[at] ^= std::byte{4};
+    EXPECT_THAT(restore_error(good), HasSubstr("CRC32C"));
+    bytes[at] ^= std::byte{4};
+  }
+  bad = good;
+  bad.kv_layout = "f32 of another kernel set";
+  EXPECT_THAT(restore_error(bad), HasSubstr("KV layout"));
+  bad = good;
+  bad.extents[0].offset = std::uint64_t{32} << 20;
+  EXPECT_THAT(restore_error(bad), HasSubstr("outside the arena"));
+  bad = good;
+  bad.token_ids.resize(kTokens - kBlockSize);
+  EXPECT_THAT(restore_error(bad), HasSubstr("blocks of its tokens"));
+  EXPECT_EQ(b.stats().restores, 0U);
+  EXPECT_TRUE(b.ledger().blocks.empty());
+
+  EXPECT_EQ(tokens_of(b, 2), expected);  // prefilled
+  EXPECT_EQ(restore_error(good), "");  // and all of it is alive by now
+  EXPECT_EQ(tokens_of(b, 3), expected);
+  EXPECT_EQ(tokens_of(a, 4), expected);
+  EXPECT_EQ(b.stats().blocks_free, b.stats().blocks_total);
 }
 
 TEST_F(DrivenCudaWorkerTest, WhatDoesNotFitIsRefusedWithItsNumbers) {
