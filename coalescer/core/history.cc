@@ -73,7 +73,7 @@ std::string differing_kind(const std::string& here, const std::string& other) {
 
 std::string advice_for(const Divergence& divergence, std::uint32_t prompt_tokens) {
   if (divergence.other_root) {
-    return "The prompts agree beyond this point, but cache_salt or model differ, and nothing is "
+    return "The prompts agree beyond this point, but cache_salt differs, and nothing is "
            "ever "
            "shared across those: send the same cache_salt to share.";
   }
@@ -97,7 +97,8 @@ std::uint64_t ForkHistory::record(std::span<const GenerateRequest> window) {
   const std::scoped_lock lock(mutex_);
   const std::uint64_t number = next_window_++;
   for (const GenerateRequest& request : window) {
-    entries_.push_back({number, request.id, cache_key(request), request.tenant, request.prompt});
+    entries_.push_back(
+        {number, request.id, cache_key(request), request.tenant, request.model, request.prompt});
     total_tokens_ += request.prompt.size();
   }
   while (entries_.size() > capacity_ || (total_tokens_ > max_tokens_ && entries_.size() > 1)) {
@@ -136,16 +137,19 @@ Explanation ForkHistory::explain_locked(std::size_t index) const {
   explanation.request = self.request;
   explanation.prompt_tokens = static_cast<std::uint32_t>(self.prompt.size());
 
-  // Requests of later windows cannot have been shared with; text of other tenants is never shown.
+  // Requests of later windows cannot have been shared with; text of other tenants is never shown;
+  // the tokens of another model mean something else.
   struct Candidate {
     const Entry* entry = nullptr;
     std::size_t shared = 0;
   };
   Candidate nearest;  // same cache key
-  Candidate nearest_other;  // another salt, model or adapter
+  Candidate nearest_other;  // another salt or adapter
   for (std::size_t i = entries_.size(); i-- > 0;) {
     const Entry& other = entries_[i];
-    if (i == index || other.window > self.window || other.tenant != self.tenant) continue;
+    if (i == index || other.window > self.window || other.tenant != self.tenant ||
+        other.model != self.model)
+      continue;
     const std::size_t shared = common_prefix(self.prompt, other.prompt);
     const bool same_key = other.key == self.key;
     Candidate& best = same_key ? nearest : nearest_other;
@@ -174,9 +178,10 @@ Explanation ForkHistory::explain_locked(std::size_t index) const {
   divergence.position = static_cast<std::uint32_t>(position);
   divergence.other_root = other_root;
   divergence.text_before =
-      detokenize_(slice(here, position - std::min(position, kContextTokens), position));
-  divergence.text_here = detokenize_(slice(here, position, position + kContextTokens));
-  divergence.text_other = detokenize_(slice(there, position, position + kContextTokens));
+      detokenize_(self.model, slice(here, position - std::min(position, kContextTokens), position));
+  divergence.text_here = detokenize_(self.model, slice(here, position, position + kContextTokens));
+  divergence.text_other =
+      detokenize_(self.model, slice(there, position, position + kContextTokens));
   divergence.identical_tokens_after =
       longest_common_run(here.subspan(position), there.subspan(position));
   divergence.advice = advice_for(divergence, explanation.prompt_tokens);

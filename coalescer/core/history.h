@@ -26,7 +26,7 @@ struct Divergence {
   std::string text_before;  ///< the last shared text
   std::string text_here;  ///< what this request has from there
   std::string text_other;  ///< what the other one has
-  bool other_root = false;  ///< the tokens agree, but salt, tenant, model or adapter differ
+  bool other_root = false;  ///< the tokens agree, but salt or adapter differ
   std::uint32_t identical_tokens_after =
       0;  ///< longest run that stands in both prompts behind the divergence
   std::string advice;  ///< empty where there is none
@@ -45,7 +45,8 @@ struct Explanation {
 /// `max_tokens` tokens. Thread-safe.
 class ForkHistory {
  public:
-  using Detokenize = std::function<std::string(std::span<const TokenId>)>;
+  /// Text of tokens of `model` (GenerateRequest::model). Called under the history's lock.
+  using Detokenize = std::function<std::string(const std::string& model, std::span<const TokenId>)>;
 
   ForkHistory(std::size_t capacity, std::size_t max_tokens, Detokenize detokenize);
 
@@ -68,6 +69,7 @@ class ForkHistory {
     RequestId request = 0;
     std::string key;
     std::string tenant;
+    std::string model;
     std::vector<TokenId> prompt;
   };
   Explanation explain_locked(std::size_t index) const;

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/http/session.h"
+#include "coalescer/openai/admin_bodies.h"
 #include "coalescer/openai/describe.h"
 #include "engine/base/log.h"
 
@@ -24,26 +25,22 @@ constexpr std::size_t kRecentWindows = 32;
 
 struct PreparedCall {
   ApiCall call;
-  std::string shown_model;
   std::vector<PreparedPrompt> prompts;
 };
 
 /// Parsing, rendering and tokenizing. Any thread.
 ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
                                      const std::string& body) {
-  ParseLimits limits;
-  limits.max_choices = context->options.max_num_seqs;
-  limits.vocab_size = context->codec->vocab_size();
-  limits.default_sampling = &context->options.model.default_sampling;
-  auto parsed = parse_call(kind, body, limits);
+  auto parsed = parse_call(kind, body, *context->models, context->options.max_num_seqs);
   if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
   PreparedCall prepared;
   prepared.call = std::move(std::get<ApiCall>(parsed));
-  const std::string* name = context->served_name(prepared.call.model);
-  if (name == nullptr) return context->unknown_model(prepared.call.model);
-  prepared.shown_model = *name;
-  if (!prepared.call.session_id.empty()) return prepared;  // its prompt follows from the session
-  auto prompts = prepare_prompts(prepared.call, *context->codec, context->options.max_model_len);
+  const ServedModel& model = *prepared.call.served;
+  if (!prepared.call.session_id.empty()) {
+    if (prepared.call.served != context->first) return context->unknown_model(prepared.call.model);
+    return prepared;  // its prompt follows from the session
+  }
+  auto prompts = prepare_prompts(prepared.call, *model.codec, model.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
   prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
   return prepared;
@@ -56,9 +53,8 @@ net::awaitable<ApiResult<PreparedCall>> prepare_on_pool(const ServerContext* con
 
 ApiResult<std::string> token_reply(const ServerContext* context, Endpoint endpoint,
                                    const std::string& body) {
-  if (endpoint == Endpoint::kTokenize)
-    return tokenize(body, *context->codec, context->options.max_model_len);
-  return detokenize(body, *context->codec);
+  if (endpoint == Endpoint::kTokenize) return tokenize(body, *context->models);
+  return detokenize(body, *context->models);
 }
 
 net::awaitable<ApiResult<std::string>> token_reply_on_pool(const ServerContext* context,
@@ -88,8 +84,8 @@ HttpReply json_reply(std::string body, int status = 200) {
 }
 
 HttpReply health_reply(ServerContext* context) {
-  if (!context->draining && context->backend->status().ready)
-    return json_reply(R"({"status":"ok"})");
+  if (const PoolStatus status = context->backend->status(); status.ready && !context->draining)
+    return json_reply(health_body(status, *context->models));
   HttpReply reply = error_reply(not_ready(context->draining));
   reply.body = context->draining ? R"({"status":"draining"})" : R"({"status":"loading"})";
   return reply;
@@ -131,18 +127,11 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
   const ServerOptions& options = context_->options;
   switch (request.route.endpoint) {
     case Endpoint::kModels:
-      co_return json_reply(models_body(options.served_model_names, context_->created,
-                                       options.max_model_len, options.model));
+      co_return json_reply(models_body(*context_->models));
     case Endpoint::kModel: {
-      const std::string* name = context_->served_name(request.route.model);
-      if (name != nullptr)
-        co_return json_reply(
-            model_body(*name, context_->created, options.max_model_len, options.model));
-      ApiError error = invalid_field(
-          "model", "the model `" + request.route.model.substr(0, 200) + "` is not served here",
-          "model_not_found");
-      error.status = 404;
-      co_return error_reply(error);
+      const auto model = require_model(*context_->models, request.route.model);
+      if (const auto* error = std::get_if<ApiError>(&model)) co_return error_reply(*error);
+      co_return json_reply(model_body(request.route.model, *std::get<ServedModelPtr>(model)));
     }
     case Endpoint::kHealth:
       co_return health_reply(context_);
@@ -157,8 +146,13 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
     case Endpoint::kAdminPool: {
       PoolStatus status = context_->backend->status();
       status.draining = status.draining || context_->draining;
-      co_return json_reply(pool_status_body(status));
+      co_return json_reply(pool_status_body(status, *context_->models, may_administer(request)));
     }
+    case Endpoint::kAdminSnapshots:
+    case Endpoint::kAdminRegister:
+    case Endpoint::kAdminUnregister:
+    case Endpoint::kAdminPreload:
+      co_return co_await admin_reply(std::move(request));
     case Endpoint::kForksRecent: {
       auto windows =
           co_await net::co_spawn(context_->text_pool, recent_on_pool(context_), net::use_awaitable);
@@ -226,12 +220,14 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   CompletionLabel label;
   label.id = context_->next_response_id(kind);
   label.created = context_->unix_seconds();
-  label.model = prepared.shown_model;
-  label.system_fingerprint = context_->system_fingerprint();
+  // An alias is repeated; a request that names none reads which one answered.
+  label.model = call.model.empty() ? call.served->name() : call.model;
+  label.system_fingerprint = context_->system_fingerprint(*call.served);
   record->id = label.id;
+  const TextCodec* codec = call.served->codec.get();  // lives as long as the record
   auto live = std::make_shared<LiveCall>(
-      socket_.get_executor(), Completion(call, num_prompts, label, context_->codec), call.stream,
-      &context_->dispatcher, &context_->metrics, context_->codec, request.received);
+      socket_.get_executor(), Completion(call, num_prompts, label, codec), call.stream,
+      &context_->dispatcher, &context_->metrics, codec, request.received);
   if (kind == ApiKind::kChat) {
     record->prompt = prepared.prompts.front().tokens;
     record->generated.resize(call.num_choices);
@@ -244,8 +240,8 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     live->completion().set_session(std::move(used));
   }
   auto submitted = context_->dispatcher.submit(
-      make_requests(call, std::move(prepared.prompts), context_->options.served_model_names.front(),
-                    request.tenant, context_->random()),
+      make_requests(call, std::move(prepared.prompts), call.served->name(), request.tenant,
+                    context_->random()),
       live);
   if (auto* error = std::get_if<ApiError>(&submitted))
     co_return co_await reply(request, error_reply(*error));
@@ -295,6 +291,7 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
     co_return co_await reply(request, error_reply(*error));
   std::string explained;
   if (explain) explained = co_await explanation(call->requests());
+  completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
   HttpReply whole = json_reply(completion.body(explained));
   whole.headers.emplace_back("x-request-id", id);
   co_return co_await reply(request, std::move(whole));
@@ -321,7 +318,10 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     std::string explained;
     if (last && explain && !error) explained = co_await explanation(call->requests());
     std::string bytes;
-    if (!head_written) bytes = stream_head(mode, id);
+    if (!head_written) {
+      bytes = stream_head(mode, id);
+      completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
+    }
     head_written = true;
     std::string frames = completion.take_frames();
     if (last) frames += completion.last_frames(explained);

@@ -259,6 +259,8 @@ net::awaitable<ApiResult<std::string>> Session::create_session(Request request) 
       co_return invalid_field("cache_salt",
                               "`cache_salt` is not the completion's own; leave it out");
     }
+    if (record->call.served != context_->first)
+      co_return context_->unknown_model(record->call.model);
     fresh.cache_salt = record->call.cache_salt;
     fresh.state = state_of_record(*record, call.choice, *context_->codec);
     if (fresh.state == nullptr) {

@@ -11,8 +11,8 @@ struct Entry {
   Route route;
 };
 
-const std::array<Entry, 10>& table() {
-  static const std::array<Entry, 10> entries = {{
+const std::array<Entry, 12>& table() {
+  static const std::array<Entry, 12> entries = {{
       {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, "", ""}},
       {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, "", ""}},
       {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, "", ""}},
@@ -23,6 +23,8 @@ const std::array<Entry, 10>& table() {
       {"/metrics", {Endpoint::kMetrics, "/metrics", false, false, "", ""}},
       {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, "", ""}},
       {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, "", ""}},
+      {"/admin/preload", {Endpoint::kAdminPreload, "/admin/preload", true, true, "", ""}},
+      {"/admin/snapshots", {Endpoint::kAdminSnapshots, "/admin/snapshots", true, false, "", ""}},
   }};
   return entries;
 }
@@ -31,6 +33,7 @@ const std::array<Entry, 10>& table() {
 constexpr std::size_t kMaxShown = 100;
 constexpr std::string_view kModelPrefix = "/v1/models/";
 constexpr std::string_view kSessions = "/v1/sessions";
+constexpr std::string_view kSnapshotPrefix = "/admin/snapshots/";
 
 std::string percent_decode(std::string_view text) {
   std::string out;
@@ -142,10 +145,25 @@ std::variant<Route, HttpReply> find_route(std::string_view method, std::string_v
              ""};
     found = true;
   }
+  if (!found && path.size() > kSnapshotPrefix.size() &&
+      path.substr(0, kSnapshotPrefix.size()) == kSnapshotPrefix) {
+    route.endpoint = Endpoint::kAdminUnregister;
+    route.label = "/admin/snapshots/{name}";
+    route.model = percent_decode(path.substr(kSnapshotPrefix.size()));
+    if (method == "DELETE") return route;
+    return method_not_allowed(method, route.label, "DELETE");
+  }
   if (!found) return not_found(path);
+  if (route.endpoint == Endpoint::kAdminSnapshots && method == "POST")
+    return Route{Endpoint::kAdminRegister, route.label, true, true, "", ""};
   const bool allowed = route.has_body ? method == "POST" : method == "GET" || method == "HEAD";
-  if (!allowed)
-    return method_not_allowed(method, route.label, route.has_body ? "POST" : "GET, HEAD");
+  if (!allowed) {
+    const bool both = route.endpoint == Endpoint::kAdminSnapshots;
+    return method_not_allowed(method, route.label,
+                              both             ? "GET, HEAD, POST"
+                              : route.has_body ? "POST"
+                                               : "GET, HEAD");
+  }
   return route;
 }
 

@@ -21,6 +21,10 @@ enum class Endpoint : std::uint8_t {
   kMetrics,
   kForksRecent,
   kAdminPool,
+  kAdminSnapshots,
+  kAdminRegister,
+  kAdminUnregister,
+  kAdminPreload,
   kSessions,
   kSessionCreate,
   kSessionImport,
@@ -38,7 +42,7 @@ struct Route {
   const char* label = "";  ///< in metrics: the path, or its pattern
   bool needs_key = true;
   bool has_body = false;  ///< a POST
-  std::string model;  ///< of kModel, percent-decoded
+  std::string model;  ///< of kModel and kAdminUnregister, percent-decoded
   std::string session;  ///< of kSession and what follows it
 };
 

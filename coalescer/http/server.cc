@@ -36,12 +36,6 @@ Result<void> check_options(const ServerOptions& options) {
   const auto wrong = [](std::string message) {
     return make_error(Errc::kInvalidArgument, std::move(message));
   };
-  if (options.served_model_names.empty())
-    return wrong("served_model_names is empty; at least one name is needed");
-  if (options.max_model_len < 2) {
-    return wrong("max_model_len is " + std::to_string(options.max_model_len) +
-                 "; it must be at least 2");
-  }
   if (options.num_text_threads == 0) return wrong("num_text_threads is 0; it must be at least 1");
   for (const ApiKey& key : options.api_keys)
     if (key.key.empty()) return wrong("an API key is empty");
@@ -97,9 +91,8 @@ void put(Inbox& inbox, GenerateEvent event) {
 // Destroyed from the last member to the first: the suspended coroutines die with `io` and still see
 // the context.
 struct Server::Impl {
-  Impl(ServerOptions options, Backend* backend, std::shared_ptr<const TextCodec> codec_in)
-      : codec(std::move(codec_in)),
-        context(std::move(options), backend, codec.get()),
+  Impl(ServerOptions options, Backend* backend, std::shared_ptr<const ServedModels> models)
+      : context(std::move(options), backend, std::move(models)),
         acceptor(io),
         tick_timer(io),
         window_timer(io),
@@ -123,7 +116,6 @@ struct Server::Impl {
   /// Writes the sessions where there is a directory for them, and stops.
   void finish();
 
-  std::shared_ptr<const TextCodec> codec;
   ServerContext context;
   net::io_context io{1};
   tcp::acceptor acceptor;
@@ -146,6 +138,7 @@ Server::Impl::~Impl() {
     inbox->post = nullptr;
   }
   context.text_pool.join();  // its tasks end by posting to `io`
+  context.admin_pool.join();
   context.dispatcher.drop_receivers();
 }
 
@@ -299,8 +292,28 @@ Server::~Server() = default;
 
 Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* backend,
                                                std::shared_ptr<const TextCodec> codec) {
+  auto models = std::make_shared<ServedModels>();
+  if (auto added = models->add({.names = options.served_model_names,
+                                .max_model_len = options.max_model_len,
+                                .description = options.model,
+                                .codec = std::move(codec),
+                                .path = "",
+                                .created = ServerContext::unix_seconds()});
+      !added)
+    return std::move(added).error();
+  return create(std::move(options), backend, std::shared_ptr<const ServedModels>(models));
+}
+
+Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* backend,
+                                               std::shared_ptr<const ServedModels> models) {
   if (auto checked = check_options(options); !checked) return std::move(checked).error();
-  auto impl = std::make_unique<Impl>(std::move(options), backend, std::move(codec));
+  const ServedModelPtr first = models->find("");
+  if (first == nullptr)
+    return make_error(Errc::kInvalidArgument, "no model is served; at least one is needed");
+  // Sessions are of the first model.
+  options.served_model_names = first->names;
+  options.max_model_len = first->max_model_len;
+  auto impl = std::make_unique<Impl>(std::move(options), backend, std::move(models));
   if (const std::string& directory = impl->context.options.session_dir; !directory.empty()) {
     auto files = SessionFiles::open(directory);
     if (!files) return std::move(files).error();

@@ -9,14 +9,14 @@
 
 #include "coalescer/core/backend.h"
 #include "coalescer/core/session_store.h"
-#include "coalescer/openai/model_description.h"
+#include "coalescer/openai/served_models.h"
 #include "engine/base/result.h"
 #include "engine/text/chat_template.h"
 #include "engine/text/tokenizer.h"
 
 namespace thaw::coalescer {
 
-class TextCodec;
+class ModelAdmin;
 
 /// An API key and the tenant it names.
 struct ApiKey {
@@ -27,10 +27,13 @@ struct ApiKey {
 struct ServerOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;  ///< 0: any free one
+  // Of the one model of a server that is created with a codec; a table of models has its own.
   std::vector<std::string> served_model_names;  ///< at least one; the first is shown
   std::uint32_t max_model_len = 0;
   ModelDescription model;
   std::vector<ApiKey> api_keys;  ///< empty: no key needed
+  ModelAdmin* admin = nullptr;  ///< changes what is served; null: nobody may
+  std::vector<std::string> admin_tenants;  ///< with keys, whose may; without, everybody's
   std::chrono::microseconds window{2000};
   std::uint32_t fork_min_prefix_tokens = 500;
   std::uint64_t max_body_bytes = 32U << 20;
@@ -46,7 +49,6 @@ struct ServerOptions {
   std::uint64_t session_kept_bytes = 128ULL << 20;  ///< KV kept for sessions; 0: none is
   std::string session_dir;  ///< sessions are written there; empty: nowhere
   std::string version;
-  std::string system_fingerprint;
 };
 
 /// The HTTP front: sessions, window, trie, plan, SSE. One I/O thread, plus text threads.
@@ -60,6 +62,9 @@ class Server {
   /// The same with any codec.
   static Result<std::unique_ptr<Server>> create(ServerOptions options, Backend* backend,
                                                 std::shared_ptr<const TextCodec> codec);
+  /// Several models, which may come and go while it runs; at least one is there.
+  static Result<std::unique_ptr<Server>> create(ServerOptions options, Backend* backend,
+                                                std::shared_ptr<const ServedModels> models);
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;

@@ -20,6 +20,18 @@ std::uint64_t random_seed() {
   return (std::uint64_t{device()} << 32) | device();
 }
 
+/// What is left of the prompts of a model that was unregistered has no text; where another has its
+/// name, ids that it lacks have none.
+std::string text_of(const ServedModels& models, const std::string& name,
+                    std::span<const TokenId> tokens) {
+  const auto model = models.find(name);
+  if (model == nullptr) return "";
+  std::vector<TokenId> known;
+  for (const TokenId token : tokens)
+    if (token < model->codec->vocab_size()) known.push_back(token);
+  return model->codec->decode(known, /*keep_special=*/true);
+}
+
 }  // namespace
 
 ApiError not_ready(bool draining) {
@@ -38,13 +50,15 @@ bool BodyLease::grow_to(std::uint64_t bytes) {
 }
 
 ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
-                             const TextCodec* codec_in)
+                             std::shared_ptr<const ServedModels> models_in)
     : options(std::move(server_options)),
       backend(backend_in),
-      codec(codec_in),
+      models(std::move(models_in)),
+      first(models->find("")),
+      codec(first->codec.get()),
       history(kHistoryRequests, kHistoryTokens,
-              [codec_in](std::span<const TokenId> tokens) {
-                return codec_in->decode(tokens, /*keep_special=*/true);
+              [models = models](const std::string& name, std::span<const TokenId> tokens) {
+                return text_of(*models, name, tokens);
               }),
       sessions(options.session_limits, options.session_kept_bytes,
                options.served_model_names.front(), backend_in, &clock),
@@ -53,8 +67,7 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
       keys(options.api_keys),
       text_pool(options.num_text_threads),
       random(random_seed()),
-      nonce(fmt::format("{:016x}", random())),
-      system_fingerprint_(options.system_fingerprint) {
+      nonce(fmt::format("{:016x}", random())) {
   sessions.set_background(
       [this](std::function<void()> task) { boost::asio::post(text_pool, std::move(task)); });
 }
@@ -64,30 +77,27 @@ bool ServerContext::backend_was_ready() {
   return was_ready_;
 }
 
-const std::string& ServerContext::system_fingerprint() {
-  if (system_fingerprint_.empty()) {
-    for (const WorkerStatus& worker : backend->status().workers)
-      if (system_fingerprint_.empty()) system_fingerprint_ = worker.system_fingerprint;
-    if (system_fingerprint_.empty()) system_fingerprint_ = "thaw-" + options.version;
+const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
+  std::string& known = fingerprints_[model.name()];
+  if (!known.empty()) return known;
+  for (const WorkerStatus& worker : backend->status().workers) {
+    if (worker.model.empty() || worker.model == model.name()) known = worker.system_fingerprint;
+    if (!known.empty()) break;
   }
-  return system_fingerprint_;
+  return known;
 }
 
 const std::string* ServerContext::served_name(const std::string& requested) const {
-  const auto& names = options.served_model_names;
-  if (requested.empty()) return &names.front();
-  const auto found = std::find(names.begin(), names.end(), requested);
-  return found == names.end() ? nullptr : &*found;
+  if (requested.empty()) return &first->name();
+  const auto found = std::ranges::find(first->names, requested);
+  return found == first->names.end() ? nullptr : &*found;
 }
 
 ApiError ServerContext::unknown_model(const std::string& requested) const {
-  ApiError error =
-      invalid_field("model",
-                    "the model `" + requested.substr(0, 200) + "` is not served here; `" +
-                        options.served_model_names.front() + "` is",
-                    "model_not_found");
-  error.status = 404;
-  return error;
+  auto model = require_model(*models, requested);
+  if (auto* error = std::get_if<ApiError>(&model)) return std::move(*error);
+  return unsupported_field("model", "sessions are of the first model, `" + first->name() +
+                                        "`; the model `" + requested.substr(0, 200) + "` has none");
 }
 
 std::string ServerContext::next_response_id(ApiKind kind) {

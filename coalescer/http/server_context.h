@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <random>
 #include <string>
 
@@ -14,7 +16,7 @@
 #include "coalescer/http/server.h"
 #include "coalescer/http/session_service.h"
 #include "coalescer/openai/call.h"
-#include "coalescer/openai/text_codec.h"
+#include "coalescer/openai/served_models.h"
 
 namespace thaw::coalescer {
 
@@ -36,14 +38,17 @@ class BodyLease {
   std::uint64_t held_ = 0;
 };
 
-/// What all sessions share. Touched on the I/O thread only, except for `options`, `codec` and
+/// What all sessions share. Touched on the I/O thread only, except for `options`, `models` and
 /// `history`, which the text threads read.
 struct ServerContext {
-  ServerContext(ServerOptions server_options, Backend* backend_in, const TextCodec* codec_in);
+  ServerContext(ServerOptions server_options, Backend* backend_in,
+                std::shared_ptr<const ServedModels> models_in);
 
   ServerOptions options;
   Backend* backend;
-  const TextCodec* codec;
+  std::shared_ptr<const ServedModels> models;
+  ServedModelPtr first;  ///< when the server started: the one that sessions are of
+  const TextCodec* codec;  ///< of `first`
   SteadyClock clock;
   ForkHistory history;
   Metrics metrics;
@@ -51,9 +56,9 @@ struct ServerContext {
   Dispatcher dispatcher;
   KeyTable keys;
   boost::asio::thread_pool text_pool;
+  boost::asio::thread_pool admin_pool{1};  ///< ModelAdmin's calls, which take their time
   std::function<void()> schedule_flush;  ///< call after each Dispatcher::submit()
   bool draining = false;
-  std::int64_t created = unix_seconds();  ///< of the served models: when the server started
   std::uint64_t body_bytes = 0;  ///< held by BodyLease
   std::mt19937_64 random;  ///< seeds of requests that bring none
   std::string nonce;  ///< part of response ids, new for each process
@@ -61,10 +66,14 @@ struct ServerContext {
   /// True once the backend has ever been ready: afterwards it answers for itself, since a worker
   /// that died comes back and its requests wait.
   bool backend_was_ready();
-  const std::string& system_fingerprint();
-  /// The name to show for a requested model; nullptr where it is not served. Empty: the first one.
+  /// Of the model's weights and what computes with them; empty until a worker has loaded it.
+  const std::string& system_fingerprint(const ServedModel& model);
+  const std::string& system_fingerprint() { return system_fingerprint(*first); }
+  /// The name to show for a model that sessions may have, of those of `first`; nullptr for another.
+  /// Empty: the first one.
   const std::string* served_name(const std::string& requested) const;
-  /// The 404 for a name that is not served.
+  /// What is wrong with a name that served_name() does not know: the 404, or that it has no
+  /// sessions.
   ApiError unknown_model(const std::string& requested) const;
   /// "chatcmpl-<process>-<number>".
   std::string next_response_id(ApiKind kind);
@@ -74,7 +83,7 @@ struct ServerContext {
  private:
   std::uint64_t next_response_ = 1;
   bool was_ready_ = false;
-  std::string system_fingerprint_;
+  std::map<std::string, std::string> fingerprints_;  // by model
 };
 
 /// The 503 of a server that does not answer calls yet, or any more.

@@ -61,6 +61,9 @@ class Session : public std::enable_shared_from_this<Session> {
   boost::asio::awaitable<bool> answer_call(ApiKind kind, Request request);
   boost::asio::awaitable<bool> reply(const Request& request, HttpReply reply);
   boost::asio::awaitable<HttpReply> simple_reply(Request request);
+  /// With keys: the tenants that ServerOptions names.
+  bool may_administer(const Request& request) const;
+  boost::asio::awaitable<HttpReply> admin_reply(Request request);
   boost::asio::awaitable<bool> answer_stream(std::shared_ptr<LiveCall> call, Request request,
                                              std::string id, bool explain);
   boost::asio::awaitable<bool> answer_whole(std::shared_ptr<LiveCall> call, Request request,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coalescer/openai/api_error.h"
+#include "coalescer/openai/served_models.h"
 #include "coalescer/openai/text_codec.h"
 #include "engine/base/generate.h"
 
@@ -22,6 +23,7 @@ using ApiPrompt = std::variant<ChatPrompt, std::string, std::vector<TokenId>>;
 struct ApiCall {
   ApiKind kind = ApiKind::kChat;
   std::string model;  ///< as asked for; empty where it was left out
+  ServedModelPtr served;  ///< the one it means; null where the body was read without a table
   std::vector<ApiPrompt> prompts;  ///< one for chat
   std::uint32_t num_choices = 1;  ///< for each prompt
   std::optional<std::uint32_t> max_tokens;
@@ -56,6 +58,10 @@ struct ParseLimits {
 /// Reads a body. Fields that are not known are ignored; a known one of a wrong type or out of range
 /// is an error that names it. simdjson checks UTF-8 and nesting.
 ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits);
+/// The same with the vocabulary and the defaults of the model that the body names. Errors: the 404
+/// of a model that is not served.
+ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ServedModels& models,
+                              std::uint32_t max_choices);
 
 /// A prompt ready to run.
 struct PreparedPrompt {
@@ -78,8 +84,7 @@ std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<Prep
                                            std::uint64_t seed);
 
 /// POST /tokenize and /detokenize, with vLLM's fields. Both give the response body.
-ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
-                                std::uint32_t max_model_len);
-ApiResult<std::string> detokenize(std::string_view body, const TextCodec& codec);
+ApiResult<std::string> tokenize(std::string_view body, const ServedModels& models);
+ApiResult<std::string> detokenize(std::string_view body, const ServedModels& models);
 
 }  // namespace thaw::coalescer

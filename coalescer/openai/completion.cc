@@ -7,7 +7,9 @@ namespace thaw::coalescer {
 
 Completion::Completion(const ApiCall& call, std::size_t num_prompts, const CompletionLabel& label,
                        const TextCodec* codec)
-    : codec_(codec),
+    : served_(call.served),
+      codec_(codec),
+      label_(label),
       kind_(call.kind),
       streamed_(call.stream),
       logprobs_(call.logprobs),
@@ -22,6 +24,12 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
     choice.stream = codec->new_stream(call.keep_special);
     choice.matcher = StopMatcher(call.stop);
   }
+}
+
+void Completion::set_system_fingerprint(const std::string& fingerprint) {
+  if (!label_.system_fingerprint.empty() || fingerprint.empty()) return;
+  label_.system_fingerprint = fingerprint;
+  writer_ = ChunkWriter(kind_, label_, logprobs_, include_usage_);
 }
 
 std::size_t Completion::choice_index(std::size_t prompt, std::uint32_t choice) const {

@@ -24,6 +24,12 @@ class Completion {
   Completion(const ApiCall& call, std::size_t num_prompts, const CompletionLabel& label,
              const TextCodec* codec);
 
+  /// The model that was asked for; null where the call was made without a table.
+  const ServedModelPtr& served() const { return served_; }
+  /// For a model that was not loaded yet when it was asked for; the first name stays. Call before
+  /// anything is rendered.
+  void set_system_fingerprint(const std::string& fingerprint);
+
   /// An event of the request made from prompt `prompt`.
   void on_event(std::size_t prompt, const GenerateEvent& event);
 
@@ -75,7 +81,9 @@ class Completion {
   std::size_t choice_index(std::size_t prompt, std::uint32_t choice) const;
   LogprobEntry logprob_entry(const TokenEvent& event) const;
 
+  ServedModelPtr served_;  // keeps the codec of a model that is unregistered meanwhile
   const TextCodec* codec_;
+  CompletionLabel label_;
   ApiKind kind_;
   bool streamed_;
   bool logprobs_;

@@ -22,13 +22,13 @@ double as_written(float value) {
   return std::strtod(text, nullptr);
 }
 
-ordered_json model_json(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
-                        const ModelDescription& model) {
+ordered_json model_json(const std::string& name, const ServedModel& served) {
+  const ModelDescription& model = served.description;
   return {{"id", name},
           {"object", "model"},
-          {"created", created},
+          {"created", served.created},
           {"owned_by", "thaw"},
-          {"max_model_len", max_model_len},
+          {"max_model_len", served.max_model_len},
           {"family", model.family},
           {"num_parameters", model.num_parameters},
           {"dtype", model.dtype},
@@ -58,25 +58,6 @@ ordered_json explanation_json(const Explanation& explanation) {
   return out;
 }
 
-ordered_json stats_json(const EngineStats& stats) {
-  return {{"steps", stats.steps},
-          {"tokens_prefilled", stats.tokens_prefilled},
-          {"tokens_reprefilled", stats.tokens_reprefilled},
-          {"tokens_cached", stats.tokens_cached},
-          {"tokens_decoded", stats.tokens_decoded},
-          {"tokens_discarded", stats.tokens_discarded},
-          {"preemptions", stats.preemptions},
-          {"evicted_blocks", stats.evicted_blocks},
-          {"copied_blocks", stats.copied_blocks},
-          {"trunk_waits", stats.trunk_waits},
-          {"snapshots", stats.snapshots},
-          {"restores", stats.restores},
-          {"blocks_total", stats.blocks_total},
-          {"blocks_free", stats.blocks_free},
-          {"running", stats.running},
-          {"waiting", stats.waiting}};
-}
-
 }  // namespace
 
 ordered_json sampling_json(const SamplingParams& sampling) {
@@ -87,40 +68,16 @@ ordered_json sampling_json(const SamplingParams& sampling) {
           {"repetition_penalty", as_written(sampling.repetition_penalty)}};
 }
 
-std::string models_body(const std::vector<std::string>& names, std::int64_t created,
-                        std::uint32_t max_model_len, const ModelDescription& model) {
+std::string models_body(const ServedModels& models) {
   ordered_json out = {{"object", "list"}, {"data", ordered_json::array()}};
-  for (const std::string& name : names)
-    out["data"].push_back(model_json(name, created, max_model_len, model));
+  for (const ServedModelPtr& model : models.list())
+    for (const std::string& name : model->names)
+      out["data"].push_back(model_json(name, *model));
   return dump(out);
 }
 
-std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
-                       const ModelDescription& model) {
-  return dump(model_json(name, created, max_model_len, model));
-}
-
-std::string pool_status_body(const PoolStatus& status) {
-  ordered_json out = {{"ready", status.ready},
-                      {"draining", status.draining},
-                      {"requests_running", status.requests_running},
-                      {"requests_retried", status.requests_retried},
-                      {"requests_resumed", status.requests_resumed},
-                      {"worker_deaths", status.worker_deaths},
-                      {"arena_bytes", status.arena_bytes},
-                      {"arena_used_bytes", status.arena_used_bytes},
-                      {"snapshots", status.snapshots},
-                      {"workers", ordered_json::array()}};
-  for (const WorkerStatus& worker : status.workers) {
-    out["workers"].push_back({{"worker", worker.worker},
-                              {"pid", worker.pid},
-                              {"ready", worker.ready},
-                              {"generation", worker.generation},
-                              {"adopted_blocks", worker.adopted_blocks},
-                              {"system_fingerprint", worker.system_fingerprint},
-                              {"stats", stats_json(worker.stats)}});
-  }
-  return dump(out);
+std::string model_body(const std::string& name, const ServedModel& model) {
+  return dump(model_json(name, model));
 }
 
 std::string explanations_json(const std::vector<Explanation>& explanations) {

@@ -7,19 +7,16 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/core/history.h"
-#include "coalescer/openai/model_description.h"
-#include "engine/base/pool_status.h"
+#include "coalescer/openai/served_models.h"
 
 namespace thaw::coalescer {
 
 /// Bodies of the endpoints that only tell.
 /// The sampling that stands for what requests leave out.
 nlohmann::ordered_json sampling_json(const SamplingParams& sampling);
-std::string models_body(const std::vector<std::string>& names, std::int64_t created,
-                        std::uint32_t max_model_len, const ModelDescription& model);
-std::string model_body(const std::string& name, std::int64_t created, std::uint32_t max_model_len,
-                       const ModelDescription& model);
-std::string pool_status_body(const PoolStatus& status);
+/// Every name of every model is an entry.
+std::string models_body(const ServedModels& models);
+std::string model_body(const std::string& name, const ServedModel& model);
 
 /// The explanations of one call's requests: an object for one, a list of objects for more.
 std::string explanations_json(const std::vector<Explanation>& explanations);

@@ -267,16 +267,9 @@ void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& c
   }
 }
 
-}  // namespace
-
-ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits) {
-  JsonBody json;
-  if (auto error = json.parse(body)) return std::move(*error);
-  JsonFields fields(json.root());
-  ApiCall call;
-  call.kind = kind;
+/// `call.model` has been read.
+ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
-  fields.read("model", call.model);
   read_sampling(fields, limits, call);
   read_stop(fields, call);
   read_logit_bias(fields, limits, call);
@@ -285,7 +278,7 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLi
   read_thaw(fields, call);
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
-    if (kind == ApiKind::kChat) {
+    if (call.kind == ApiKind::kChat) {
       read_session(fields, call);
       ChatPrompt prompt;
       read_chat_prompt(fields, prompt, /*may_be_empty=*/!call.session_id.empty() && !call.replace);
@@ -302,6 +295,35 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLi
   }
   if (auto error = fields.error()) return std::move(*error);
   return call;
+}
+
+}  // namespace
+
+ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  ApiCall call;
+  call.kind = kind;
+  fields.read("model", call.model);
+  return read_call(fields, limits, std::move(call));
+}
+
+ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ServedModels& models,
+                              std::uint32_t max_choices) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  ApiCall call;
+  call.kind = kind;
+  fields.read("model", call.model);
+  if (auto error = fields.error()) return std::move(*error);
+  auto served = require_model(models, call.model);
+  if (auto* error = std::get_if<ApiError>(&served)) return std::move(*error);
+  call.served = std::move(std::get<ServedModelPtr>(served));
+  const ParseLimits limits{max_choices, call.served->codec->vocab_size(),
+                           &call.served->description.default_sampling};
+  return read_call(fields, limits, std::move(call));
 }
 
 }  // namespace thaw::coalescer

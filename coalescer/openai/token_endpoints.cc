@@ -7,12 +7,24 @@
 #include "coalescer/openai/parse_messages.h"
 
 namespace thaw::coalescer {
+namespace {
 
-ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
-                                std::uint32_t max_model_len) {
+ApiResult<ServedModelPtr> model_of(JsonFields& fields, const ServedModels& models) {
+  std::string name;
+  fields.read("model", name);
+  if (auto error = fields.error()) return std::move(*error);
+  return require_model(models, name);
+}
+
+}  // namespace
+
+ApiResult<std::string> tokenize(std::string_view body, const ServedModels& models) {
   JsonBody json;
   if (auto error = json.parse(body)) return std::move(*error);
   JsonFields fields(json.root());
+  const auto model = model_of(fields, models);
+  if (const auto* error = std::get_if<ApiError>(&model)) return *error;
+  const TextCodec& codec = *std::get<ServedModelPtr>(model)->codec;
   bool with_texts = false;
   fields.read("return_token_strs", with_texts);
   std::vector<TokenId> tokens;
@@ -35,7 +47,7 @@ ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
   }
   nlohmann::ordered_json reply;
   reply["count"] = tokens.size();
-  reply["max_model_len"] = max_model_len;
+  reply["max_model_len"] = std::get<ServedModelPtr>(model)->max_model_len;
   reply["tokens"] = tokens;
   reply["token_strs"] = nullptr;
   if (with_texts) {
@@ -46,10 +58,13 @@ ApiResult<std::string> tokenize(std::string_view body, const TextCodec& codec,
   return reply.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-ApiResult<std::string> detokenize(std::string_view body, const TextCodec& codec) {
+ApiResult<std::string> detokenize(std::string_view body, const ServedModels& models) {
   JsonBody json;
   if (auto error = json.parse(body)) return std::move(*error);
   JsonFields fields(json.root());
+  const auto model = model_of(fields, models);
+  if (const auto* error = std::get_if<ApiError>(&model)) return *error;
+  const TextCodec& codec = *std::get<ServedModelPtr>(model)->codec;
   const auto list = fields.array("tokens");
   if (!list)
     fields.fail(invalid_field("tokens", "`tokens` is missing; it must be a list of token ids"));

@@ -28,8 +28,22 @@ struct EngineStats {
   std::uint64_t waiting = 0;
 };
 
+/// What only grows; the rest is of the present process.
+inline constexpr std::uint64_t EngineStats::*kEngineCounters[] = {
+    &EngineStats::steps,         &EngineStats::tokens_prefilled, &EngineStats::tokens_reprefilled,
+    &EngineStats::tokens_cached, &EngineStats::tokens_decoded,   &EngineStats::tokens_discarded,
+    &EngineStats::preemptions,   &EngineStats::evicted_blocks,   &EngineStats::copied_blocks,
+    &EngineStats::trunk_waits,   &EngineStats::snapshots,        &EngineStats::restores};
+
+/// Adds the counters of an engine that went before.
+inline void add_counters(EngineStats& stats, const EngineStats& former) {
+  for (const auto counter : kEngineCounters)
+    stats.*counter += former.*counter;
+}
+
 struct WorkerStatus {
   std::uint32_t worker = 0;
+  std::string model;  ///< whose weights it has; empty where there is only one
   int pid = 0;
   bool ready = false;
   std::uint32_t generation = 0;  ///< 0 for the first process, one more for each respawn
@@ -52,9 +66,32 @@ struct TierStatus {
   std::uint64_t crossover_tokens = 0;
 };
 
+/// A place for one model at a time (forkpool/model_pool.h).
+struct SlotStatus {
+  std::uint32_t slot = 0;
+  std::string state;  ///< "empty", "swapping", "serving" or "closing"
+  std::string model;  ///< whose weights it has, or is being given
+  std::uint64_t running = 0;  ///< requests on it
+  std::uint64_t swaps = 0;  ///< that succeeded, the one at the start too
+  double last_swap_seconds = 0;  ///< from the decision until the model served
+  double busy_seconds = 0;  ///< with a request on it
+};
+
+struct ModelStatus {
+  std::string model;
+  std::uint64_t weight_bytes = 0;
+  std::uint64_t waiting = 0;  ///< requests without a slot
+  std::uint64_t requests = 0;  ///< taken so far
+  std::uint64_t loads = 0;  ///< times that it was given a slot
+  double load_seconds = 0;  ///< all of them together
+  std::uint64_t load_failures = 0;
+  std::string failure;  ///< why its requests are refused now; empty: they are not
+};
+
 struct PoolStatus {
   bool ready = false;  ///< at least one worker serves
   bool draining = false;
+  std::string failure;  ///< why nothing can be served, and requests are refused; empty: it can
   std::vector<WorkerStatus> workers;
   std::uint64_t requests_running = 0;
   std::uint64_t requests_retried = 0;  ///< sent again after a death, nothing lost
@@ -67,6 +104,11 @@ struct PoolStatus {
   TierStatus files;  ///< the spill directory's, of all servers that share it
   std::uint64_t tokens_restored = 0;  ///< prompt tokens brought back for requests, not prefilled
   std::uint64_t pins = 0;  ///< of trunks that callers keep
+  // Of several models; empty and 0 where there is one.
+  std::vector<SlotStatus> slots;
+  std::vector<ModelStatus> models;
+  double uptime_seconds = 0;
+  std::uint64_t requests_suspended = 0;  ///< that gave way to another model and went on later
 };
 
 }  // namespace thaw

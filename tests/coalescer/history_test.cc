@@ -8,7 +8,7 @@ namespace thaw::coalescer {
 namespace {
 
 // Token t is the word "w<t>"; tokens below 256 are characters.
-std::string words(std::span<const TokenId> tokens) {
+std::string words(const std::string& /*model*/, std::span<const TokenId> tokens) {
   std::string text;
   for (const TokenId token : tokens) {
     if (token < 256) {

@@ -155,6 +155,14 @@ RunningServer::RunningServer(Backend* backend, ServerOptions options) {
   thread_ = std::thread([this] { server_->run(); });
 }
 
+RunningServer::RunningServer(Backend* backend, std::shared_ptr<ServedModels> models,
+                             ServerOptions options) {
+  options.port = 0;
+  server_ = Server::create(options, backend, std::shared_ptr<const ServedModels>(std::move(models)))
+                .value();
+  thread_ = std::thread([this] { server_->run(); });
+}
+
 RunningServer::~RunningServer() {
   stop_and_join(std::chrono::milliseconds(0));
 }

@@ -57,6 +57,8 @@ std::string chat_body(std::string_view rest = "");
 class RunningServer {
  public:
   explicit RunningServer(Backend* backend, ServerOptions options = {});
+  /// With a table of models.
+  RunningServer(Backend* backend, std::shared_ptr<ServedModels> models, ServerOptions options = {});
   ~RunningServer();
 
   std::uint16_t port() const { return server_->port(); }

@@ -31,7 +31,8 @@ class Recorder final : public EventReceiver {
 
 struct DispatcherTest : testing::Test {
   DispatcherTest()
-      : history(16, 10000, [](std::span<const TokenId>) { return std::string(); }),
+      : history(16, 10000,
+                [](const std::string&, std::span<const TokenId>) { return std::string(); }),
         dispatcher(std::chrono::milliseconds(2), 3, &backend, &history, &metrics, &clock) {
     backend.set_event_sink([](const GenerateEvent&) {});
   }

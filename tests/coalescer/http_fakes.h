@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -63,6 +64,7 @@ class FakeBackend final : public Backend {
   std::map<PinId, KeepTrunk> kept() const;
 
   std::string reply = "Hello, world.";
+  void set_automatic(bool automatic) { automatic_ = automatic; }
   void set_status(PoolStatus status);
 
   /// Sends one event; any thread.
@@ -83,7 +85,7 @@ class FakeBackend final : public Backend {
  private:
   void answer(const GenerateRequest& request);
 
-  bool automatic_;
+  std::atomic<bool> automatic_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::function<void(GenerateEvent)> sink_;

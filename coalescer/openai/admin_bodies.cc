@@ -1,0 +1,202 @@
+#include "coalescer/openai/admin_bodies.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "coalescer/openai/json_fields.h"
+
+namespace thaw::coalescer {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::size_t kMaxNameBytes = 200;
+
+/// Names and paths may hold what is no UTF-8.
+std::string dump(const ordered_json& value) {
+  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
+ordered_json stats_json(const EngineStats& stats) {
+  return {{"steps", stats.steps},
+          {"tokens_prefilled", stats.tokens_prefilled},
+          {"tokens_reprefilled", stats.tokens_reprefilled},
+          {"tokens_cached", stats.tokens_cached},
+          {"tokens_decoded", stats.tokens_decoded},
+          {"tokens_discarded", stats.tokens_discarded},
+          {"preemptions", stats.preemptions},
+          {"evicted_blocks", stats.evicted_blocks},
+          {"copied_blocks", stats.copied_blocks},
+          {"trunk_waits", stats.trunk_waits},
+          {"snapshots", stats.snapshots},
+          {"restores", stats.restores},
+          {"blocks_total", stats.blocks_total},
+          {"blocks_free", stats.blocks_free},
+          {"running", stats.running},
+          {"waiting", stats.waiting}};
+}
+
+ordered_json paths_json(const ServedModels& models, bool show_paths) {
+  ordered_json out = ordered_json::object();
+  for (const ServedModelPtr& model : models.list())
+    out[model->name()] = show_paths ? ordered_json(model->path) : ordered_json(nullptr);
+  return out;
+}
+
+/// A server of one model has one slot that never changes.
+std::vector<SlotStatus> slots_of(const PoolStatus& status, const ServedModels& models) {
+  if (!status.slots.empty()) return status.slots;
+  SlotStatus only;
+  only.state = status.ready ? "serving" : "empty";
+  if (const ServedModelPtr first = models.find("")) only.model = first->name();
+  only.running = status.requests_running;
+  return {only};
+}
+
+ordered_json slot_json(const SlotStatus& slot, double uptime_seconds) {
+  return {{"id", slot.slot},
+          {"model", slot.model.empty() ? ordered_json(nullptr) : ordered_json(slot.model)},
+          {"busy", slot.running > 0 || slot.state == "swapping"},
+          {"state", slot.state},
+          {"running", slot.running},
+          {"swaps", slot.swaps},
+          {"last_swap_seconds", slot.last_swap_seconds},
+          {"busy_seconds", slot.busy_seconds},
+          {"utilisation", uptime_seconds > 0 ? slot.busy_seconds / uptime_seconds : 0.0}};
+}
+
+ordered_json model_json(const ModelStatus& model, const std::vector<SlotStatus>& slots) {
+  ordered_json slot = nullptr;
+  for (const SlotStatus& one : slots)
+    if (one.model == model.model) slot = one.slot;
+  return {{"model", model.model},
+          {"slot", std::move(slot)},
+          {"weight_bytes", model.weight_bytes},
+          {"waiting", model.waiting},
+          {"requests", model.requests},
+          {"loads", model.loads},
+          {"load_seconds", model.load_seconds},
+          {"load_failures", model.load_failures},
+          {"failure", model.failure.empty() ? ordered_json(nullptr) : ordered_json(model.failure)}};
+}
+
+ApiError missing(const char* field, const std::string& what) {
+  return invalid_field(field, "`" + std::string(field) + "` is missing; it must be " + what);
+}
+
+/// The first of two fields that is there.
+std::string either(JsonFields& fields, std::string_view one, std::string_view other) {
+  std::string value;
+  fields.read(other, value);
+  fields.read(one, value);
+  return value;
+}
+
+}  // namespace
+
+ApiResult<SnapshotRegistration> parse_registration(std::string_view body) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  SnapshotRegistration registration;
+  registration.name = either(fields, "name", "model");
+  registration.path = either(fields, "path", "snapshot");
+  if (auto error = fields.error()) return std::move(*error);
+  if (registration.name.empty()) return missing("name", "what requests will call the model");
+  if (registration.path.empty()) return missing("path", "the model's file or directory");
+  const auto odd = [](unsigned char byte) { return byte < 0x20 || byte == 0x7f; };
+  if (registration.name.size() > kMaxNameBytes || std::ranges::any_of(registration.name, odd)) {
+    return invalid_field("name", "`name` must have at most " + std::to_string(kMaxNameBytes) +
+                                     " bytes and no control characters");
+  }
+  if (registration.path.find('\0') != std::string::npos)
+    return invalid_field("path", "`path` has a zero byte");
+  return registration;
+}
+
+ApiResult<std::string> parse_preload(std::string_view body) {
+  JsonBody json;
+  if (auto error = json.parse(body)) return std::move(*error);
+  JsonFields fields(json.root());
+  std::string name;
+  fields.read("model", name);
+  if (fields.find("slot_id")) {
+    fields.fail(unsupported_field(
+        "slot_id", "`slot_id` is not supported: a model gets the slot that is used least"));
+  }
+  if (auto error = fields.error()) return std::move(*error);
+  if (name.empty()) return missing("model", "the name of a served model");
+  return name;
+}
+
+std::string pool_status_body(const PoolStatus& status, const ServedModels& models,
+                             bool show_paths) {
+  const ServedModelPtr first = models.find("");
+  const std::vector<SlotStatus> slots = slots_of(status, models);
+  ordered_json out = {{"ready", status.ready},
+                      {"draining", status.draining},
+                      {"base_model", first == nullptr ? "" : first->name()},
+                      {"tensor_parallel_size", 1},
+                      {"pool_size", slots.size()},
+                      {"registered_models", paths_json(models, show_paths)},
+                      {"slots", ordered_json::array()},
+                      {"models", ordered_json::array()},
+                      {"uptime_seconds", status.uptime_seconds},
+                      {"requests_suspended", status.requests_suspended},
+                      {"requests_running", status.requests_running},
+                      {"requests_retried", status.requests_retried},
+                      {"requests_resumed", status.requests_resumed},
+                      {"worker_deaths", status.worker_deaths},
+                      {"arena_bytes", status.arena_bytes},
+                      {"arena_used_bytes", status.arena_used_bytes},
+                      {"snapshots", status.snapshots},
+                      {"workers", ordered_json::array()}};
+  for (const SlotStatus& slot : slots)
+    out["slots"].push_back(slot_json(slot, status.uptime_seconds));
+  for (const ModelStatus& model : status.models)
+    out["models"].push_back(model_json(model, slots));
+  for (const WorkerStatus& worker : status.workers) {
+    out["workers"].push_back(
+        {{"worker", worker.worker},
+         {"model", worker.model.empty() && first != nullptr ? first->name() : worker.model},
+         {"pid", worker.pid},
+         {"ready", worker.ready},
+         {"generation", worker.generation},
+         {"adopted_blocks", worker.adopted_blocks},
+         {"system_fingerprint", worker.system_fingerprint},
+         {"stats", stats_json(worker.stats)}});
+  }
+  return dump(out);
+}
+
+std::string snapshots_body(const ServedModels& models) {
+  return dump({{"snapshots", paths_json(models, true)}});
+}
+
+std::string snapshot_body(std::string_view status, const std::string& name,
+                          const std::string& snapshot) {
+  ordered_json out = {{"status", status}, {"model", name}};
+  if (!snapshot.empty()) out["snapshot"] = snapshot;
+  return dump(out);
+}
+
+std::string preloaded_body(const std::string& name, double seconds, double bytes) {
+  return dump({{"status", "preloaded"},
+               {"model", name},
+               {"throughput_gb_s", seconds > 0 ? bytes / seconds * 1e-9 : 0.0},
+               {"elapsed_s", seconds}});
+}
+
+std::string health_body(const PoolStatus& status, const ServedModels& models) {
+  const std::vector<SlotStatus> slots = slots_of(status, models);
+  const auto idle = std::ranges::count_if(
+      slots, [](const SlotStatus& slot) { return slot.running == 0 && slot.state != "swapping"; });
+  return dump({{"status", "ok"},
+               {"pool_size", slots.size()},
+               {"idle_slots", idle},
+               {"registered_models", models.list().size()}});
+}
+
+}  // namespace thaw::coalescer
