@@ -417,6 +417,7 @@ PoolStatus Dispatcher::status() const {
   PoolStatus status;
   status.ready = any_ready() && !draining_;
   status.draining = draining_;
+  if (const auto error = hopeless()) status.failure = error->message;
   for (const auto& slot : slots_)
     status.workers.push_back(slot->status());
   status.requests_running = entries_.size();

@@ -59,7 +59,7 @@ ForkPool::ForkPool(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ForkPool::~ForkPool() = default;
 
 Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMemory weights,
-                                                  EventSink sink) {
+                                                  EventSink sink, StatusSink on_status) {
   const auto wrong = [](const std::string& what) {
     return make_error(Errc::kInvalidArgument, what);
   };
@@ -112,10 +112,13 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   }
   impl->dispatcher = std::make_unique<Dispatcher>(
       impl->loop, impl->options, shared, std::move(kv_pools), impl->arena.get(), std::move(sink));
-  impl->dispatcher->on_change = [state = impl.get()] {
-    PoolStatus now = state->dispatcher->status();
-    const std::scoped_lock lock(state->mutex);
-    state->status = std::move(now);
+  impl->dispatcher->on_change = [state = impl.get(), on_status = std::move(on_status)] {
+    const PoolStatus now = state->dispatcher->status();
+    {
+      const std::scoped_lock lock(state->mutex);
+      state->status = now;
+    }
+    if (on_status) on_status(now);
   };
   impl->status = impl->dispatcher->status();
   impl->loop.post([state = impl.get()] { state->dispatcher->start(); });

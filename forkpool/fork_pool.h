@@ -67,10 +67,12 @@ class ForkPool {
  public:
   /// Called on the pool's thread; must not block.
   using EventSink = std::function<void(GenerateEvent)>;
+  using StatusSink = std::function<void(const PoolStatus&)>;
 
   /// Spawns the workers and returns at once; status().ready tells when the first one serves.
+  /// `on_status`, if any, is called as the event sink is, whenever status() has changed.
   static Result<std::unique_ptr<ForkPool>> start(PoolOptions options, WeightsMemory weights,
-                                                 EventSink sink);
+                                                 EventSink sink, StatusSink on_status = nullptr);
   /// Kills what is left and waits for it.
   ~ForkPool();
 

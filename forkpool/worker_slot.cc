@@ -14,16 +14,8 @@ namespace {
 
 constexpr std::uint32_t kFailuresBeforeNewWeights = 2;
 
-// Gauges are of the present process; only counters add up over generations.
-constexpr std::uint64_t EngineStats::*kCounters[] = {
-    &EngineStats::steps,         &EngineStats::tokens_prefilled, &EngineStats::tokens_reprefilled,
-    &EngineStats::tokens_cached, &EngineStats::tokens_decoded,   &EngineStats::tokens_discarded,
-    &EngineStats::preemptions,   &EngineStats::evicted_blocks,   &EngineStats::copied_blocks,
-    &EngineStats::trunk_waits,   &EngineStats::snapshots,        &EngineStats::restores};
-
 EngineStats with_counters_of(EngineStats stats, const EngineStats& former) {
-  for (const auto counter : kCounters)
-    stats.*counter += former.*counter;
+  add_counters(stats, former);
   return stats;
 }
 
