@@ -15,10 +15,11 @@
 #include "cli/api_keys.h"
 #include "cli/kv_snapshot.h"
 #include "cli/memory_budget.h"
+#include "cli/model_backend.h"
 #include "cli/model_loader.h"
+#include "cli/model_registry.h"
 #include "cli/pool_backend.h"
 #include "cli/remote_files.h"
-#include "cli/served_model.h"
 #include "cli/version.h"
 #include "coalescer/http/server.h"
 #include "engine/base/device_name.h"
@@ -72,14 +73,18 @@ Duration seconds_to(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
-MemoryBudget budget_of(const ServeSettings& settings, std::uint64_t weight_bytes) {
-  const std::string times = settings.workers > 1 ? std::to_string(settings.workers) + " x " : "";
+/// Everything but weights.
+MemoryBudget budget_of(const ServeSettings& settings) {
+  const auto times = [](std::uint64_t count) {
+    return count > 1 ? std::to_string(count) + " x " : "";
+  };
+  const std::uint64_t workers = std::uint64_t{settings.workers} * settings.pool_size;
   MemoryBudget budget;
-  budget.parts.push_back({"weights", weight_bytes});
   if (!on_gpu(settings))
-    budget.parts.push_back({times + "KV cache", settings.workers * settings.kv_bytes});
-  budget.parts.push_back({"snapshot arena", settings.arena_bytes});
-  budget.parts.push_back({"working memory", (1 + settings.workers) * kWorkingBytes});
+    budget.parts.push_back({times(workers) + "KV cache", workers * settings.kv_bytes});
+  budget.parts.push_back(
+      {times(settings.pool_size) + "snapshot arena", settings.pool_size * settings.arena_bytes});
+  budget.parts.push_back({"working memory", (1 + workers) * kWorkingBytes});
   return budget;
 }
 
@@ -116,19 +121,11 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   return options;
 }
 
-coalescer::ServerOptions server_options(const ServeSettings& settings, const ModelLoader& model,
-                                        const model::LoadedImage& image) {
+coalescer::ServerOptions server_options(const ServeSettings& settings) {
   coalescer::ServerOptions options;
   options.host = settings.host;
   options.port = settings.port;
-  options.served_model_names = settings.served_model_names;
-  if (options.served_model_names.empty()) options.served_model_names.push_back(model.name());
-  options.max_model_len = static_cast<std::uint32_t>(image.config.max_positions);
-  if (settings.max_model_len != 0) {
-    options.max_model_len = std::min(options.max_model_len, settings.max_model_len);
-  }
-  options.model = describe_model(model.source(), packing_options(settings),
-                                 settings.generation_config == "auto");
+  options.admin_tenants = settings.admin_tenants;
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
   options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
   options.session_limits.default_ttl = std::chrono::seconds(settings.session_ttl_s);
@@ -184,6 +181,59 @@ void serve_until_signal(coalescer::Server& server, const sigset_t& signals,
   server.run();
 }
 
+forkpool::ModelPoolOptions model_pool_options(const ServeSettings& settings) {
+  forkpool::ModelPoolOptions options;
+  options.schedule.num_slots = settings.pool_size;
+  options.schedule.quantum = seconds_to<Clock::Duration>(settings.swap_quantum_s);
+  options.schedule.grace = seconds_to<Clock::Duration>(settings.swap_grace_s);
+  options.workers_per_slot = settings.workers;
+  options.max_waiting = settings.max_queued_requests;
+  options.swap_deadline = seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s);
+  return options;
+}
+
+Result<void> check_admins(const ServeSettings& settings,
+                          const std::vector<coalescer::ApiKey>& keys) {
+  for (const std::string& tenant : settings.admin_tenants) {
+    if (std::ranges::any_of(keys, [&](const auto& key) { return key.tenant == tenant; })) continue;
+    return make_error(Errc::kInvalidArgument, "--admin-tenant is " + tenant +
+                                                  ", but no key is that tenant's; give it one "
+                                                  "with --api-key " +
+                                                  tenant + ":KEY");
+  }
+  return {};
+}
+
+/// Without a model of its own a server begins with the first one that is registered.
+std::vector<Registration> take_first_model(ServeSettings& settings,
+                                           std::vector<Registration> registrations) {
+  if (!settings.model.empty() || !settings.snapshot.empty() || registrations.empty())
+    return registrations;
+  settings.model = registrations.front().path;
+  settings.served_model_names.insert(settings.served_model_names.begin(),
+                                     registrations.front().name);
+  registrations.erase(registrations.begin());
+  return registrations;
+}
+
+/// Loads what --register names into the registry.
+Result<std::vector<forkpool::ModelSpec>> load_others(const std::vector<Registration>& registrations,
+                                                     const ModelPaths& paths,
+                                                     ModelRegistry& registry) {
+  std::vector<forkpool::ModelSpec> specs;
+  for (const Registration& other : registrations) {
+    const auto wrong = [&](const Error& error) {
+      return make_error(error.code, "--register " + other.name + ": " + error.message);
+    };
+    const auto loader = ModelLoader::open(other.path, paths);
+    if (!loader) return wrong(loader.error());
+    auto spec = registry.load({other.name}, *loader);
+    if (!spec) return wrong(spec.error());
+    specs.push_back(std::move(*spec));
+  }
+  return specs;
+}
+
 }  // namespace
 
 Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
@@ -198,6 +248,17 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   }
   auto keys = load_api_keys(settings.api_keys, settings.api_key_file);
   if (!keys) return keys.error();
+  if (auto admins = check_admins(settings, *keys); !admins) return admins;
+  auto registrations = parse_registrations(settings.registered);
+  if (!registrations) return registrations.error();
+  const auto others = take_first_model(settings, std::move(*registrations));
+  if (serves_several(settings) && !settings.kv_snapshots.empty()) {
+    return make_error(Errc::kInvalidArgument,
+                      "--kv-snapshot goes with one model; leave out --register, --snapshot-dir and "
+                      "--pool-size");
+  }
+  auto allowed = AllowedDirectories::open(settings.snapshot_dirs);
+  if (!allowed) return allowed.error();
 
   if (settings.snapshot.empty() && is_remote(settings.model))
     std::swap(settings.snapshot, settings.model);
@@ -225,49 +286,76 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
 
   if (auto there = check_device(settings); !there) return there;
   const int cores = available_cores();
-  const std::uint32_t threads =
-      settings.threads != 0 ? settings.threads
-                            : std::max(1U, static_cast<std::uint32_t>(cores) / settings.workers);
-  const ops::PackingOptions packing = packing_options(settings);
-  const MemoryBudget budget = budget_of(settings, model->estimated_weight_bytes(packing));
+  const std::uint32_t threads = settings.threads != 0
+                                    ? settings.threads
+                                    : std::max(1U, static_cast<std::uint32_t>(cores) /
+                                                       (settings.workers * settings.pool_size));
   const auto available = available_memory_bytes();
   if (!available) return available.error();
-  if (const auto fits = check_fits(budget, *available); !fits) return fits.error();
-  std::printf("memory: %s (of %s available)\n", budget.to_string().c_str(),
+  RegistryOptions how;
+  how.paths = paths;
+  how.packing = packing_options(settings);
+  how.num_threads = cores;
+  how.use_generation = settings.generation_config == "auto";
+  how.max_model_len = settings.max_model_len;
+  how.num_slots = settings.pool_size;
+  how.keeps_images = cache_bytes != 0;
+  how.rest = budget_of(settings);
+  how.available_bytes = *available;
+  how.allowed = std::move(*allowed);
+  ModelRegistry registry(std::move(how), &images);
+  if (settings.served_model_names.empty()) settings.served_model_names.push_back(model->name());
+  auto first = registry.load(settings.served_model_names, *model);
+  if (!first) return first.error();
+  auto specs = load_others(others, paths, registry);
+  if (!specs) return specs.error();
+  std::printf("memory: %s (of %s available)\n", registry.budget().to_string().c_str(),
               format_bytes(*available).c_str());
 
-  auto loaded = model->load(packing, cores, images);
-  if (!loaded) return loaded.error();
-
-  const coalescer::ServerOptions options = [&] {
-    auto made = server_options(settings, *model, loaded->image);
-    made.api_keys = std::move(*keys);
-    return made;
-  }();
-  forkpool::WeightsMemory weights{std::move(loaded->image.fd), loaded->image.size_bytes};
-  auto backend = PoolBackend::start(pool_options(settings, threads), std::move(weights));
-  if (!backend) return backend.error();
-  if (auto kept = load_kv_snapshots(**backend, settings.kv_snapshots,
-                                    seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s));
-      !kept) {
-    return kept;
+  coalescer::ServerOptions options = server_options(settings);
+  options.api_keys = std::move(*keys);
+  const forkpool::PoolOptions pool = pool_options(settings, threads);
+  std::unique_ptr<PoolBackend> one;
+  std::unique_ptr<ModelBackend> several;
+  coalescer::Backend* backend = nullptr;
+  if (serves_several(settings)) {
+    specs->insert(specs->begin(), std::move(*first));
+    several = std::make_unique<ModelBackend>(model_pool_options(settings), std::move(*specs),
+                                             forkpool::fork_pool_slots(pool));
+    registry.attach(&several->pool());
+    options.admin = &registry;
+    backend = several.get();
+  } else {
+    auto started = PoolBackend::start(pool, std::move(first->weights));
+    if (!started) return started.error();
+    one = std::move(*started);
+    if (auto kept =
+            load_kv_snapshots(*one, settings.kv_snapshots,
+                              seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s));
+        !kept) {
+      return kept;
+    }
+    backend = one.get();
   }
-  auto server = coalescer::Server::create(options, backend->get(), loaded->text.tokenizer.get(),
-                                          loaded->text.chat_template.get());
+  auto server = coalescer::Server::create(options, backend, registry.models());
   if (!server) return server.error();
 
   // On stdout, because scripts that asked for a free port read it there.
-  std::printf("serving %s at http://%s:%u/v1\n", options.served_model_names.front().c_str(),
-              options.host.c_str(), static_cast<unsigned>((*server)->port()));
+  std::string names = settings.served_model_names.front();
+  for (const Registration& other : others)
+    names += ", " + other.name;
+  std::printf("serving %s at http://%s:%u/v1\n", names.c_str(), options.host.c_str(),
+              static_cast<unsigned>((*server)->port()));
   std::fflush(stdout);
   const auto drain_timeout = seconds_to<std::chrono::milliseconds>(settings.drain_timeout_s);
   serve_until_signal(**server, signals, drain_timeout);
-  (*backend)->set_event_sink(nullptr);
+  backend->set_event_sink(nullptr);
   server->reset();
   // With a spill directory the last trunks are written first.
   constexpr std::chrono::milliseconds kShutdown{2000};
-  (*backend)->pool().shutdown(settings.spill_dir.empty() ? kShutdown
-                                                         : std::max(kShutdown, drain_timeout));
+  const auto last = settings.spill_dir.empty() ? kShutdown : std::max(kShutdown, drain_timeout);
+  if (several != nullptr) several->pool().shutdown(last);
+  if (one != nullptr) one->pool().shutdown(last);
   logger("serve")->info("stopped");
   return {};
 }

@@ -91,6 +91,8 @@ Result<void> settle_device(ServeSettings& settings) {
   }
   if (!settings.isa.empty()) return wrong("--isa means nothing");
   const std::size_t groups = gpus / settings.tensor_parallel;  // that share no GPU
+  if (settings.pool_size > 1 && settings.kv_bytes == 0)
+    return wrong("give --kv-bytes: the workers of several slots cannot each take what is free");
   if (settings.workers > std::max<std::size_t>(groups, 1) && settings.kv_bytes == 0) {
     return wrong("give --kv-bytes: " + std::to_string(settings.workers) +
                  " workers cannot each take what is free");
@@ -131,6 +133,10 @@ Result<void> check_sessions(const ServeSettings& settings) {
   return {};
 }
 
+bool serves_several(const ServeSettings& settings) {
+  return !settings.registered.empty() || !settings.snapshot_dirs.empty() || settings.pool_size > 1;
+}
+
 void add_serve_options(CLI::App& command, ServeSettings& settings) {
   ServeSettings& s = settings;
   command
@@ -147,6 +153,32 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--served-model-name", s.served_model_names,
       "Name that clients use; may be given several times. Default: the model's name")
       ->delimiter(',');
+
+  const std::string models = "Several models";
+  add(command, "--register", s.registered,
+      "Serve this model too, NAME=PATH; may be given several times. PATH as MODEL")
+      ->delimiter(',')
+      ->group(models);
+  add(command, "--pool-size", s.pool_size, "Slots: models that are loaded at once")
+      ->check(CLI::Range(1U, 64U))
+      ->group(models);
+  add(command, "--snapshot-dir", s.snapshot_dirs,
+      "Models may be registered from this directory while the server runs (POST /admin/snapshots); "
+      "may be given several times")
+      ->delimiter(',')
+      ->group(models);
+  add(command, "--admin-tenant", s.admin_tenants,
+      "With keys: this tenant may change what is served; may be given several times")
+      ->delimiter(',')
+      ->group(models);
+  add(command, "--swap-quantum", s.swap_quantum_s,
+      "Seconds that a slot serves its model while another one waits")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->group(models);
+  add(command, "--swap-grace", s.swap_grace_s,
+      "Seconds that running requests then get to end, before they are suspended")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->group(models);
 
   const std::string http = "HTTP";
   add(command, "--host", s.host, "Address to listen on")->group(http);

@@ -20,6 +20,12 @@ struct ServeSettings {
   S3Settings s3;
   bool verify = true;  ///< checksums of the snapshot
   std::vector<std::string> served_model_names;
+  std::vector<std::string> registered;  ///< more models, NAME=PATH
+  std::uint32_t pool_size = 1;  ///< models that are loaded at once
+  std::vector<std::string> snapshot_dirs;  ///< where models may be registered from
+  std::vector<std::string> admin_tenants;
+  double swap_quantum_s = 5.0;
+  double swap_grace_s = 2.0;
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;
   std::vector<std::string> api_keys;
@@ -60,6 +66,9 @@ struct ServeSettings {
   double write_timeout_s = 30.0;
   std::string log_level = "info";
 };
+
+/// Whether more than one model may be served: then slots change hands.
+bool serves_several(const ServeSettings& settings);
 
 /// Sets what was left to the device: KV memory (1 GiB on the CPU; 0, what is free, on a GPU) and
 /// the prefill chunk. Errors: settings that exclude each other on that device, named.

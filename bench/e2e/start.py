@@ -55,10 +55,10 @@ def pss_bytes(pid: int) -> int:
 class Server:
     """`thaw serve`, with the times at which its lines came."""
 
-    def __init__(self, cache: str, *flags: str):
+    def __init__(self, cache: str, *flags: str, model: str | None = None):
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
-            [str(BINARY), "serve", str(default_model()), "--port", "0", *flags],
+            [str(BINARY), "serve", model or str(default_model()), "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
