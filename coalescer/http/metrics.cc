@@ -147,33 +147,32 @@ void append_workers(std::string& out, const PoolStatus& status) {
                        worker.generation);
 }
 
-  /// Of a server of several models.
-  void append_models(std::string & out, const PoolStatus& status) {
-    if (status.models.empty()) return;
-    const auto each_model = [&](const char* name, const char* help, const char* type, auto value) {
-      append_header(out, name, help, type);
-      for (const ModelStatus& model : status.models)
-        out +=
-            fmt::format("{}{{model=\"{}\"}} {}\n", name, escape_label(model.model), value(model));
-    };
-    each_model("thaw_model_requests_total", "Requests taken for the model.", "counter",
-               [](const ModelStatus& model) { return model.requests; });
-    each_model("thaw_model_requests_waiting", "Requests that wait for a slot.", "gauge",
-               [](const ModelStatus& model) { return model.waiting; });
-    each_model("thaw_model_swaps_total", "Times that the model was given a slot.", "counter",
-               [](const ModelStatus& model) { return model.loads; });
-    each_model("thaw_model_swap_seconds_total", "From the decision until it served, all swaps.",
-               "counter", [](const ModelStatus& model) { return model.load_seconds; });
-    each_model("thaw_model_swap_failures_total", "Swaps that failed.", "counter",
-               [](const ModelStatus& model) { return model.load_failures; });
-    append_header(out, "thaw_slot_busy_seconds_total", "With a request on the slot.", "counter");
-    for (const SlotStatus& slot : status.slots)
-      out += fmt::format("thaw_slot_busy_seconds_total{{slot=\"{}\"}} {}\n", slot.slot,
-                         slot.busy_seconds);
-    append_single(out, "thaw_requests_suspended_total",
-                  "Requests that gave way to another model and went on later.", "counter",
-                  status.requests_suspended);
-  }
+/// Of a server of several models.
+void append_models(std::string& out, const PoolStatus& status) {
+  if (status.models.empty()) return;
+  const auto each_model = [&](const char* name, const char* help, const char* type, auto value) {
+    append_header(out, name, help, type);
+    for (const ModelStatus& model : status.models)
+      out += fmt::format("{}{{model=\"{}\"}} {}\n", name, escape_label(model.model), value(model));
+  };
+  each_model("thaw_model_requests_total", "Requests taken for the model.", "counter",
+             [](const ModelStatus& model) { return model.requests; });
+  each_model("thaw_model_requests_waiting", "Requests that wait for a slot.", "gauge",
+             [](const ModelStatus& model) { return model.waiting; });
+  each_model("thaw_model_swaps_total", "Times that the model was given a slot.", "counter",
+             [](const ModelStatus& model) { return model.loads; });
+  each_model("thaw_model_swap_seconds_total", "From the decision until it served, all swaps.",
+             "counter", [](const ModelStatus& model) { return model.load_seconds; });
+  each_model("thaw_model_swap_failures_total", "Swaps that failed.", "counter",
+             [](const ModelStatus& model) { return model.load_failures; });
+  append_header(out, "thaw_slot_busy_seconds_total", "With a request on the slot.", "counter");
+  for (const SlotStatus& slot : status.slots)
+    out += fmt::format("thaw_slot_busy_seconds_total{{slot=\"{}\"}} {}\n", slot.slot,
+                       slot.busy_seconds);
+  append_single(out, "thaw_requests_suspended_total",
+                "Requests that gave way to another model and went on later.", "counter",
+                status.requests_suspended);
+}
 
 }  // namespace
 
