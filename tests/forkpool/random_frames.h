@@ -151,8 +151,8 @@ class RandomFrames {
   Frame frame(std::size_t kind) {
     switch (kind) {
       case 0:
-        return InitFrame{u32(), u32(), text(), u32(), text(), text(), u64(),
-                         u32(), u32(), u32(),  u32(), u32(),  u32(),  text(), u32()};
+        return InitFrame{u32(), u32(), text(), u32(), text(), text(), u64(), u32(),
+                         u32(), u32(), u32(),  u32(), u32(),  text(), u32()};
       case 1:
         return AdoptFrame{blocks()};
       case 2:
