@@ -15,8 +15,8 @@ using Hashes = std::set<std::string_view>;
 
 Hashes hashes_of(const HandleDirectory& directory) {
   Hashes hashes;
-  if (directory.kv())
-    for (const std::string& hash : directory.kv()->block_hashes)
+  if (const auto& kv = directory.kv())
+    for (const std::string& hash : kv->block_hashes)
       if (!hash.empty()) hashes.insert(hash);
   return hashes;
 }
@@ -54,9 +54,10 @@ HandleComparison compare_handles(const HandleDirectory& a, const HandleDirectory
   found.only_a_blocks = of_a.size() - found.shared_blocks;
   found.only_b_blocks = of_b.size() - found.shared_blocks;
   for (const HandleDirectory* one : {&a, &b}) {
-    if (found.block_size != 0 || !one->kv()) continue;
-    found.block_size = one->kv()->block_size;
-    found.block_bytes = one->kv()->block_bytes * one->kv()->num_layers;
+    const auto& kv = one->kv();
+    if (found.block_size != 0 || !kv) continue;
+    found.block_size = kv->block_size;
+    found.block_bytes = kv->block_bytes * kv->num_layers;
   }
   const auto& ids_a = a.handle().prefix_token_ids;
   const auto& ids_b = b.handle().prefix_token_ids;
@@ -110,13 +111,16 @@ Lineage trace_lineage(std::span<const HandleDirectory> handles) {
   for (std::size_t i = 0; i < handles.size(); ++i) {
     lineage.kv_bytes += handles[i].kv_bytes();
     lineage.held_blocks += handles[i].handle().num_kv_blocks;
+    const auto& kv = handles[i].kv();
+    if (!kv) {
+      // What has no name is nobody else's.
+      lineage.distinct_blocks += handles[i].handle().num_kv_blocks;
+      continue;
+    }
     for (const std::string_view hash : hashes[i])
-      distinct.emplace(handles[i].handle().model_id, handles[i].kv()->dtype, hash);
-    // What has no name is nobody else's.
-    lineage.distinct_blocks += !handles[i].kv()
-                                   ? handles[i].handle().num_kv_blocks
-                                   : static_cast<std::uint64_t>(std::ranges::count(
-                                         handles[i].kv()->block_hashes, std::string()));
+      distinct.emplace(handles[i].handle().model_id, kv->dtype, hash);
+    lineage.distinct_blocks +=
+        static_cast<std::uint64_t>(std::ranges::count(kv->block_hashes, std::string()));
   }
   lineage.distinct_blocks += distinct.size();
   return lineage;
