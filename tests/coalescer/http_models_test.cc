@@ -25,6 +25,12 @@ class ShiftedCodec final : public TextCodec {
     if (tokens) move_by(*tokens, shift_);
     return tokens;
   }
+  Result<std::vector<TokenId>> encode_after(const ChatPrompt& prompt,
+                                            std::size_t index) const override {
+    auto tokens = bytes_.encode_after(prompt, index);
+    if (tokens) move_by(*tokens, shift_);
+    return tokens;
+  }
   std::vector<TokenId> encode_text(std::string_view text, bool /*add_special*/) const override {
     std::vector<TokenId> tokens = byte_tokens(text);
     move_by(tokens, shift_);
