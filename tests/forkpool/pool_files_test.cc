@@ -480,7 +480,8 @@ TEST_F(PoolFilesTest, NothingLeaks) {
   }
   EXPECT_TRUE(harness->wait([&] { return harness->pool().status().pins == 1; }));
   EXPECT_EQ(harness->pool().status().arena_used_bytes, used);
-  EXPECT_EQ(descriptors(), before);
+  // Not equal: the thread that read the first file may not have closed it when `before` was taken.
+  EXPECT_TRUE(harness->wait([&] { return descriptors() <= before; }));
 }
 
 }  // namespace
