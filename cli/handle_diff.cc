@@ -136,11 +136,15 @@ HandleDiff diff_handles(const HandleDirectory& a, const HandleDirectory& b,
   HandleDiff diff{&a, &b, kvsnap::compare_handles(a, b), {}};
   const kvsnap::Handle& of_a = a.handle();
   const kvsnap::Handle& of_b = b.handle();
-  if (tokenizer != nullptr && diff.found.shared_token_ids && diff.found.same_model) {
-    diff.parting = parting_of_tokens(*of_a.prefix_token_ids, *of_b.prefix_token_ids,
-                                     *diff.found.shared_token_ids, *tokenizer);
-  } else if (of_a.prefix_preview && of_b.prefix_preview) {
-    diff.parting = parting_of_previews(*of_a.prefix_preview, *of_b.prefix_preview);
+  const auto& ids_a = of_a.prefix_token_ids;
+  const auto& ids_b = of_b.prefix_token_ids;
+  const auto& shared = diff.found.shared_token_ids;
+  const auto& text_a = of_a.prefix_preview;
+  const auto& text_b = of_b.prefix_preview;
+  if (tokenizer != nullptr && ids_a && ids_b && shared && diff.found.same_model) {
+    diff.parting = parting_of_tokens(*ids_a, *ids_b, *shared, *tokenizer);
+  } else if (text_a && text_b) {
+    diff.parting = parting_of_previews(*text_a, *text_b);
   }
   return diff;
 }
