@@ -76,10 +76,13 @@ Result<std::chrono::duration<double>> ModelPool::wait_loaded(const std::string& 
   ++impl.num_callers;
   impl.update_waiting(name);
   impl.replan(began);
-  const auto open = [&] { return impl.schedule.open_slot(name).has_value(); };
+  // With a short quantum the slot may have gone on before this thread wakes: that it came counts.
+  const auto came = [&, loads = found->second.loads] {
+    return impl.schedule.open_slot(name).has_value() || found->second.loads != loads;
+  };
   const auto refusal = [&] { return impl.schedule.refusal(name, impl.clock->now()); };
-  impl.changed.wait_until(lock, until, [&] { return open() || refusal() || impl.stopping; });
-  const bool loaded = open();
+  impl.changed.wait_until(lock, until, [&] { return came() || refusal() || impl.stopping; });
+  const bool loaded = came();
   const auto reason = refusal();
   const bool stopping = impl.stopping;
   const auto took = impl.clock->now() - began;

@@ -34,15 +34,22 @@ void ModelPool::Impl::replan(Clock::TimePoint now) {
         "was not ready within " + std::to_string(options.swap_deadline.count()) + " ms";
     look_at(slot, now);
   }
-  // Requests that were let in change who waits, and with it what comes next.
-  for (bool sent = true; sent;) {
-    for (const ModelSchedule::Swap& swap : schedule.plan(now))
-      begin_swap(swap, now);
-    sent = false;
+  const auto let_in = [&] {
+    bool sent = false;
     for (std::size_t slot = 0; slot < slots.size(); ++slot)
       if (schedule.slots()[slot].state == ModelSchedule::State::kServing)
         sent = send_waiting(slot, now) || sent;
-  }
+    return sent;
+  };
+  // First, since a slot that has just been given looks idle until it has what waited for it: it
+  // would be given away again before it served anybody, and where there is neither a quantum nor a
+  // linger so would the next, without end. Again, since a plan may open slots, and who is let in
+  // changes who waits and with it what comes next.
+  let_in();
+  do {
+    for (const ModelSchedule::Swap& swap : schedule.plan(now))
+      begin_swap(swap, now);
+  } while (let_in());
   std::erase_if(models, [&](const auto& entry) { return !schedule.has(entry.first); });
   if (num_callers == 0 && !next_wake()) return;
   news = true;

@@ -363,6 +363,22 @@ TEST(ModelPool, AStreamThatGivesWayGoesOnFromItsLastToken) {
   EXPECT_EQ(again.resumed[0].generated.size(), 3U);
 }
 
+TEST(ModelPool, ASlotServesWhoWaitedForItBeforeItGoesOn) {
+  // Whoever has the slot can be asked for it at once, be it in use or not.
+  ModelSchedule::Options schedule;
+  schedule.quantum = schedule.linger = milliseconds(0);
+  Bed bed({"a", "b", "c"}, 1, nullptr, schedule);
+  ForkPlan plan;
+  for (RequestId id = 1; id <= 4; ++id)
+    plan.requests.push_back({Bed::request(id, id % 2 == 0 ? "b" : "c", 5), -1});
+  bed.pool->submit(std::move(plan));
+  for (RequestId id = 1; id <= 4; ++id) {
+    ASSERT_TRUE(bed.wait_end(id));
+    EXPECT_EQ(bed.stream(id).tokens, Bed::expected(Bed::request(id, id % 2 == 0 ? "b" : "c", 5)));
+  }
+  EXPECT_EQ(bed.pool->status().slots[0].swaps, 3U) << "one for each model";
+}
+
 TEST(ModelPool, ModelsThatDoNotLoadLeaveTheOthersAlone) {
   for (const bool at_once : {true, false}) {
     Bed bed({"a", "b"});
