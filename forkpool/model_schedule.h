@@ -22,8 +22,12 @@ namespace thaw::forkpool {
 /// - A busy slot that is given away takes no new requests; what has not ended after `grace` is
 ///   suspended and goes on when its model has a slot again. If nobody wants the slot any more by
 ///   then, it is opened again.
-/// So with M models and N slots nobody waits longer than ceil((M-1)/N) * (quantum + grace + a
-/// swap), however long the answers are.
+/// So with M models and N slots that all load, M > N, nobody waits longer than (ceil(M/N) - 1) *
+/// (quantum + grace + a swap) + grace + a swap, however long the answers are. Who is ahead waits
+/// since before, so each of the others is so at most once. Slots that serve hand over once in each
+/// turn of quantum, grace and swap; slots that are closing, of which the waiting model's own may be
+/// one, hand over within a grace first. What is more than M-N models that wait was put out by the
+/// latter: so after that grace, turns for M-N are left, N at a time, and a swap.
 /// - A model that fails to load is refused for `retry_after`, twice as long after each failure in a
 ///   row; its slot goes back to the model that it had.
 class ModelSchedule {

@@ -263,9 +263,12 @@ TEST(ModelSchedule, WhatItPromisesHoldsUnderRandomLoad) {
     };
     std::map<std::string, Load> loads;
     std::map<std::size_t, Clock::TimePoint> done;
-    const auto rounds = (num_models - 1 + num_slots - 1) / num_slots;
-    const Clock::Duration bound = rounds * (seconds(5) + seconds(2) + seconds(1)) + seconds(1) +
-                                  milliseconds(10) * (rounds + 1);  // of the steps below
+    // All of the rule's times are multiples of a step, so that no step is lost between them.
+    // The longest wait begins as the model's own slot begins to close: a grace; then a turn of each
+    // N of the M-N models that are left, and a swap. See model_schedule.h.
+    const auto turns = (num_models - num_slots + num_slots - 1) / num_slots;
+    const Clock::Duration bound =
+        turns * (seconds(5) + seconds(2) + seconds(1)) + seconds(2) + seconds(1);
     for (int step = 0; step < 20000; ++step) {
       bed.pass(milliseconds(10));
       if (random() % 4 == 0) {
