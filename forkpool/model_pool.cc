@@ -12,6 +12,7 @@ namespace {
 
 std::vector<std::string> names_of(const std::vector<ModelSpec>& models) {
   std::vector<std::string> names;
+  names.reserve(models.size());
   for (const ModelSpec& model : models)
     names.push_back(model.name);
   return names;
