@@ -158,7 +158,11 @@ void CostModel::observe_steps(const EngineStats& before, const EngineStats& now,
   const double decoding = steps * decode_step_seconds + decoded * decode_seconds_per_sequence;
   // Only spans that are nearly all of one kind tell its rate.
   if (prefilled > 16 * decoded) {
-    average(prefill_tokens_per_second, prefilled / seconds);
+    // Of the time that a token takes: a report that is read late makes this span too long and the
+    // next one too short. Of their times the mean is right, of their rates it is far too large.
+    double token_seconds = 1 / prefill_tokens_per_second;
+    average(token_seconds, seconds / prefilled);
+    prefill_tokens_per_second = 1 / token_seconds;
   } else if (prefilled == 0 && decoded > 0) {
     const double scale = seconds / decoding;
     average(decode_step_seconds, decode_step_seconds * scale);

@@ -185,6 +185,20 @@ TEST(CostModel, LearnsFromReports) {
   EXPECT_NEAR(model.copy_bytes_per_second, 9.2e9, 1e8);
 }
 
+TEST(CostModel, ReportsThatAreReadLateDoNotMakePrefillFaster) {
+  CostModel model;
+  EngineStats before;
+  for (int i = 0; i < 400; ++i) {
+    EngineStats now = before;
+    ++now.steps;
+    now.tokens_prefilled += 32;
+    // Two reports that are 10 ms apart, but read together and 10 us apart.
+    model.observe_steps(before, now, i % 2 == 0 ? 0.01999 : 0.00001);
+    before = now;
+  }
+  EXPECT_NEAR(model.prefill_tokens_per_second, 3200, 480);
+}
+
 GenerateRequest prompt_of(std::vector<TokenId> prompt, std::string salt = "") {
   GenerateRequest request;
   request.prompt = std::move(prompt);
