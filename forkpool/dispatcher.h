@@ -93,7 +93,9 @@ class Dispatcher {
   void tend(bool all, const std::function<void()>& done);
   void relieve_arena();
   // offers.cc.
-  void on_offer(std::uint32_t worker, const OfferFrame& offer);
+  void on_offer(std::uint32_t worker, OfferFrame& offer);
+  void keep_offered(const Transfers::End& from, const std::shared_ptr<const OfferFrame>& offer,
+                    std::size_t lost_blocks);
   Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
   Transfers::End end_of(std::uint32_t worker) const;
 

@@ -54,6 +54,8 @@ struct Rules {
   bool damage_weights = false;  ///< over the first submit: writes into them and dies
   std::optional<long> die_at_token;  ///< after sending the token with that index
   std::optional<long> poison;  ///< dies when a prompt that begins so has two tokens
+  /// Offers the first prompt, and at once evicts so many blocks of its end.
+  std::optional<long> offer_and_lose;
   long pace_us = 0;  ///< between steps
 
   static Rules parse(const std::string& text, const InitFrame& init) {
@@ -88,6 +90,7 @@ struct Rules {
       if (what == "damage_weights") rules.damage_weights = true;
       if (what == "die_at_token") rules.die_at_token = number;
       if (what == "poison") rules.poison = number;
+      if (what == "offer_and_lose") rules.offer_and_lose = number;
       if (what == "pace_us") rules.pace_us = number;
     }
     return rules;
@@ -323,6 +326,7 @@ class FakeWorker {
     std::uint32_t cached = 0;
     bool hit = true;
     PublishFrame publish;
+    std::vector<Hash128> names;
     for (std::size_t at = 0; at + kBlockSize <= request.prompt.size(); at += kBlockSize) {
       const std::span tokens(request.prompt.data() + at, kBlockSize);
       const Hash128 hash = chain_block_hash(parent, tokens);
@@ -333,6 +337,7 @@ class FakeWorker {
         if (!add_block({root, parent, hash, next_block_, {tokens.begin(), tokens.end()}})) break;
         publish.blocks.push_back(index_.at(hash));
       }
+      names.push_back(hash);
       parent = hash;
     }
     const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
@@ -340,7 +345,24 @@ class FakeWorker {
     stats_.tokens_prefilled += prompt_tokens - cached;
     stats_.tokens_cached += cached;
     if (!publish.blocks.empty()) send(publish);
+    if (rules_.offer_and_lose) {
+      offer_and_lose(root, request, names, static_cast<std::size_t>(*rules_.offer_and_lose));
+      rules_.offer_and_lose.reset();
+    }
     return cached;
+  }
+
+  void offer_and_lose(const Hash128& root, const GenerateRequest& request,
+                      std::span<const Hash128> names, std::size_t num_lost) {
+    const std::size_t num_tokens = names.size() * kBlockSize;
+    send(OfferFrame{
+        root,
+        {request.prompt.begin(), request.prompt.begin() + static_cast<std::ptrdiff_t>(num_tokens)},
+        static_cast<std::uint32_t>(num_tokens)});
+    const auto lost = names.last(num_lost);
+    for (const Hash128& name : lost)
+      index_.erase(name);
+    if (!lost.empty()) send(EvictFrame{{lost.begin(), lost.end()}});
   }
 
   bool add_block(BlockEntry entry) {

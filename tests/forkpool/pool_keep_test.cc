@@ -1,4 +1,5 @@
-// Trunks that callers keep: pins in the arena, by a pool of fake workers.
+// Trunks that callers keep, and those that workers offer: pins and snapshots in the arena, by a
+// pool of fake workers.
 
 #include <chrono>
 #include <future>
@@ -53,6 +54,32 @@ TEST_F(PoolKeepTest, CoversWhatIsAliveInWholeBlocks) {
   ASSERT_TRUE(prefix) << prefix.error().to_string();
   EXPECT_EQ(prefix->num_tokens, 32U);
   EXPECT_TRUE(harness->wait([&] { return harness->pool().status().snapshots == 1; }));
+}
+
+TEST_F(PoolKeepTest, AnOfferedTrunkIsCopied) {
+  start(PoolHarness::options(), "*:offer_and_lose=0");
+  prefill(make_prompt(100, 1));
+  ASSERT_TRUE(harness->wait([&] { return harness->pool().status().snapshots == 1; }));
+  EXPECT_EQ(harness->pool().status().arena.written_bytes, 96 * kTokenBytes);
+}
+
+TEST_F(PoolKeepTest, WhatEvictionLeavesOfAnOfferedTrunkIsCopied) {
+  start(PoolHarness::options(), "*:offer_and_lose=2");
+  const auto prompt = make_prompt(100, 1);
+  prefill(prompt);
+  ASSERT_TRUE(harness->wait([&] { return harness->pool().status().snapshots == 1; }));
+  EXPECT_EQ(harness->pool().status().arena.written_bytes, 64 * kTokenBytes);
+  const auto kept = keep("a", prompt);
+  ASSERT_TRUE(kept) << kept.error().to_string();
+  EXPECT_EQ(kept->num_tokens, 64U);
+}
+
+TEST_F(PoolKeepTest, AnOfferedTrunkThatIsGoneIsLet) {
+  start(PoolHarness::options(), "*:offer_and_lose=6");
+  const auto prompt = make_prompt(100, 1);
+  prefill(prompt);
+  prefill(prompt);  // behind what the offer came to
+  EXPECT_EQ(harness->pool().status().arena.written_bytes, 0U);
 }
 
 TEST_F(PoolKeepTest, PinsHoldAgainstEvictionAndReleaseLetsGo) {
