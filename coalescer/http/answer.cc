@@ -86,7 +86,7 @@ HttpReply json_reply(std::string body, int status = 200) {
 HttpReply health_reply(ServerContext* context) {
   if (const PoolStatus status = context->backend->status(); status.ready && !context->draining)
     return json_reply(health_body(status, *context->models));
-  HttpReply reply = error_reply(not_ready(context->draining));
+  HttpReply reply = error_reply(not_ready(*context));
   reply.body = context->draining ? R"({"status":"draining"})" : R"({"status":"loading"})";
   return reply;
 }
@@ -182,7 +182,7 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
 
 net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   if (context_->draining || !context_->backend_was_ready())
-    co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+    co_return co_await reply(request, error_reply(not_ready(*context_)));
   std::string body = std::exchange(request.body, {});
   const std::size_t body_bytes = body.size();
   ApiResult<PreparedCall> result;
@@ -196,8 +196,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   if (auto* error = std::get_if<ApiError>(&result))
     co_return co_await reply(request, error_reply(*error));
   // The server may have begun to drain meanwhile.
-  if (context_->draining)
-    co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+  if (context_->draining) co_return co_await reply(request, error_reply(not_ready(*context_)));
 
   auto& prepared = std::get<PreparedCall>(result);
   const auto record = std::make_shared<CallRecord>();
@@ -213,8 +212,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     auto& [running, prompt] = std::get<TurnStart>(begun);
     turn = std::move(running);
     prepared.prompts.push_back(std::move(prompt));
-    if (context_->draining)
-      co_return co_await reply(request, error_reply(not_ready(context_->draining)));
+    if (context_->draining) co_return co_await reply(request, error_reply(not_ready(*context_)));
   }
   const std::size_t num_prompts = prepared.prompts.size();
   CompletionLabel label;

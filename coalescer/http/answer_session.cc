@@ -156,7 +156,7 @@ net::awaitable<bool> Session::answer_session(Request request) {
   seen.received = request.received;
   ApiResult<std::string> body;
   if (context_->draining || !context_->backend_was_ready())
-    body = not_ready(context_->draining);
+    body = not_ready(*context_);
   else
     body = co_await session_body_of(std::move(request));
   if (auto* error = std::get_if<ApiError>(&body))

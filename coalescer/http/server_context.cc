@@ -34,9 +34,12 @@ std::string text_of(const ServedModels& models, const std::string& name,
 
 }  // namespace
 
-ApiError not_ready(bool draining) {
-  return to_api_error(make_error(
-      Errc::kUnavailable, draining ? "the server is shutting down" : "the model is still loading"));
+ApiError not_ready(ServerContext& context) {
+  if (context.draining)
+    return to_api_error(make_error(Errc::kUnavailable, "the server is shutting down"));
+  const std::string failure = context.backend->status().failure;
+  return to_api_error(
+      make_error(Errc::kUnavailable, failure.empty() ? "the model is still loading" : failure));
 }
 
 BodyLease::~BodyLease() {

@@ -86,8 +86,9 @@ struct ServerContext {
   std::map<std::string, std::string> fingerprints_;  // by model
 };
 
-/// The 503 of a server that does not answer calls yet, or any more.
-ApiError not_ready(bool draining);
+/// The 503 of a server that does not answer calls any more, or that does not yet: because the model
+/// is being loaded, or cannot be, for the reason that the backend has.
+ApiError not_ready(ServerContext& context);
 
 /// Counted where the client hung up; never sent.
 inline constexpr int kClientClosed = 499;

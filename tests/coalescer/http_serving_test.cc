@@ -203,6 +203,26 @@ TEST(HttpServing, LoadingIsUnavailable) {
   EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
 }
 
+TEST(HttpServing, WhatKeepsTheModelFromLoadingIsTold) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  PoolStatus status;
+  status.failure = "no worker starts; the last one said: 3 bytes are free";
+  backend.set_status(status);
+  const ClientReply chat = server.post(kChat, chat_body());
+  EXPECT_EQ(chat.status, 503);
+  EXPECT_EQ(json::parse(chat.body)["error"]["message"], status.failure);
+  EXPECT_EQ(server.get("/health").status, 503);
+  status.failure.clear();  // a later attempt may do better
+  backend.set_status(status);
+  const ClientReply loading = server.post(kChat, chat_body());
+  EXPECT_EQ(loading.status, 503);
+  EXPECT_EQ(json::parse(loading.body)["error"]["message"], "the model is still loading");
+  status.ready = true;
+  backend.set_status(status);
+  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+}
+
 TEST(HttpServing, DrainLetsStreamsFinish) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
