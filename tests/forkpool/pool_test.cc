@@ -184,6 +184,10 @@ TEST(ForkPool, TheReasonIsWhatTheWorkerSaid) {
   harness.submit({make_request(1, make_prompt(40, 1), 5)});
   ASSERT_TRUE(harness.wait_ended(1));
   EXPECT_THAT(harness.stream(1).failed->message, HasSubstr("the fake refuses to start"));
+  // Also for those whose requests do not come as far as the pool.
+  EXPECT_TRUE(harness.wait([&] {
+    return harness.pool().status().failure.find("the fake refuses to start") != std::string::npos;
+  }));
 }
 
 TEST(ForkPool, RequestsWaitForAWorkerButNotWithoutBound) {
