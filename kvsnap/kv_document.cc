@@ -149,6 +149,8 @@ Result<std::string> KvDocument::to_json() const {
 Result<KvDocument> KvDocument::parse(std::string_view text) {
   const json object = json::parse(text, nullptr, false);
   if (!object.is_object()) return make_error(Errc::kDataLoss, "metadata: it is no JSON object");
+  if (!object.contains("content"))
+    return make_error(Errc::kUnsupported, "metadata: content is missing: thaw did not write it");
   Keys keys(object);
   const std::string content = keys.text("content");
   const auto format = keys.number<std::uint32_t>("format");

@@ -214,6 +214,8 @@ TEST_F(KvFileTest, DocumentsAreReadWithCare) {
   EXPECT_EQ(reason_of("writer", "someone"), "");
   for (const auto& [key, value] : right.items())
     EXPECT_THAT(reason_of(key, nullptr), HasSubstr(key + " is missing"));
+  // Other programs' metadata is no damage.
+  EXPECT_EQ(KvDocument::parse(R"({"who": "knows"})").error().code, Errc::kUnsupported);
   EXPECT_THAT(reason_of("format", 2), HasSubstr("its format is 2"));
   EXPECT_THAT(reason_of("content", "weights"), HasSubstr("does not hold KV"));
   EXPECT_THAT(reason_of("block_size", 0), HasSubstr("block_size is 0"));
