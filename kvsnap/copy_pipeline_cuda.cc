@@ -75,14 +75,15 @@ class CudaCopyEngine final : public CopyEngine {
             cudaMemcpyAsync(copy.destination, copy.source, copy.size_bytes, kind, stream.get()),
             "copy of KV blocks");
       }
-      if (direction == CopyDirection::kFromArena && DeviceChecksum::can_check(copies))
+      if (direction == CopyDirection::kFromArena && can_check(copies))
         checksum_.enqueue(copies, results_[slot], stream);
       events_[slot].record(stream);
     });
   }
 
   bool can_check(std::span<const CopyPiece> copies) const override {
-    return DeviceChecksum::can_check(copies);
+    // Blocks in parts arrive in another order than that of the arena.
+    return split_.parts.empty() && DeviceChecksum::can_check(copies);
   }
   std::uint32_t checksum(std::size_t slot, std::span<const CopyPiece> copies) override {
     return DeviceChecksum::checksum(copies, results_[slot]);
