@@ -11,6 +11,7 @@
 #include "engine/base/log.h"
 #include "forkpool/ledger.h"
 #include "kvsnap/container_writer.h"
+#include "kvsnap/kv_description.h"
 #include "kvsnap/kv_file.h"
 
 namespace thaw::forkpool {
@@ -67,7 +68,7 @@ Result<SpillDirectory::Scan> SpillDirectory::scan(ThreadPool& threads) {
       if (io_.create(path, 0)) static_cast<void>(io_.remove(path));
       continue;
     }
-    if (name.ends_with(kvsnap::kSidecarSuffix)) {
+    if (name.ends_with(kvsnap::kKvDescriptionSuffix)) {
       struct stat info {};
       const std::string whose = path.substr(0, path.size() - std::string(".meta").size());
       if (!holds(whose) && ::lstat(path.c_str(), &info) == 0 && age_of(info) > kOrphanSeconds)
@@ -113,7 +114,7 @@ std::vector<SpillDirectory::Entry> SpillDirectory::list() const {
     const std::string path = entry->path().string();
     if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) continue;
     struct stat sidecar {};
-    const bool has_sidecar = ::lstat((path + kvsnap::kSidecarSuffix).c_str(), &sidecar) == 0;
+    const bool has_sidecar = ::lstat((path + kvsnap::kKvDescriptionSuffix).c_str(), &sidecar) == 0;
     entries.push_back({path,
                        static_cast<std::uint64_t>(info.st_size) +
                            (has_sidecar ? static_cast<std::uint64_t>(sidecar.st_size) : 0),
@@ -186,7 +187,7 @@ void SpillDirectory::touch(const std::string& path) const {
 void SpillDirectory::remove(const std::string& path) {
   // Whoever reads it goes on; whoever looks for it prefills.
   static_cast<void>(io_.remove(path));
-  static_cast<void>(io_.remove(path + kvsnap::kSidecarSuffix));
+  static_cast<void>(io_.remove(path + kvsnap::kKvDescriptionSuffix));
   const std::scoped_lock lock(mutex_);
   prefill_seconds_.erase(path);
 }

@@ -137,11 +137,14 @@ std::string KvDescription::encode() const {
   out["num_slots"] = num_blocks;
   if (!layout.empty()) out["layout"] = layout;
   if (layout == "coalesced") out["coalesced_bytes"] = payload_bytes();
-  const std::string text = out.dump();
+  return frame_kv_description(out.dump());
+}
+
+std::string frame_kv_description(std::string_view json) {
   std::string bytes(kMagic);
   for (std::size_t i = 0; i < sizeof(std::uint32_t); ++i)
-    bytes += static_cast<char>(text.size() >> (8 * i));
-  return bytes + text;
+    bytes += static_cast<char>(json.size() >> (8 * i));
+  return bytes.append(json);
 }
 
 Result<KvDescription> KvDescription::decode(std::string_view bytes) {

@@ -44,6 +44,9 @@ struct KvDescription {
   static Result<KvDescription> decode(std::string_view bytes);
 };
 
+/// A whole .thawkv.meta file with that JSON text in it.
+std::string frame_kv_description(std::string_view json);
+
 /// Whether bytes begin as a description does: THAWKV and two zeros.
 bool is_kv_description(std::string_view bytes);
 

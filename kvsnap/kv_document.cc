@@ -9,6 +9,7 @@
 
 #include "engine/base/base64.h"
 #include "engine/base/hash.h"
+#include "kvsnap/kv_description.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -17,7 +18,6 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 constexpr int kFormat = 1;
-constexpr std::size_t kSidecarHeaderBytes = 12;
 // The public project's hashes have 32 bytes and a group's number of 4 behind them.
 constexpr std::size_t kSidecarHashBytes = 36;
 
@@ -226,12 +226,7 @@ std::string KvDocument::to_sidecar() const {
                       // A region is a block of all layers, in this order.
                       {"layout", "thaw " + kv_layout}};
   if (num_kv_heads && head_dim) out["block_shape"] = {2, block_size, *num_kv_heads, *head_dim};
-  const std::string json = out.dump();
-  std::string text("THAWKV\0\0", 8);
-  for (int shift = 0; shift < 32; shift += 8)
-    text += static_cast<char>(static_cast<std::uint32_t>(json.size()) >> shift & 0xFF);
-  static_assert(kSidecarHeaderBytes == 12);
-  return text + json;
+  return frame_kv_description(out.dump());
 }
 
 Result<void> check_kv_document(const KvDocument& document, const Hash128& engine_fingerprint,

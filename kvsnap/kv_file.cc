@@ -6,6 +6,7 @@
 
 #include "kvsnap/aligned_buffer.h"
 #include "kvsnap/container_writer.h"
+#include "kvsnap/kv_description.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -57,7 +58,7 @@ Result<void> write_kv_file(FileIo& io, const std::string& path, const KvDocument
   if (auto added = (*writer)->add(RegionKind::kMetadata, 0, {std::as_bytes(text)}); !added)
     return added;
   // First: whoever sees the file finds its description beside it.
-  const std::string sidecar = path + kSidecarSuffix;
+  const std::string sidecar = path + kKvDescriptionSuffix;
   if (auto written = write_text(io, sidecar, document.to_sidecar()); !written) return written;
   auto committed = (*writer)->commit();
   // It would describe nothing.

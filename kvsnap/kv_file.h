@@ -13,9 +13,6 @@
 
 namespace thaw::kvsnap {
 
-/// Suffix of what lies beside a file of KV, for readers that know no metadata regions.
-inline constexpr const char* kSidecarSuffix = ".meta";
-
 /// Writes KV as a .thawkv file and its sidecar: one region for each block, in order, and the
 /// document. Whole and on the disk when it returns; whatever crashes, `path` is the old file or the
 /// new one. REQUIRES: blocks are document.num_blocks() of document.block_bytes each. Errors: those
