@@ -50,6 +50,7 @@ void ModelRegistry::attach(forkpool::ModelPool* pool) {
 
 MemoryBudget ModelRegistry::budget(std::uint64_t more_bytes) const {
   std::vector<std::uint64_t> weights;
+  weights.reserve(weight_bytes_.size() + 1);
   for (const auto& [name, bytes] : weight_bytes_)
     weights.push_back(bytes);
   if (more_bytes != 0) weights.push_back(more_bytes);

@@ -80,7 +80,7 @@ coalescer::ApiResult<std::string> AllowedDirectories::resolve(const std::string&
   bool inside = false;
   for (const fs::path& candidate : candidates) {
     std::error_code error;
-    const std::string real = fs::weakly_canonical(candidate, error).string();
+    std::string real = fs::weakly_canonical(candidate, error).string();
     if (error || !contains(real)) continue;
     inside = true;
     const fs::file_status status = fs::status(real, error);

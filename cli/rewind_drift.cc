@@ -157,7 +157,7 @@ Result<void> run_rewind_drift(const std::string& path, bool as_json) {
     if (!text) return text.error();
     auto read = read_drift(*text, fs::path(file).stem().string());
     if (!read) return make_error(read.error().code, file + ": " + read.error().message);
-    if (*read) stats.push_back(**std::move(read));
+    if (auto& found = *read) stats.push_back(std::move(*found));
   }
   std::ranges::sort(stats, [](const DriftStats& a, const DriftStats& b) {
     const double of_a = a.excess_points();

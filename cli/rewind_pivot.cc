@@ -27,6 +27,7 @@ struct Group {
 
 std::vector<Group> make_groups(const RolloutFamily& family) {
   std::vector<Rollout> all;
+  all.reserve(family.rollouts.size());
   for (const NamedRollout& named : family.rollouts)
     all.push_back(named.rollout);
   std::vector<Group> groups;
@@ -215,9 +216,8 @@ std::string format_group(const Look& look, const Group& group) {
     out += "  decided by token " + grouped(decision->position) + ": " +
            token(decision->token_best) + " over " + token(decision->token_next) + " of " +
            printable(look, decision->next->name);
-    if (decision->margin)
-      out +=
-          ", by " + logprob_text(*decision->margin) + " in logprob: " + verdict(*decision->margin);
+    if (const auto& margin = decision->margin)
+      out += ", by " + logprob_text(margin) + " in logprob: " + verdict(*margin);
     out += "\n";
   }
   return out;

@@ -196,10 +196,10 @@ Result<void> check_admins(const ServeSettings& settings,
                           const std::vector<coalescer::ApiKey>& keys) {
   for (const std::string& tenant : settings.admin_tenants) {
     if (std::ranges::any_of(keys, [&](const auto& key) { return key.tenant == tenant; })) continue;
-    return make_error(Errc::kInvalidArgument, "--admin-tenant is " + tenant +
-                                                  ", but no key is that tenant's; give it one "
-                                                  "with --api-key " +
-                                                  tenant + ":KEY");
+    std::string message = "--admin-tenant is " + tenant;
+    message.append(", but no key is that tenant's; give it one with --api-key ");
+    message.append(tenant).append(":KEY");
+    return make_error(Errc::kInvalidArgument, std::move(message));
   }
   return {};
 }

@@ -61,8 +61,8 @@ Result<json> get(const ServerAddress& server, const std::string& url) {
   return parsed(http_get(url, server.api_key, kTimeout));
 }
 
-json cut_at(const std::optional<std::uint32_t>& tokens) {
-  return {{"tokens", *tokens}};
+json cut_at(std::uint32_t tokens) {
+  return {{"tokens", tokens}};
 }
 
 /// Every session of the server, page by page.
@@ -224,7 +224,7 @@ Result<void> run_server_checkpoint(const CheckpointSettings& settings) {
 
 Result<void> run_server_fork(const ForkSettings& settings) {
   json body = {{"n", settings.count}};
-  if (settings.at_tokens) body["cut"] = cut_at(settings.at_tokens);
+  if (settings.at_tokens) body["cut"] = cut_at(*settings.at_tokens);
   if (!settings.checkpoint.empty()) body["checkpoint"] = settings.checkpoint;
   if (!settings.labels.empty()) body["labels"] = settings.labels;
   const auto answer = post(settings.server, "fork", body);

@@ -51,8 +51,9 @@ Made from_weights(kvsnap::FileIo& io, const std::string& path) {
   ThreadPool threads(1);
   const auto read = read_weights_document(*reader, threads);
   if (!read) return read.error();
-  if (!*read) return make_error(Errc::kNotFound, path + ": it has no metadata, so no tokenizer");
-  const WeightsDocument& document = **read;
+  const auto& found = *read;
+  if (!found) return make_error(Errc::kNotFound, path + ": it has no metadata, so no tokenizer");
+  const WeightsDocument& document = *found;
   if (document.container == "GGUF") {
     const auto file = checkpoint::GgufFile::open_metadata(path, document.gguf_metadata);
     if (!file) return file.error();

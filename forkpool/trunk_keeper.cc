@@ -164,7 +164,7 @@ void TrunkKeeper::hold(const PinId& pin, TrunkId trunk, std::chrono::seconds ttl
 void TrunkKeeper::drop(const PinId& pin) {
   const auto found = pins_.find(pin);
   if (found == pins_.end()) return;
-  if (found->second.expiry) expiries_.erase({*found->second.expiry, pin});
+  if (const auto& expiry = found->second.expiry) expiries_.erase({*expiry, pin});
   Trunk* held = trunks_.find(found->second.trunk);
   pins_.erase(found);
   if (held == nullptr) return;

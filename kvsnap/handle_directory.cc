@@ -270,9 +270,10 @@ Result<void> make_handle_directory(const std::string& path) {
        entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     if (name != kHandleFile && is_part_of_handle(name)) continue;
-    return make_error(Errc::kInvalidArgument, path + " is there already and holds " + name +
-                                                  (name == kHandleFile ? ": it is a handle" : "") +
-                                                  "; name a directory that does not exist yet");
+    std::string message = path + " is there already and holds " + name;
+    if (name == kHandleFile) message += ": it is a handle";
+    message += "; name a directory that does not exist yet";
+    return make_error(Errc::kInvalidArgument, std::move(message));
   }
   if (error) return io_error("cannot read the directory " + path, error.value());
   return {};

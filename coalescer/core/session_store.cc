@@ -118,6 +118,7 @@ StoredSession* SessionStore::find(std::string_view tenant, std::string_view id) 
 
 std::vector<StoredSession*> SessionStore::all() {
   std::vector<StoredSession*> found;
+  found.reserve(sessions_.size());
   for (const auto& [id, session] : sessions_)
     found.push_back(session.get());
   std::ranges::sort(found, {}, &StoredSession::number);

@@ -234,7 +234,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     SessionUsage used;
     used.id = call.session_id;
     used.appended = call.append;
-    used.common_tokens = record->turn->common_tokens;
+    if (const auto& plan = record->turn) used.common_tokens = plan->common_tokens;
     live->completion().set_session(std::move(used));
   }
   auto submitted = context_->dispatcher.submit(

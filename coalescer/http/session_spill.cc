@@ -48,7 +48,7 @@ net::awaitable<Result<KeptTrunk>> await_trunk(ServerContext* context, TrunkCall 
     });
   });
   co_await wait->timer.async_wait(net::as_tuple(net::use_awaitable));
-  if (wait->result) co_return *wait->result;
+  if (auto& result = wait->result) co_return std::move(*result);
   co_return make_error(Errc::kDeadlineExceeded, "the pool did not answer");
 }
 

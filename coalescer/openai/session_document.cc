@@ -113,14 +113,14 @@ ApiResult<SharedState> read_state(JsonFields& fields, const SharedState& first,
   }
   ChatPrompt chat;
   read_chat_prompt(fields, chat, /*may_be_empty=*/true);
-  if (fields.failed()) return *fields.error();
+  if (const auto& error = fields.error()) return *error;
   for (const ordered_json& message : chat.messages)
     state->messages.push_back(message.dump());
   if (!chat.tools.is_null()) state->tools = chat.tools.dump();
   if (const auto kwargs = fields.object("template_kwargs"); kwargs && !fields.failed())
     state->template_kwargs = to_ordered_json(kwargs->raw()).dump();
   read_marks(fields, *state);
-  if (fields.failed()) return *fields.error();
+  if (const auto& error = fields.error()) return *error;
   return SharedState(std::move(state));
 }
 
@@ -141,7 +141,7 @@ void read_states(JsonFields& fields, std::vector<SharedState>& states,
     return fields.fail(invalid_field(
         "states", "`states` must be a list of 1 to " + std::to_string(kMaxCheckpoints + 1)));
   }
-  if (fields.failed()) return;
+  if (fields.failed() || !list) return;
   for (const auto item : *list) {
     const std::string name = "states[" + std::to_string(states.size()) + "]";
     simdjson::dom::object object;
@@ -151,7 +151,7 @@ void read_states(JsonFields& fields, std::vector<SharedState>& states,
     auto state = read_state(part, states.empty() ? nullptr : states.front(), limits);
     if (auto* error = std::get_if<ApiError>(&state)) {
       // Messages are named from where they stand.
-      if (error->param.rfind(name, 0) != 0) error->param.insert(0, name + ".");
+      if (!error->param.starts_with(name)) error->param.insert(0, name + ".");
       return fields.fail(std::move(*error));
     }
     states.push_back(std::move(std::get<SharedState>(state)));

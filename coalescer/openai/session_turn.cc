@@ -182,7 +182,7 @@ SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, co
       whole.insert(whole.end(), generated.begin(), generated.end());
       std::string text = text_of(whole, call.keep_special, codec);
       const std::string wanted = before + reply.text;
-      message["content"] = text.size() > wanted.size() ? wanted : std::move(text);
+      message["content"] = text.size() > wanted.size() ? wanted : text;
     } else {
       message["content"] = message["content"].get<std::string>() + reply.text;
     }

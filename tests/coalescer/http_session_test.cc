@@ -382,7 +382,7 @@ TEST(HttpSession, AnotherTenantsSessionIsNotThere) {
     // Nothing but the id tells one from the other.
     std::string text = error["message"];
     text.replace(text.find(session["id"].get<std::string>()), 32, std::string(32, '0'));
-    EXPECT_EQ(text, json::parse(unknown.body)["error"]["message"]);
+    EXPECT_EQ(text, json::parse(unknown.body)["error"]["message"].get<std::string>());
   };
   for (const char* verb : {"", "tree"})
     same(server.get(path_of(session, verb), berta), server.get(path_of(never, verb), berta));
