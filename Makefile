@@ -36,7 +36,7 @@ test: build model  ## every test (under 20 minutes on two cores from a fresh clo
 test-long: test-kills test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
-	@scripts/run_tidy.sh
+	@$(PYTHON) scripts/run_tidy.py
 
 test-asan: build model  ## the tests under AddressSanitizer and UBSan (about 14 minutes)
 	@scripts/run_sanitized.sh asan

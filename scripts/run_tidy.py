@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""clang-tidy 19 over every source, and clang 19's own warnings over the tests. Any finding fails.
+
+Most of the time goes into the library's headers, once for every source. So sources of one folder that are
+compiled alike are read as one (a file under build/tidy/groups includes them); where the names of two collide,
+the group is parted.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/tidy"
+GROUPS = BUILD / "groups"
+GROUP_SIZE = 8
+ROOMS = "(engine|kvsnap|forkpool|coalescer|cli|python|tests)"
+
+
+def configure() -> None:
+    options = [
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_COMPILER=clang++-19",
+        "-DTHAW_BENCH=OFF",
+        "-DTHAW_CUDA=OFF",
+    ]
+    options.append("-DCMAKE_CXX_FLAGS=-Wno-missing-field-initializers")
+    subprocess.run(
+        ["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", *options], check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def compiled(build: Path) -> dict[str, list[str]]:
+    """The repository's .cc files that a build folder compiles, each with its options."""
+    listed = subprocess.run(["git", "ls-files", "*.cc"], cwd=ROOT, check=True, capture_output=True, text=True)
+    known = set(listed.stdout.split())
+    found: dict[str, list[str]] = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        name = os.path.relpath(entry["file"], ROOT)
+        if name not in known or name in found:
+            continue
+        options = shlex.split(entry["command"])[1:]
+        out = options.index("-o")
+        del options[out : out + 2]
+        found[name] = [option for option in options if option not in ("-c", entry["file"])]
+    return found
+
+
+def groups(files: dict[str, list[str]]) -> list[list[str]]:
+    """Sources of one folder with the same options, at most GROUP_SIZE together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, options in sorted(files.items()):
+        alike.setdefault((os.path.dirname(name), *options), []).append(name)
+    return [names[i : i + GROUP_SIZE] for names in alike.values() for i in range(0, len(names), GROUP_SIZE)]
+
+
+def as_one(names: list[str], options: list[str]) -> Path:
+    """A source that includes `names`; where it is one, itself."""
+    if len(names) == 1:
+        return ROOT / names[0]
+    digest = hashlib.sha256("\n".join(names + options).encode()).hexdigest()[:12]
+    source = GROUPS / f"{digest}.cc"
+    source.write_text("".join(f'#include "{ROOT / name}"\n' for name in names))
+    return source
+
+
+def run(command: list[str]) -> tuple[int, str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def read_as_one(names: list[str], options: list[str]) -> list[tuple[list[str], str]]:
+    """`names` in groups whose names do not collide, each with what clang says of it."""
+    command = ["clang++-19", "-fsyntax-only", "-Werror", "-ferror-limit=0", *options]
+    code, said = run([*command, str(as_one(names, options))])
+    if code == 0 or len(names) == 1:
+        return [(names, said if code else "")]
+    hurt = {
+        os.path.relpath(path, ROOT) for path in re.findall(r"^(/[^:]+):\d+:\d+: error:", said, re.MULTILINE)
+    }
+    hurt &= set(names)
+    if not hurt or hurt == set(names):
+        return [group for name in names for group in read_as_one([name], options)]
+    rest = [name for name in names if name not in hurt]
+    return read_as_one(rest, options) + read_as_one(sorted(hurt), options)
+
+
+def tidy(names: list[str], options: list[str]) -> str:
+    """What clang-tidy finds in `names`; empty: nothing."""
+    checks = "-bugprone-suspicious-include" if len(names) > 1 else ""
+    header_filter = f"--header-filter=^{ROOT}/{ROOMS}/.*\\.(h|cc)$"
+    source = str(as_one(names, options))
+    code, said = run(
+        ["clang-tidy-19", "--quiet", f"--checks={checks}", header_filter, source, "--", *options]
+    )
+    return f"{' '.join(names)}:\n{said}" if code else ""
+
+
+def check(names: list[str], options: list[str]) -> str:
+    """Every finding in `names`; clang's own warnings only where they are tests."""
+    if names[0].startswith("tests/"):
+        return "".join(said for _, said in read_as_one(names, options))
+    return "".join(tidy(group, options) for group, _ in read_as_one(names, options))
+
+
+def main() -> int:
+    configure()
+    GROUPS.mkdir(exist_ok=True)
+    clang = compiled(BUILD)
+    jobs = [(names, clang[names[0]]) for names in groups(clang)]
+    release = ROOT / "build/release"
+    if (release / "compile_commands.json").exists():
+        # The host half of the CUDA rooms, where the release build has them: it needs the toolkit's headers.
+        # The options are GCC's.
+        gcc = {n: o for n, o in compiled(release).items() if not n.startswith(("tests/", "bench/"))}
+        host = {name: options for name, options in gcc.items() if name not in clang}
+        jobs += [(names, [*host[names[0]], "-Wno-unknown-warning-option"]) for names in groups(host)]
+    jobs.sort(key=lambda job: (job[0][0].startswith("tests/"), -len(job[0])))
+    found = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as crew:
+        running = [crew.submit(check, *job) for job in jobs]
+        for number, job in enumerate(concurrent.futures.as_completed(running), 1):
+            if job.result():
+                found += 1
+                print(job.result(), flush=True)
+            if sys.stderr.isatty():
+                print(f"\rclang-tidy: {number} of {len(jobs)} groups", end="", file=sys.stderr)
+    print(f"clang-tidy: {len(jobs)} groups of sources, {found} with findings", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
