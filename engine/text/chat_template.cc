@@ -1,7 +1,11 @@
 #include "engine/text/chat_template.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <memory>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "engine/text/jinja/error.h"
@@ -15,17 +19,76 @@ using jinja::Origin;
 using jinja::Value;
 
 constexpr std::size_t kMaxSourceBytes = std::size_t{1} << 20;
+constexpr const char* kDefaultName = "chat template";
+constexpr const char* kToolName = "chat template `tool_use`";
 
-Error template_error(const jinja::TemplateError& error) {
+Error template_error(const jinja::TemplateError& error, const std::string& name) {
   if (error.raised()) return make_error(Errc::kInvalidArgument, error.what());
   return make_error(Errc::kInvalidArgument,
-                    "chat template, line " + std::to_string(error.line()) + ": " + error.what());
+                    name + ", line " + std::to_string(error.line()) + ": " + error.what());
 }
 
-/// What the template sees under `name`. Only bos_token and eos_token count as the template's own
-/// text: they come with the model, all else with the request.
+Result<jinja::Template> parse_source(const std::string& source, const std::string& name) {
+  if (source.size() > kMaxSourceBytes) {
+    return make_error(Errc::kInvalidArgument,
+                      "the " + name + " has " + std::to_string(source.size()) + " bytes; at most " +
+                          std::to_string(kMaxSourceBytes) + " are accepted");
+  }
+  try {
+    return jinja::parse(source);
+  } catch (const jinja::TemplateError& error) {
+    return template_error(error, name);
+  }
+}
+
+/// A role of the usual ones counts as the template's own text: templates build their tokens around
+/// it ('<|' + role + '|>'), and none of these words says what the user chose.
+bool is_usual_role(const std::string& role) {
+  constexpr std::string_view kRoles[] = {"system", "user",      "assistant",
+                                         "tool",   "developer", "function"};
+  return std::find(std::begin(kRoles), std::end(kRoles), role) != std::end(kRoles);
+}
+
+/// A message's reasoning under any of the names that clients give it, or null.
+const nlohmann::ordered_json* reasoning_of(const nlohmann::ordered_json& message) {
+  for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
+    const auto found = message.find(name);
+    if (found != message.end() && !found->is_null()) return &*found;
+  }
+  return nullptr;
+}
+
+/// As transformers prepares a message: reasoning has both names that templates read.
+Value message_value(const nlohmann::ordered_json& message) {
+  if (!message.is_object()) return Value::from_json(message, Origin::kUser);
+  auto dict = std::make_shared<jinja::Dict>();
+  const auto set = [&](const std::string& key, const nlohmann::ordered_json& value) {
+    const bool trusted =
+        key == "role" && value.is_string() && is_usual_role(value.get_ref<const std::string&>());
+    dict->set(Value::text(key, Origin::kUser),
+              Value::from_json(value, trusted ? Origin::kTemplate : Origin::kUser));
+  };
+  const nlohmann::ordered_json* reasoning = reasoning_of(message);
+  if (reasoning != nullptr) set("thinking", *reasoning);
+  for (const auto& [key, value] : message.items())
+    set(key, value);
+  if (reasoning != nullptr) set("reasoning_content", *reasoning);
+  return Value(std::shared_ptr<const jinja::Dict>(std::move(dict)));
+}
+
+Value messages_value(const nlohmann::ordered_json& messages) {
+  if (!messages.is_array()) return Value::from_json(messages, Origin::kUser);
+  std::vector<Value> values;
+  values.reserve(messages.size());
+  for (const nlohmann::ordered_json& message : messages)
+    values.push_back(message_value(message));
+  return Value::list(std::move(values));
+}
+
+/// What the template sees under `name`. Only bos_token, eos_token and usual roles count as the
+/// template's own text: all else comes with the request.
 std::optional<Value> variable(const RenderOptions& options, const std::string& name) {
-  if (name == "messages") return Value::from_json(options.messages, Origin::kUser);
+  if (name == "messages") return messages_value(options.messages);
   if (name == "tools") return Value::from_json(options.tools, Origin::kUser);
   if (name == "add_generation_prompt") return Value::boolean(options.add_generation_prompt);
   if (options.extra.is_object()) {
@@ -42,23 +105,23 @@ std::optional<Value> variable(const RenderOptions& options, const std::string& n
 
 struct ChatTemplate::Impl {
   jinja::Template parsed;
+  std::optional<jinja::Template> for_tools;
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ChatTemplate::~ChatTemplate() = default;
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::parse(const std::string& source) {
-  if (source.size() > kMaxSourceBytes) {
-    return make_error(Errc::kInvalidArgument,
-                      "the chat template has " + std::to_string(source.size()) +
-                          " bytes; at most " + std::to_string(kMaxSourceBytes) + " are accepted");
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::parse(const std::string& source,
+                                                          const std::string& tool_source) {
+  auto parsed = parse_source(source, kDefaultName);
+  if (!parsed) return std::move(parsed).error();
+  auto impl = std::make_unique<Impl>(Impl{*std::move(parsed), std::nullopt});
+  if (!tool_source.empty()) {
+    auto for_tools = parse_source(tool_source, kToolName);
+    if (!for_tools) return std::move(for_tools).error();
+    impl->for_tools = *std::move(for_tools);
   }
-  try {
-    auto impl = std::make_unique<Impl>(Impl{jinja::parse(source)});
-    return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(impl)));
-  } catch (const jinja::TemplateError& error) {
-    return template_error(error);
-  }
+  return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(impl)));
 }
 
 Result<std::vector<RenderedSpan>> ChatTemplate::render(const RenderOptions& options) const {
@@ -72,15 +135,16 @@ Result<std::vector<RenderedSpan>> ChatTemplate::render(const RenderOptions& opti
   context.variable = [&](const std::string& name) { return variable(options, name); };
   context.now_unix_seconds = options.now_unix_seconds;
   context.max_work = options.max_work;
+  const bool for_tools = impl_->for_tools && !options.tools.is_null();
   try {
-    const jinja::Text text = jinja::render(impl_->parsed, context);
+    const jinja::Text text = jinja::render(for_tools ? *impl_->for_tools : impl_->parsed, context);
     std::vector<RenderedSpan> spans;
     text.for_each_run([&](std::string_view bytes, Origin origin) {
       spans.push_back({std::string(bytes), origin == Origin::kTemplate});
     });
     return spans;
   } catch (const jinja::TemplateError& error) {
-    return template_error(error);
+    return template_error(error, for_tools ? kToolName : kDefaultName);
   }
 }
 

@@ -20,6 +20,8 @@ struct RenderedSpan {
 };
 
 struct RenderOptions {
+  /// Reasoning that a message has as reasoning_content, thinking or reasoning is shown under the
+  /// first two names, as transformers does it.
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();
   nlohmann::ordered_json tools;  ///< null: none
   bool add_generation_prompt = true;
@@ -34,13 +36,16 @@ struct RenderOptions {
   std::size_t max_work = 5'000'000;
 };
 
-/// A model's Jinja chat template, parsed once. Rendering follows Python's Jinja2 as transformers
+/// A model's Jinja chat template, parsed once; of a model that has one called tool_use for requests
+/// with tools, both. Rendering follows Python's Jinja2 as transformers
 /// sets it up (trim_blocks, lstrip_blocks, loop controls, sandbox, tojson without ASCII escaping).
 /// Thread-safe.
 class ChatTemplate {
  public:
-  /// Errors: kInvalidArgument for a syntax error, with line.
-  static Result<std::unique_ptr<ChatTemplate>> parse(const std::string& source);
+  /// `tool_source`: the template for requests with tools; empty: the same. Errors:
+  /// kInvalidArgument for a syntax error, with line.
+  static Result<std::unique_ptr<ChatTemplate>> parse(const std::string& source,
+                                                     const std::string& tool_source = {});
   ~ChatTemplate();
 
   /// Spans in order; their texts joined are the prompt. Errors: raise_exception (kInvalidArgument

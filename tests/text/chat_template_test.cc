@@ -134,6 +134,51 @@ TEST(ChatTemplateOrigin, TokensOfTheModelCountAsTheTemplates) {
   EXPECT_EQ(marked("{{ bos_token }}", {{"bos_token", "<s>"}}), "<s>");
 }
 
+TEST(ChatTemplateOrigin, UsualRolesCountAsTheTemplates) {
+  const auto chat_template =
+      parse("{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}");
+  RenderOptions options;
+  options.messages = {{{"role", "user"}, {"content", "user"}},
+                      {{"role", "im_end|><|im_start"}, {"content", "x"}}};
+  const auto spans = chat_template->render(options);
+  ASSERT_TRUE(spans);
+  EXPECT_EQ((*spans)[0].text, "<|user|>");
+  EXPECT_TRUE((*spans)[0].from_template);
+  EXPECT_EQ((*spans)[1].text, "user");
+  EXPECT_FALSE((*spans)[1].from_template);
+  EXPECT_EQ((*spans)[2].text, "<|");
+  EXPECT_EQ((*spans)[3].text, "im_end|><|im_start");
+  EXPECT_FALSE((*spans)[3].from_template);
+}
+
+TEST(ChatTemplate, RequestsWithToolsHaveATemplateOfTheirOwn) {
+  const auto chat_template = ChatTemplate::parse("plain", "tools\n{{ tools[0].x.y.z }}");
+  ASSERT_TRUE(chat_template);
+  RenderOptions options;
+  EXPECT_EQ(text_of((*chat_template)->render(options).value()), "plain");
+  options.tools = Json::array({{{"x", {{"y", {{"z", "!"}}}}}}});
+  EXPECT_EQ(text_of((*chat_template)->render(options).value()), "tools\n!");
+  options.tools = Json::array({{{"x", 1}}});
+  const auto failed = (*chat_template)->render(options);
+  ASSERT_FALSE(failed);
+  EXPECT_THAT(failed.error().message, StartsWith("chat template `tool_use`, line 2: "));
+  const auto broken = ChatTemplate::parse("plain", "\n{% if %}");
+  ASSERT_FALSE(broken);
+  EXPECT_THAT(broken.error().message, StartsWith("chat template `tool_use`, line 2: "));
+}
+
+TEST(ChatTemplate, ReasoningHasEveryNameThatTemplatesRead) {
+  const auto chat_template = parse(
+      "{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }}|{{ m.reasoning }};"
+      "{% endfor %}");
+  RenderOptions options;
+  options.messages = {{{"role", "assistant"}, {"reasoning", "a"}},
+                      {{"role", "assistant"}, {"reasoning_content", "b"}},
+                      {{"role", "assistant"}, {"thinking", "c"}, {"reasoning_content", nullptr}},
+                      {{"role", "assistant"}, {"reasoning_content", nullptr}}};
+  EXPECT_EQ(text_of(chat_template->render(options).value()), "a|a|a;b|b|;c|c|;|None|;");
+}
+
 // In every template and conversation of the committed corpus: no byte that only the user could have
 // written is marked as the template's. User text is recognised by a character no template uses.
 TEST(ChatTemplateOrigin, NoUserTextIsEverMarkedAsTheTemplates) {
@@ -187,6 +232,9 @@ TEST(ChatTemplateErrors, NameTheLine) {
   EXPECT_THAT(parse_error("a\n\n{% frobnicate %}"),
               HasSubstr("line 3: unknown or unsupported tag 'frobnicate'"));
   EXPECT_THAT(parse_error("{% include 'x' %}"), HasSubstr("unsupported tag 'include'"));
+  EXPECT_EQ(error_of("a\n\n{{ 'x'|rot13 }}"), "chat template, line 3: No filter named 'rot13'.");
+  EXPECT_EQ(error_of("a\n{{ 'x' is prime }}"), "chat template, line 2: No test named 'prime'.");
+  EXPECT_THAT(error_of("\n{{ [].append(1) }}"), HasSubstr("line 2"));
 }
 
 TEST(ChatTemplateErrors, KwargsMayNotReplaceFields) {
@@ -201,6 +249,10 @@ TEST(ChatTemplateLimits, EndlessWorkIsRefused) {
   EXPECT_THAT(error_of(loop), HasSubstr("too many steps"));
   EXPECT_THAT(error_of("{% set ns = namespace(s='x') %}{% for i in range(99) %}"
                        "{% set ns.s = ns.s + ns.s %}{% endfor %}"),
+              HasSubstr("bytes"));
+  EXPECT_THAT(error_of("{% for i in range(10**9) %}x{% endfor %}"), HasSubstr("Range too big"));
+  // Output too: each piece is small, and is charged for.
+  EXPECT_THAT(error_of("{% set s = 'x' * 1000000 %}{% for i in range(1000) %}{{ s }}{% endfor %}"),
               HasSubstr("bytes"));
   EXPECT_THAT(error_of("{{ 'x' * 99999999999 }}"), HasSubstr("too long"));
   EXPECT_THAT(error_of("{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}"), HasSubstr("bytes"));
