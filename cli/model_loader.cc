@@ -224,6 +224,12 @@ Result<void> ModelLoader::open_public(kvsnap::ContainerReader reader, const std:
   return use_hf(*directory, std::make_shared<const WeightsFile>(*std::move(opened)));
 }
 
+void ModelLoader::use_chat_template(checkpoint::StoredTemplate chat_template) {
+  TextSource text = *text_;
+  text.chat_template = std::move(chat_template);
+  text_ = std::make_shared<const TextSource>(std::move(text));
+}
+
 Result<WeightsDocument> ModelLoader::describe() const {
   WeightsDocument document;
   switch (location_.kind) {
@@ -252,7 +258,7 @@ Result<WeightsDocument> ModelLoader::describe() const {
   document.tokenizer_hash = hash_tokenizer(text_->tokenizer);
   document.chat_template_hash.reset();
   if (const auto& chat_template = text_->chat_template)
-    document.chat_template_hash = hash_text(chat_template->source).to_hex();
+    document.chat_template_hash = hash_template(*chat_template);
   return document;
 }
 

@@ -39,6 +39,9 @@ class ModelLoader {
   static Result<ModelLoader> open_snapshot(const std::string& snapshot, const std::string& model,
                                            const ModelPaths& paths, kvsnap::Verify checks);
 
+  /// From now on this one in place of the model's own, for every request.
+  void use_chat_template(checkpoint::StoredTemplate chat_template);
+
   const std::string& path() const { return location_.path; }
   /// How clients may call it: "org/name", or the name of the directory or file.
   const std::string& name() const { return location_.name; }

@@ -142,8 +142,12 @@ class Reporter {
     }
     report_["chat_template"] = {{"from", chat_template->file},
                                 {"bytes", chat_template->source.size()},
-                                {"sha256_128", hash_text(chat_template->source).to_hex()}};
-    if (const auto parsed = text::ChatTemplate::parse(chat_template->source); !parsed)
+                                {"sha256_128", hash_template(*chat_template)}};
+    if (!chat_template->tool_source.empty())
+      report_["chat_template"]["tool_use_bytes"] = chat_template->tool_source.size();
+    if (const auto parsed =
+            text::ChatTemplate::parse(chat_template->source, chat_template->tool_source);
+        !parsed)
       problem(path + ": " + chat_template->file + ": " + parsed.error().message);
   }
 

@@ -113,11 +113,16 @@ void add_text(const ordered_json& report, Lines& lines) {
   }
   if (report.contains("chat_template")) {
     const ordered_json& chat = report["chat_template"];
-    lines.emplace_back("template", chat.is_null()
-                                       ? "none: chat requests are refused"
-                                       : shown(chat["from"]) + ", " +
-                                             grouped(chat["bytes"].get<std::uint64_t>()) +
-                                             " bytes, " + shown(chat["sha256_128"]));
+    lines.emplace_back(
+        "template", chat.is_null()
+                        ? "none: chat requests are refused"
+                        : shown(chat["from"]) + ", " + grouped(chat["bytes"].get<std::uint64_t>()) +
+                              " bytes" +
+                              (chat.contains("tool_use_bytes")
+                                   ? " (with tools " +
+                                         grouped(chat["tool_use_bytes"].get<std::uint64_t>()) + ")"
+                                   : "") +
+                              ", " + shown(chat["sha256_128"]));
   }
   if (report.contains("default_sampling")) {
     std::string sampling;

@@ -27,9 +27,17 @@ struct TextSource {
 /// Errors name the file, and the key or construct that is missing or not supported.
 Result<text::TokenizerSpec> tokenizer_spec_from_hf(const checkpoint::HfDirectory& directory);
 
-/// The template's file is "tokenizer.chat_template", the key.
+/// The template's file is "tokenizer.chat_template", the key; tokenizer.chat_template.tool_use,
+/// where there is one, is for requests with tools.
 std::optional<checkpoint::StoredTemplate> stored_template_from_gguf(
     const checkpoint::GgufFile& file);
+
+/// A template that the user gives in place of the model's own, for every request. Errors: the file
+/// cannot be read, or is larger than 1 MiB.
+Result<checkpoint::StoredTemplate> read_template_file(const std::string& path);
+
+/// What tells templates apart, in hex.
+std::string hash_template(const checkpoint::StoredTemplate& stored);
 
 /// Makes tokenizer and template; slow for large vocabularies. `path` is named in errors.
 Result<ModelText> make_model_text(const std::string& path, TextSource source);

@@ -278,6 +278,13 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
                                                                         : kvsnap::Verify::kNothing)
                            : ModelLoader::open(settings.model, paths);
   if (!model) return model.error();
+  if (!settings.chat_template.empty()) {
+    auto chat_template = read_template_file(settings.chat_template);
+    if (!chat_template)
+      return make_error(chat_template.error().code,
+                        "--chat-template: " + chat_template.error().message);
+    model->use_chat_template(*std::move(chat_template));
+  }
   if (is_snapshot) {
     std::printf("[thaw] restoring %s from %s%s\n", model->name().c_str(), snapshot.c_str(),
                 settings.verify ? "" : " unchecked (THAW_VERIFY=0)");

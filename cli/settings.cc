@@ -154,6 +154,9 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Name that clients use; may be given several times. Default: the model's name")
       ->delimiter(',');
 
+  add(command, "--chat-template", s.chat_template,
+      "File with a Jinja chat template, in place of the model's own; for the first model");
+
   const std::string models = "Several models";
   add(command, "--register", s.registered,
       "Serve this model too, NAME=PATH; may be given several times. PATH as MODEL")

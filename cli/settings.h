@@ -20,6 +20,7 @@ struct ServeSettings {
   S3Settings s3;
   bool verify = true;  ///< checksums of the snapshot
   std::vector<std::string> served_model_names;
+  std::string chat_template;  ///< file; empty: the model's own
   std::vector<std::string> registered;  ///< more models, NAME=PATH
   std::uint32_t pool_size = 1;  ///< models that are loaded at once
   std::vector<std::string> snapshot_dirs;  ///< where models may be registered from

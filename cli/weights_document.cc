@@ -147,8 +147,11 @@ Result<std::string> WeightsDocument::to_json() const {
     out["gguf_metadata"] = encode_base64(gguf_metadata);
   } else {
     out["texts"] = texts;
-    if (chat_template)
-      out["chat_template"] = {{"file", chat_template->file}, {"source", chat_template->source}};
+    if (chat_template) {
+      ordered_json& stored = out["chat_template"];
+      stored = {{"file", chat_template->file}, {"source", chat_template->source}};
+      if (!chat_template->tool_source.empty()) stored["tool_source"] = chat_template->tool_source;
+    }
   }
   try {
     return out.dump();
@@ -215,6 +218,9 @@ Result<WeightsDocument> WeightsDocument::parse(std::string_view text) {
       checkpoint::StoredTemplate stored;
       chat.read("file", stored.file);
       chat.read("source", stored.source);
+      std::optional<std::string> tool_source;
+      chat.read("tool_source", tool_source);
+      stored.tool_source = std::move(tool_source).value_or("");
       if (const auto& error = chat.error()) return *error;
       document.chat_template = std::move(stored);
     }

@@ -37,17 +37,23 @@ Result<std::optional<StoredTemplate>> template_in_json(const std::string& text,
   if (!parsed.is_object()) return bad("not a JSON object");
   const auto found = parsed.find("chat_template");
   if (found == parsed.end() || found->is_null()) return std::optional<StoredTemplate>();
-  if (found->is_string()) return std::optional(StoredTemplate{found->get<std::string>(), file});
+  if (found->is_string()) return std::optional(StoredTemplate{found->get<std::string>(), file, ""});
   if (!found->is_array()) return bad("chat_template is neither text nor a list");
   std::string names;
+  std::optional<StoredTemplate> stored;
+  std::string tool_source;
   for (const json& item : *found) {
     if (!item.is_object() || !item.contains("name") || !item["name"].is_string() ||
         !item.contains("template") || !item["template"].is_string()) {
       return bad("an item of chat_template is no {name, template}");
     }
-    if (item["name"] == "default")
-      return std::optional(StoredTemplate{item["template"].get<std::string>(), file});
+    if (item["name"] == "default") stored = {item["template"].get<std::string>(), file, ""};
+    if (item["name"] == "tool_use") tool_source = item["template"].get<std::string>();
     names += (names.empty() ? "" : ", ") + item["name"].get<std::string>().substr(0, 32);
+  }
+  if (stored) {
+    stored->tool_source = std::move(tool_source);
+    return stored;
   }
   return bad("chat_template has no item that is called default; it has " +
              (names.empty() ? "none" : names));
@@ -84,7 +90,10 @@ Result<HfDirectory> read_hf_directory(const std::string& path) {
     *target = *std::move(text);
   }
   if (!jinja.empty()) {
-    directory.chat_template = StoredTemplate{std::move(jinja), "chat_template.jinja"};
+    auto tool_source = optional_text(folder / "additional_chat_templates" / "tool_use.jinja");
+    if (!tool_source) return std::move(tool_source).error();
+    directory.chat_template =
+        StoredTemplate{std::move(jinja), "chat_template.jinja", *std::move(tool_source)};
     return directory;
   }
   auto found = template_in_json(directory.tokenizer_config, path, "tokenizer_config.json");

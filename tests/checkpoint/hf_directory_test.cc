@@ -45,13 +45,19 @@ TEST_F(HfDirectoryTest, TakesTheTemplateInOrder) {
   EXPECT_EQ(read().chat_template->source, "third");
   folder_.write("tokenizer_config.json", R"({"chat_template":"second"})");
   EXPECT_EQ(read().chat_template->source, "second");
-  folder_.write("tokenizer_config.json", R"({"chat_template":[{"name":"tool_use","template":"no"},)"
-                                         R"({"name":"default","template":"yes"}]})");
+  folder_.write("tokenizer_config.json",
+                R"({"chat_template":[{"name":"tool_use","template":"tools"},)"
+                R"({"name":"default","template":"yes"}]})");
   EXPECT_EQ(read().chat_template->source, "yes");
+  EXPECT_EQ(read().chat_template->tool_source, "tools");
   EXPECT_EQ(read().chat_template->file, "tokenizer_config.json");
   folder_.write("chat_template.jinja", "{{ first }}");
   EXPECT_EQ(read().chat_template->source, "{{ first }}");
   EXPECT_EQ(read().chat_template->file, "chat_template.jinja");
+  EXPECT_EQ(read().chat_template->tool_source, "");
+  std::filesystem::create_directory(folder_ / "additional_chat_templates");
+  folder_.write("additional_chat_templates/tool_use.jinja", "{{ tools }}");
+  EXPECT_EQ(read().chat_template->tool_source, "{{ tools }}");
 }
 
 TEST_F(HfDirectoryTest, NamesWhatIsWrong) {

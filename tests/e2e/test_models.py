@@ -165,6 +165,48 @@ def test_chat_template_file_goes_before_the_one_in_json(serve, tmp_path):
     assert reply["tokens"] == token_ids(server, "river")
 
 
+TOOLS = [{"type": "function", "function": {"name": "river", "parameters": {"type": "object"}}}]
+
+
+def chat_ids(server, tools=None) -> list[int]:
+    body = {"messages": [{"role": "user", "content": "road"}]} | ({"tools": tools} if tools else {})
+    status, reply = server.post("/tokenize", body)
+    assert status == 200, reply
+    return reply["tokens"]
+
+
+def test_chat_template_flag_goes_before_the_models_own(serve, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}the {{ m.content }}{% endfor %}")
+    server = serve("--chat-template", str(file))
+    assert chat_ids(server) == chat_ids(server, TOOLS) == token_ids(server, "the road")
+    file.write_text("one\n{% for %}")
+    for path, wanted in ((file, "mine.jinja: chat template, line 2"), (tmp_path / "no", "does not exist")):
+        result = run(
+            "serve", str(tiny_model()), "--port", "0", "--chat-template", str(path), "--log-level", "off"
+        )
+        assert result.returncode == 1 and wanted in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_requests_with_tools_have_a_template_of_their_own(serve, tmp_path):
+    folder = export(tmp_path / "tiny", str(tiny_model("f32")))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = [
+        {"name": "tool_use", "template": "{{ tools[0].function.name }}"},
+        {"name": "default", "template": "{{ messages[0].content }}"},
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    frozen = tmp_path / "tiny.thaw"
+    result = run("freeze", "--model", str(folder), "--output", str(frozen))
+    assert result.returncode == 0, result.stderr
+    for model in (folder, frozen):
+        server = serve(model=model)
+        assert chat_ids(server) == token_ids(server, "road")
+        assert chat_ids(server, TOOLS) == token_ids(server, "river")
+    assert info(folder)["chat_template"]["tool_use_bytes"] == 28
+
+
 def test_info_tells_the_same_of_both_containers(tmp_path):
     theirs = info(tiny_model("f32"))
     ours = info(export(tmp_path / "tiny", str(tiny_model("f32")), "--shards", "2"))
