@@ -15,6 +15,9 @@ model: setup  ## fetch the default model (93 MB) and the tests' vocabularies (7 
 	@$(PYTHON) scripts/get_model.py >/dev/null
 	@$(PYTHON) scripts/get_tokenizers.py >/dev/null
 
+templates: setup  ## fetch the chat templates that the tests render (77 MB) into the model cache
+	@$(PYTHON) scripts/get_templates.py >/dev/null
+
 $(BUILD)/build.ninja: | setup
 	@cmake --preset release >/dev/null
 
@@ -30,7 +33,7 @@ demo: binary model  ## a real fan-out on a real model: what the fork saved
 serve: binary model  ## the server on the default model, 127.0.0.1:8000
 	@$(BUILD)/bin/thaw serve
 
-test: build model  ## every test (under 20 minutes on two cores from a fresh clone)
+test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
 test-long: test-kills test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
@@ -55,7 +58,7 @@ test-exact: build model  ## long exactness runs: the real model, and every famil
 	@echo "==> plain C++"; THAW_TEST_ISA=generic $(BUILD)/bin/thaw_exactness_test --gtest_brief=1 --gtest_filter='*.SharedTrunk*:*.InABatchOfEight*'
 	@! grep -qw avx2 /proc/cpuinfo || { echo "==> AVX2"; THAW_TEST_ISA=avx2 $(BUILD)/bin/thaw_exactness_test --gtest_brief=1; }
 
-test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB)
+test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB where `make test` has not)
 	@$(PYTHON) scripts/get_tokenizers.py --long >/dev/null
 	@$(BUILD)/bin/thaw_tokenizer_test --gtest_brief=1 --gtest_also_run_disabled_tests --gtest_filter='*LongVocabulary*'
 
@@ -78,4 +81,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

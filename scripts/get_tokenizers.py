@@ -286,16 +286,27 @@ def fetch_wheel(scratch):
             keep(scratch, name, write)
 
 
-def fetch_sdist(scratch):
+def download_sdist(scratch):
     # Building the metadata of an sdist needs its build system; pip fetches that, too.
-    with tarfile.open(download(SDIST, scratch, "--no-binary", "llama-cpp-python")) as archive:
-        members = {
-            pathlib.PurePath(m.name).name: m for m in archive.getmembers() if "/models/ggml-vocab-" in m.name
-        }
-        for name, sha256 in SDIST_FILES.items():
-            file_name = f"ggml-vocab-{name}.gguf"
-            data = checked(archive.extractfile(members[file_name]).read(), sha256, file_name)
-            keep(scratch, name, lambda folder, data=data: (folder / "vocab.gguf").write_bytes(data))
+    return download(SDIST, scratch, "--no-binary", "llama-cpp-python")
+
+
+def keep_sdist_vocabularies(archive, scratch):
+    """Those of SDIST_FILES that are not there yet."""
+    members = {
+        pathlib.PurePath(m.name).name: m for m in archive.getmembers() if "/models/ggml-vocab-" in m.name
+    }
+    for name, sha256 in SDIST_FILES.items():
+        if is_there(cache_dir() / "tokenizers" / name):
+            continue
+        file_name = f"ggml-vocab-{name}.gguf"
+        data = checked(archive.extractfile(members[file_name]).read(), sha256, file_name)
+        keep(scratch, name, lambda folder, data=data: (folder / "vocab.gguf").write_bytes(data))
+
+
+def fetch_sdist(scratch):
+    with tarfile.open(download_sdist(scratch)) as archive:
+        keep_sdist_vocabularies(archive, scratch)
 
 
 def main():

@@ -19,7 +19,11 @@ for target in "${targets[@]}"; do
   grown="$build/corpus/$target"
   mkdir -p "$grown"
   seeds=("tests/fuzz/corpus/$target")
-  [ "$target" != template ] || seeds+=(tests/data/templates)
+  if [ "$target" = template ]; then
+    seeds+=(tests/data/templates)
+    fetched="${THAW_CACHE_DIR:-$HOME/.cache/thaw}/templates"  # make templates
+    [ ! -d "$fetched" ] || seeds+=("$fetched")
+  fi
   printf '==> fuzz_%s, %s s\n' "$target" "$seconds"
   "$build/bin/fuzz_$target" "$grown" "${seeds[@]}" "${limits[@]}" -max_total_time="$seconds" \
     -artifact_prefix="$build/findings/$target-" -print_final_stats=1 2>"$build/$target.log" ||
