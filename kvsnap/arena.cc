@@ -1,6 +1,7 @@
 #include "kvsnap/arena.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace thaw::kvsnap {
@@ -15,6 +16,21 @@ bool same_places(const std::vector<Extent>& a, const std::vector<Extent>& b) {
   return std::ranges::equal(a, b, [](const Extent& x, const Extent& y) {
     return x.offset == y.offset && x.size_bytes == y.size_bytes;
   });
+}
+
+/// Pieces of whole blocks that each end where the next may begin, but for the last.
+std::vector<Extent> cut(const std::vector<Extent>& extents, std::uint64_t block_bytes,
+                        std::uint64_t most_bytes) {
+  const std::uint64_t step = std::lcm(block_bytes, ExtentAllocator::kAlignment);
+  const std::uint64_t size = most_bytes / step * step;
+  if (size == 0) return extents;
+  std::vector<Extent> pieces;
+  for (Extent extent : extents) {
+    for (; extent.size_bytes > size; extent.offset += size, extent.size_bytes -= size)
+      pieces.push_back({extent.offset, size, 0});
+    pieces.push_back(extent);
+  }
+  return pieces;
 }
 
 }  // namespace
@@ -41,7 +57,8 @@ bool Arena::has_exited(Holder holder) const {
 }
 
 Result<WriteLease> Arena::lease_for_writing(Holder holder, std::uint64_t num_blocks,
-                                            std::uint64_t block_bytes) {
+                                            std::uint64_t block_bytes,
+                                            std::uint64_t max_extent_bytes) {
   if (has_exited(holder)) {
     return make_error(Errc::kUnavailable, name(holder) + " has exited; it gets no write lease");
   }
@@ -67,6 +84,7 @@ Result<WriteLease> Arena::lease_for_writing(Holder holder, std::uint64_t num_blo
                           std::to_string(evictable_bytes()) + " evictable of " +
                           std::to_string(size_bytes()));
   }
+  extents = cut(extents, block_bytes, max_extent_bytes);
   const LeaseId id = next_id_++;
   writers_.emplace(id, Writer{holder, extents});
   return WriteLease{id, std::move(extents)};

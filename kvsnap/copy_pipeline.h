@@ -10,10 +10,12 @@
 
 namespace thaw::kvsnap {
 
-enum class CopyDirection { kToArena, kFromArena };
+/// kFromPeer is from another process's KV memory, which the reader has mapped: nobody has checksums
+/// of that, and none are computed.
+enum class CopyDirection { kToArena, kFromArena, kFromPeer };
 
-/// One contiguous copy. `source` and `destination` do not overlap; one of them is in the arena, the
-/// other in KV memory (of the device, where there is one).
+/// One contiguous copy. `source` and `destination` do not overlap; one of them is in the arena, or
+/// the peer's memory, the other in KV memory (of the device, where there is one).
 struct CopyPiece {
   const std::byte* source = nullptr;
   std::byte* destination = nullptr;  ///< null: not wanted, only counted into the checksum
@@ -41,7 +43,11 @@ class CopyPipeline {
   virtual void advance() {}
   /// Whether collect() would return at once.
   virtual bool done(CopyHandle handle) const = 0;
-  /// Waits for the copy. The checksum of each extent, in order. Errors: the device's.
+  /// Of a copy to the arena under way: the checksums of the first extents, those that are whole in
+  /// the arena already. They need not wait for the others.
+  virtual std::vector<std::uint32_t> checked(CopyHandle /*handle*/) const { return {}; }
+  /// Waits for the copy. The checksum of each extent, in order; none of a copy from a peer. Errors:
+  /// the device's; kUnsupported for memory that this pipeline cannot copy from.
   virtual Result<std::vector<std::uint32_t>> collect(CopyHandle handle) = 0;
 };
 

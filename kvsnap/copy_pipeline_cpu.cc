@@ -63,7 +63,7 @@ struct Chunk {
   std::uint32_t crc = 0;
 };
 
-void run_chunk(Chunk& chunk) {
+void run_chunk(Chunk& chunk, bool checked) {
   std::uint32_t crc = 0;
   std::size_t left = chunk.size_bytes;
   std::size_t offset = chunk.offset;
@@ -73,7 +73,7 @@ void run_chunk(Chunk& chunk) {
     if (copy.destination != nullptr) {
       copy_streaming(copy.destination + offset, copy.source + offset, size);
     }
-    crc = crc32c({copy.source + offset, size}, crc);
+    if (checked) crc = crc32c({copy.source + offset, size}, crc);
     left -= size;
     offset += size;
     if (offset == copy.size_bytes) {
@@ -107,19 +107,33 @@ std::vector<Chunk> cut_into_chunks(const std::vector<ExtentCopy>& extents) {
 
 /// A copy under way. Chunks point into `extents`.
 struct Copy {
+  bool checked = true;  ///< has checksums
   std::vector<ExtentCopy> extents;
   std::vector<Chunk> chunks;
   std::size_t next = 0;  ///< chunk
 
   bool done() const { return next == chunks.size(); }
+  /// Of the extents whose chunks are all done.
+  std::vector<std::uint32_t> checksums() const {
+    std::vector<std::uint32_t> sums;
+    for (std::size_t i = 0; checked && i < next; ++i) {
+      const Chunk& chunk = chunks[i];
+      sums.resize(static_cast<std::size_t>(chunk.extent - extents.data()) + 1, 0);
+      sums.back() = crc32c_combine(sums.back(), chunk.crc, chunk.size_bytes);
+    }
+    const bool cut = !sums.empty() && !done() && chunks[next].extent == chunks[next - 1].extent;
+    if (cut) sums.pop_back();
+    return sums;
+  }
 };
 
 class CpuCopyPipeline final : public CopyPipeline {
  public:
   explicit CpuCopyPipeline(ThreadPool& threads) : threads_(&threads) {}
 
-  Result<CopyHandle> launch(CopyDirection /*direction*/, std::vector<ExtentCopy> extents) override {
+  Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) override {
     Copy& copy = copies_[++last_handle_];
+    copy.checked = direction != CopyDirection::kFromPeer;
     copy.extents = std::move(extents);
     copy.chunks = cut_into_chunks(copy.extents);
     step(copy);
@@ -138,6 +152,11 @@ class CpuCopyPipeline final : public CopyPipeline {
     return found == copies_.end() || found->second.done();
   }
 
+  std::vector<std::uint32_t> checked(CopyHandle handle) const override {
+    const auto found = copies_.find(handle);
+    return found == copies_.end() ? std::vector<std::uint32_t>{} : found->second.checksums();
+  }
+
   Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override {
     auto found = copies_.extract(handle);
     if (found.empty()) {
@@ -147,19 +166,16 @@ class CpuCopyPipeline final : public CopyPipeline {
     Copy& copy = found.mapped();
     while (!copy.done())
       step(copy);
-    std::vector<std::uint32_t> checksums(copy.extents.size(), 0);
-    for (const Chunk& chunk : copy.chunks) {
-      std::uint32_t& crc = checksums[static_cast<std::size_t>(chunk.extent - copy.extents.data())];
-      crc = crc32c_combine(crc, chunk.crc, chunk.size_bytes);
-    }
-    return checksums;
+    std::vector<std::uint32_t> sums = copy.checksums();
+    if (copy.checked) sums.resize(copy.extents.size(), 0);  // one of no bytes has one too
+    return sums;
   }
 
  private:
   void step(Copy& copy) {
     const std::size_t count = std::min(kStepChunks, copy.chunks.size() - copy.next);
     threads_->parallel_for(static_cast<int>(count), [&](int task) {
-      run_chunk(copy.chunks[copy.next + static_cast<std::size_t>(task)]);
+      run_chunk(copy.chunks[copy.next + static_cast<std::size_t>(task)], copy.checked);
     });
     copy.next += count;
   }

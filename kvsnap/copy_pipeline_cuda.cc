@@ -64,8 +64,13 @@ class CudaCopyEngine final : public CopyEngine {
                      std::span<const CopyPiece> copies) override {
     return caught([&] {
       const cuda::StreamView stream = streams_[slot % kStreams];
-      const auto kind =
-          direction == CopyDirection::kToArena ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+      if (direction == CopyDirection::kFromPeer && !split_.parts.empty()) {
+        throw Exception(make_error(Errc::kInternal, "a copy from a peer into blocks in parts"));
+      }
+      // A peer's addresses tell whose memory it is.
+      const auto kind = direction == CopyDirection::kToArena     ? cudaMemcpyDeviceToHost
+                        : direction == CopyDirection::kFromArena ? cudaMemcpyHostToDevice
+                                                                 : cudaMemcpyDefault;
       for (const CopyPiece& copy : copies) {
         if (!split_.parts.empty()) {
           copy_parts(copy, direction, stream);

@@ -76,6 +76,18 @@ bool OverlappedPipeline::done(CopyHandle handle) const {
   return found == results_.end() || found->second.has_value();
 }
 
+std::vector<std::uint32_t> OverlappedPipeline::checked(CopyHandle handle) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = checked_.find(handle);
+  return found == checked_.end() ? Checksums{} : found->second;
+}
+
+void OverlappedPipeline::tell(const Job& job, const Checksums& checksums, std::size_t count) {
+  const std::scoped_lock lock(mutex_);
+  checked_[job.handle].assign(checksums.begin(),
+                              checksums.begin() + static_cast<std::ptrdiff_t>(count));
+}
+
 Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle) {
   std::unique_lock lock(mutex_);
   const auto found = results_.find(handle);
@@ -95,6 +107,7 @@ Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle
   }
   Result<Checksums> result = *std::move(slot);
   results_.erase(found);
+  checked_.erase(handle);
   return result;
 }
 
@@ -130,8 +143,9 @@ void OverlappedPipeline::serve() {
 }
 
 Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
-  const std::vector<CopyChunk> chunks =
-      cut_into_chunks(job.direction, job.extents, options_.chunks);
+  const std::vector<CopyChunk> chunks = cut_into_chunks(
+      job.direction, job.extents,
+      job.direction == CopyDirection::kFromPeer ? options_.peer_chunks : options_.chunks);
   if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered.error();
   Result<Checksums> checksums = copy(job, chunks);
   crew_.end();
@@ -153,8 +167,10 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
   static const Crc32cCombiner append_slice(kSliceBytes);
   const auto end = std::chrono::steady_clock::now() + options_.deadline;
   const bool engine_checks = this->engine_checks(job, chunks);
-  const Slices slices(engine_checks ? std::vector<CopyChunk>{} : chunks);
-  Checksums checksums(job.extents.size(), 0);
+  const bool from_peer = job.direction == CopyDirection::kFromPeer;
+  const Slices slices(engine_checks || from_peer ? std::vector<CopyChunk>{} : chunks);
+  Checksums checksums(from_peer ? 0 : job.extents.size(), 0);
+  std::size_t whole = 0;  // extents, as far as somebody was told
   crew_.begin(slices.bytes);
   // What comes from the arena lies there from the beginning.
   if (job.direction == CopyDirection::kFromArena) crew_.allow(slices.bytes.size());
@@ -191,6 +207,11 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
       const std::size_t size = slices.bytes[folded].size();
       crc = size == kSliceBytes ? append_slice(crc, crew_.crc(folded))
                                 : crc32c_combine(crc, crew_.crc(folded), size);
+    }
+    if (job.direction == CopyDirection::kToArena && folded > folded_before) {
+      const std::size_t count =
+          folded < slices.bytes.size() ? slices.extent[folded] : job.extents.size();
+      if (count > whole) tell(job, checksums, whole = count);
     }
     if (arrived > arrived_before || folded > folded_before) continue;
     if (std::chrono::steady_clock::now() > end) {

@@ -21,6 +21,8 @@ namespace thaw::kvsnap {
 struct OverlapOptions {
   int num_threads = 4;  ///< that compute checksums; a core does some 10 GB/s from memory
   ChunkLimits chunks;
+  /// Of copies from a peer: faster by a factor, and checked by nobody.
+  ChunkLimits peer_chunks = {std::size_t{32} << 20, 16};
   /// A copy that takes longer from its turn on has failed.
   std::chrono::milliseconds deadline{30000};
 };
@@ -28,7 +30,8 @@ struct OverlapOptions {
 /// Copies by an engine, checksums by CPU threads from the arena's bytes while it copies: of every
 /// chunk right after it has arrived on the way to the arena, of all bytes at once on the way from
 /// it: to pace those by the copies, or the copies by them, costs more than it gains (measured). An
-/// engine that can check what has arrived does so instead of them, on the way from the arena. A
+/// engine that can check what has arrived does so instead of them, on the way from the arena. What
+/// comes from a peer has no checksums. A
 /// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
 /// device's work and nothing else. Copies are served one after another.
 ///
@@ -44,6 +47,7 @@ class OverlappedPipeline final : public CopyPipeline {
 
   Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) override;
   bool done(CopyHandle handle) const override;
+  std::vector<std::uint32_t> checked(CopyHandle handle) const override;
   Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override;
 
  private:
@@ -58,6 +62,8 @@ class OverlappedPipeline final : public CopyPipeline {
   void serve();
   Result<Checksums> run(const Job& job);
   Result<Checksums> copy(const Job& job, const std::vector<CopyChunk>& chunks);
+  /// The first `count` extents of a copy to the arena are whole.
+  void tell(const Job& job, const Checksums& checksums, std::size_t count);
   /// Whether the engine can check all of the chunks.
   bool engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const;
 
@@ -70,6 +76,7 @@ class OverlappedPipeline final : public CopyPipeline {
   std::condition_variable finished_;
   std::deque<Job> queue_;  ///< guarded by mutex_, as everything below
   std::map<CopyHandle, std::optional<Result<Checksums>>> results_;  ///< no value: not done
+  std::map<CopyHandle, Checksums> checked_;  ///< of the extents that are whole, until collected
   std::optional<Error> broken_;
   CopyHandle last_handle_ = 0;
   bool stopping_ = false;

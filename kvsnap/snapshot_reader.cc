@@ -1,5 +1,6 @@
 #include "kvsnap/snapshot_reader.h"
 
+#include <algorithm>
 #include <string>
 
 namespace thaw::kvsnap {
@@ -7,6 +8,13 @@ namespace thaw::kvsnap {
 Result<SnapshotReader::Pending> SnapshotReader::start(const Manifest& manifest,
                                                       const Hash128& cache_root,
                                                       std::span<std::byte* const> blocks) {
+  return start(manifest, cache_root, blocks, 0, manifest.extents.size());
+}
+
+Result<SnapshotReader::Pending> SnapshotReader::start(const Manifest& manifest,
+                                                      const Hash128& cache_root,
+                                                      std::span<std::byte* const> blocks,
+                                                      std::size_t first, std::size_t end) {
   if (auto checked = check_manifest(manifest, format_, cache_root, arena_->size_bytes());
       !checked) {
     return checked.error();
@@ -18,7 +26,17 @@ Result<SnapshotReader::Pending> SnapshotReader::start(const Manifest& manifest,
   }
   std::vector<ExtentCopy> copies;
   std::size_t next = 0;
-  for (const Extent& extent : manifest.extents) {
+  const std::span<const Extent> extents = manifest.extents;
+  for (const Extent& extent : extents.first(std::min(first, extents.size())))
+    next += extent.size_bytes / manifest.block_bytes;
+  end = std::min(end, extents.size());
+  if (first > end || (first == end && !extents.empty())) {
+    return make_error(Errc::kInvalidArgument, "extents " + std::to_string(first) + " to " +
+                                                  std::to_string(end) + " of a snapshot of " +
+                                                  std::to_string(extents.size()));
+  }
+  const std::span<const Extent> wanted = extents.subspan(first, end - first);
+  for (const Extent& extent : wanted) {
     const std::span<std::byte> bytes = arena_->bytes(extent);
     ExtentCopy& copy = copies.emplace_back();
     for (std::size_t at = 0; at < bytes.size(); at += manifest.block_bytes)
@@ -26,7 +44,7 @@ Result<SnapshotReader::Pending> SnapshotReader::start(const Manifest& manifest,
   }
   auto handle = pipeline_->launch(CopyDirection::kFromArena, std::move(copies));
   if (!handle) return handle.error();
-  return Pending{manifest.extents, *handle};
+  return Pending{{wanted.begin(), wanted.end()}, *handle};
 }
 
 Result<void> SnapshotReader::finish(const Pending& pending) {

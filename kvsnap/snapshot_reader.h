@@ -30,6 +30,10 @@ class SnapshotReader {
   /// nothing written: check_manifest()'s; kInvalidArgument for another number of blocks.
   Result<Pending> start(const Manifest& manifest, const Hash128& cache_root,
                         std::span<std::byte* const> blocks);
+  /// The same for the extents from `first` up to `end` alone, the others' bytes not being there yet
+  /// or copied before; `manifest` and `blocks` are of all of them.
+  Result<Pending> start(const Manifest& manifest, const Hash128& cache_root,
+                        std::span<std::byte* const> blocks, std::size_t first, std::size_t end);
   /// Whether finish() would return at once.
   bool done(const Pending& pending) const { return pipeline_->done(pending.copy); }
   /// Waits. kDataLoss where the checksum of an extent differs: the blocks must not be used then.

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "engine/base/result.h"
 #include "kvsnap/arena_memory.h"
@@ -31,6 +32,10 @@ class SnapshotWriter {
                         std::span<const std::byte* const> blocks);
   /// Whether finish() would return at once.
   bool done(const Pending& pending) const { return pipeline_->done(pending.copy); }
+  /// The checksums of the first extents, those that are written already.
+  std::vector<std::uint32_t> written(const Pending& pending) const {
+    return pipeline_->checked(pending.copy);
+  }
   /// Waits. The manifest with its checksums.
   Result<Manifest> finish(Pending pending);
 
