@@ -115,6 +115,7 @@ WorkerLoad Dispatcher::load_of(std::uint32_t worker) const {
   WorkerLoad load;
   load.worker = worker;
   load.kv_bytes_per_token = slots_[worker]->hello().block_bytes / kBlockSize;
+  load.lends = peers_.lends(worker);
   for (const auto& [id, entry] : entries_) {
     if (entry.worker != worker && entry.held_for != worker) continue;
     load.sequences += entry.num_unfinished();
@@ -228,11 +229,46 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, const GenerateRequest& 
   logger("pool")->debug("trunk tokens={} from={} to={} for={}", num_tokens, from, to, ids.size());
   const Hash128 name = names.name(num_tokens / kBlockSize - 1);
   const TrunkOwner owner{sample.tenant, sample.cache_salt, sample.model, sample.adapter};
-  transfers_.start(end_of(from), end_of(to), names, num_tokens / kBlockSize, kTransferDeadline,
-                   [this, ids, to, name, owner](const Result<std::uint32_t>& /*arrived*/) {
-                     if (Trunk* trunk = trunks_.find(name)) trunk->set_owner(owner);
-                     release_held(ids, to);
-                   });
+  move(end_of(from), end_of(to), names, num_tokens / kBlockSize, TransferWay::kBest,
+       kTransferDeadline, [this, ids, to, name, owner](const Result<std::uint32_t>& /*arrived*/) {
+         if (Trunk* trunk = trunks_.find(name)) trunk->set_owner(owner);
+         release_held(ids, to);
+       });
+}
+
+/// Copies KV from one worker to another. Where the straight way fails and both still serve, the
+/// arena is tried.
+void Dispatcher::move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
+                      std::size_t num_blocks, TransferWay way, std::chrono::milliseconds deadline,
+                      Transfers::Done done) {
+  const auto bytes = static_cast<double>(num_blocks * from.block_bytes);
+  const bool straight = way == TransferWay::kPeer ||
+                        (way == TransferWay::kBest && peers_.possible(from, to) &&
+                         model_.peer_move_seconds(bytes) < model_.arena_move_seconds(bytes));
+  if (!straight) return transfers_.start(from, to, names, num_blocks, deadline, std::move(done));
+  if (way == TransferWay::kPeer)
+    return peers_.start(from, to, names, num_blocks, deadline, std::move(done));
+  auto tokens = std::make_shared<std::vector<TokenId>>();
+  for (std::size_t block = 0; block < num_blocks; ++block) {
+    const auto some = names.tokens(block);
+    tokens->insert(tokens->end(), some.begin(), some.end());
+  }
+  const auto until = loop_.now() + deadline;
+  peers_.start(from, to, names, num_blocks, deadline,
+               [this, from, to, tokens, root = names.root(), until,
+                done = std::move(done)](Result<std::uint32_t> arrived) {
+                 const auto left =
+                     std::chrono::duration_cast<std::chrono::milliseconds>(until - loop_.now());
+                 const auto serves = [&](const kvsnap::Holder& process) {
+                   const WorkerSlot& slot = *slots_[process.worker];
+                   return slot.ready() && slot.generation() == process.generation;
+                 };
+                 if (arrived || left.count() <= 0 || !serves(from.process) || !serves(to.process)) {
+                   return done(std::move(arrived));
+                 }
+                 PrefixNames again(root, *tokens);
+                 transfers_.start(from, to, again, again.num_blocks(), left, done);
+               });
 }
 
 /// What they waited for is there, or will not come: they run.
@@ -264,7 +300,8 @@ void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
 }
 
 void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
-                          std::chrono::milliseconds deadline, Transfers::Done done) {
+                          TransferWay way, std::chrono::milliseconds deadline,
+                          Transfers::Done done) {
   for (const std::uint32_t worker : {from, to}) {
     if (worker >= slots_.size()) {
       return done(make_error(Errc::kInvalidArgument, "worker " + std::to_string(worker) +
@@ -286,7 +323,7 @@ void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::
     return done(make_error(Errc::kNotFound,
                            "worker " + std::to_string(from) + " holds no block of that prompt"));
   }
-  transfers_.start(end_of(from), end_of(to), names, alive / kBlockSize, deadline, std::move(done));
+  move(end_of(from), end_of(to), names, alive / kBlockSize, way, deadline, std::move(done));
   changed();
 }
 

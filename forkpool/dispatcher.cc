@@ -31,6 +31,21 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
                  [this](std::uint32_t worker, const Frame& frame) {
                    if (slots_[worker]->ready()) slots_[worker]->send(frame);
                  }),
+      peers_(loop, {[this](std::uint32_t worker, const Frame& frame) {
+                      if (slots_[worker]->ready()) slots_[worker]->send(frame);
+                    },
+                    [this](std::uint32_t worker) {
+                      // KV in parts is in nobody's one allocation.
+                      return options_.tensor_parallel > 1 || !options_.peer_copies
+                                 ? DeviceMemory{}
+                                 : slots_[worker]->kv_memory();
+                    },
+                    [this](std::uint32_t worker, bool held) {
+                      if (held)
+                        slots_[worker]->hold_memory();
+                      else
+                        slots_[worker]->release_memory();
+                    }}),
       files_(loop, arena, trunks_,
              options.file_io != nullptr ? *options.file_io
                                         : kvsnap::system_io(kvsnap::IoMode::kDirect)),
@@ -50,6 +65,10 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
   model_.fork_min_prefix_tokens = options.fork_min_prefix_tokens;
   transfers_.on_measured = [this](std::uint64_t bytes, Clock::Duration took) {
     model_.observe_transfer(bytes, std::chrono::duration<double>(took).count());
+  };
+  transfers_.part_bytes = options.transfer_part_bytes;
+  peers_.on_measured = [this](std::uint64_t bytes, Clock::Duration took) {
+    model_.observe_peer(bytes, std::chrono::duration<double>(took).count());
   };
   files_.on_read = [this](std::uint64_t bytes, Clock::Duration took) {
     model_.observe_file(bytes, std::chrono::duration<double>(took).count());
@@ -271,8 +290,11 @@ void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
                         },
                         [&](RestoreDoneFrame& done) {
                           transfers_.on_restore_done(worker, done);
+                          peers_.on_restore_done(worker, done);
                           changed();
                         },
+                        [&](SnapshotPartFrame& part) { transfers_.on_snapshot_part(worker, part); },
+                        [&](LentFrame& lent) { peers_.on_lent(worker, lent); },
                         [&](OfferFrame& offer) { on_offer(worker, offer); }, [](auto&) {}},
              frame);
 }
@@ -293,6 +315,7 @@ void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) 
   if (!stopping_) ++deaths_;
   if (stopping_ && death.was_ready && !death.expected) killed_ = true;
   transfers_.on_exit({worker, slots_[worker]->generation()});
+  peers_.on_exit({worker, slots_[worker]->generation()});
   std::vector<RequestId> orphans;
   for (const auto& [id, entry] : entries_) {
     if (entry.worker == worker) orphans.push_back(id);

@@ -12,6 +12,7 @@
 #include "forkpool/grouping.h"
 #include "forkpool/journal.h"
 #include "forkpool/loop.h"
+#include "forkpool/peer_copies.h"
 #include "forkpool/placement.h"
 #include "forkpool/recent_trunks.h"
 #include "forkpool/spill_tier.h"
@@ -40,7 +41,7 @@ class Dispatcher {
   void start();
   void submit(ForkPlan&& plan);
   void cancel(RequestId id);
-  void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
+  void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to, TransferWay way,
                 std::chrono::milliseconds deadline, Transfers::Done done);
 
   TrunkKeeper& keeper() { return keeper_; }
@@ -80,6 +81,9 @@ class Dispatcher {
   void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
+  void move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
+            std::size_t num_blocks, TransferWay way, std::chrono::milliseconds deadline,
+            Transfers::Done done);
 
   // Trunks from arena and files: bring.cc.
   void deliver(const std::vector<RequestId>& ids, std::uint32_t worker);
@@ -121,6 +125,7 @@ class Dispatcher {
   std::vector<std::uint32_t> outstanding_;  // requests on, or held for, each worker
   TrunkIndex trunks_;
   Transfers transfers_;
+  PeerCopies peers_;
   CostModel model_;
   TrunkFiles files_;
   std::unique_ptr<SpillTier> spill_;  // null: no directory

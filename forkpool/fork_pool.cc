@@ -179,13 +179,14 @@ bool ForkPool::shutdown(std::chrono::milliseconds deadline) {
 }
 
 Result<std::uint32_t> ForkPool::transfer(const GenerateRequest& like, std::uint32_t from,
-                                         std::uint32_t to, std::chrono::milliseconds deadline) {
+                                         std::uint32_t to, std::chrono::milliseconds deadline,
+                                         TransferWay way) {
   auto arrived = std::make_shared<std::promise<Result<std::uint32_t>>>();
   auto ended = arrived->get_future();
-  impl_->loop.post([impl = impl_.get(), like, from, to, deadline, arrived] {
-    impl->dispatcher->transfer(like, from, to, deadline, [arrived](Result<std::uint32_t> result) {
-      arrived->set_value(std::move(result));
-    });
+  impl_->loop.post([impl = impl_.get(), like, from, to, way, deadline, arrived] {
+    impl->dispatcher->transfer(
+        like, from, to, way, deadline,
+        [arrived](Result<std::uint32_t> result) { arrived->set_value(std::move(result)); });
   });
   if (ended.wait_for(deadline + kEndMargin) != std::future_status::ready) {
     return make_error(Errc::kDeadlineExceeded, "the pool did not answer in time");

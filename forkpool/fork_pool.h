@@ -31,6 +31,11 @@ struct PoolOptions {
   std::string kv_dtype = "bf16";
   std::uint64_t kv_bytes = 0;  ///< KV pool of each worker; on a device 0 is what is free there
   std::uint64_t arena_bytes = 0;  ///< snapshots, all workers
+  /// KV may go straight from one worker's memory to another's, where the rates prefer it.
+  bool peer_copies = true;
+  /// Of a snapshot that another worker restores while it is written. The last part is what both
+  /// copies do not do at once; less than this would not pay for its frames.
+  std::uint64_t transfer_part_bytes = std::uint64_t{24} << 20;
   std::uint32_t max_num_seqs = 64;
   std::uint32_t max_waiting = 1024;
   std::uint32_t prefill_chunk_tokens = 128;
@@ -50,6 +55,13 @@ struct PoolOptions {
   /// Take the memory of the KV pools, and of the arena where there are several workers, ahead of
   /// its use, in the background (kvsnap/page_warmer.h).
   bool warm_memory = false;
+};
+
+/// How KV goes from one worker to another.
+enum class TransferWay {
+  kBest,  ///< by the measured rates, and through the arena where the straight way fails
+  kPeer,  ///< straight out of the one's memory into the other's
+  kArena
 };
 
 /// The weights that every worker maps or uploads; owned here so that they outlive any worker.
@@ -92,11 +104,12 @@ class ForkPool {
   /// deadline. True when nothing had to be killed.
   bool shutdown(std::chrono::milliseconds deadline);
 
-  /// Copies the KV of a prompt's whole blocks from one worker's pool to another's through the
-  /// arena. Waits up to `deadline`. Returns the tokens that arrived. Errors: nothing alive under
-  /// that prompt, no room, a checksum that does not match (nothing is published then).
+  /// Copies the KV of a prompt's whole blocks from one worker's pool to another's. Waits up to
+  /// `deadline`. Returns the tokens that arrived. Errors: nothing alive under that prompt, no room,
+  /// a checksum that does not match (nothing is published then).
   Result<std::uint32_t> transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
-                                 std::chrono::milliseconds deadline);
+                                 std::chrono::milliseconds deadline,
+                                 TransferWay way = TransferWay::kBest);
 
  private:
   struct Impl;

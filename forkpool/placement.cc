@@ -28,8 +28,10 @@ TrunkSource trunk_source(const CostModel& model, const std::vector<WorkerLoad>& 
     const double published = group.published_tokens[from];
     if (from == to || published < model.fork_min_prefix_tokens || published <= alive) continue;
     const double bytes = published * static_cast<double>(loads[from].kv_bytes_per_token);
-    const double seconds = model.transfer_seconds + 2 * bytes / model.copy_bytes_per_second +
-                           (group.trunk_tokens - published) / rate;
+    const double move = loads[from].lends ? std::min(model.peer_move_seconds(bytes),
+                                                     model.arena_move_seconds(bytes))
+                                          : model.arena_move_seconds(bytes);
+    const double seconds = move + (group.trunk_tokens - published) / rate;
     if (seconds < best.seconds) best = {seconds, from};
   }
   return best;
@@ -146,6 +148,8 @@ CostModel CostModel::for_device(const std::string& device) {
   model.decode_step_seconds = 5.5e-3;
   model.decode_seconds_per_sequence = 5e-5;
   model.copy_bytes_per_second = 45e9;
+  model.arena_passes = 1.2;  // by engines of two devices, each its own way
+  model.peer_bytes_per_second = 300e9;
   return model;
 }
 
@@ -172,7 +176,13 @@ void CostModel::observe_steps(const EngineStats& before, const EngineStats& now,
 
 void CostModel::observe_transfer(std::uint64_t bytes, double seconds) {
   if (seconds <= transfer_seconds || bytes == 0) return;
-  average(copy_bytes_per_second, 2 * static_cast<double>(bytes) / (seconds - transfer_seconds));
+  average(copy_bytes_per_second,
+          arena_passes * static_cast<double>(bytes) / (seconds - transfer_seconds));
+}
+
+void CostModel::observe_peer(std::uint64_t bytes, double seconds) {
+  if (seconds <= peer_seconds || bytes == 0) return;
+  average(peer_bytes_per_second, static_cast<double>(bytes) / (seconds - peer_seconds));
 }
 
 void CostModel::observe_file(std::uint64_t bytes, double seconds) {

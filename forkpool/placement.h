@@ -18,6 +18,10 @@ struct CostModel {
   double decode_seconds_per_sequence = 3e-4;  ///< of each sequence in a step, added to it
   double copy_bytes_per_second = 4e9;  ///< into the arena, and again out of it
   double transfer_seconds = 1e-3;  ///< of a snapshot and its restore, besides the bytes
+  /// Both overlap: how often the bytes' time counts. 2 where they share cores and memory.
+  double arena_passes = 2;
+  double peer_bytes_per_second = 4e9;  ///< from one worker's memory to another's
+  double peer_seconds = 3e-4;  ///< of such a copy, besides the bytes
   double file_bytes_per_second = 1e9;  ///< from a file into the arena, checksums included
   double file_seconds = 5e-3;  ///< of opening one, besides the bytes
   std::uint32_t fork_min_prefix_tokens =
@@ -33,11 +37,20 @@ struct CostModel {
   void observe_steps(const EngineStats& before, const EngineStats& now, double seconds);
   /// From a snapshot written and restored.
   void observe_transfer(std::uint64_t bytes, double seconds);
+  /// From a copy from worker to worker.
+  void observe_peer(std::uint64_t bytes, double seconds);
   /// From a file read.
   void observe_file(std::uint64_t bytes, double seconds);
 
   double prefill_seconds(std::uint64_t tokens) const {
     return static_cast<double>(tokens) / prefill_tokens_per_second;
+  }
+  /// From one worker to another, through the arena or straight.
+  double arena_move_seconds(double bytes) const {
+    return transfer_seconds + arena_passes * bytes / copy_bytes_per_second;
+  }
+  double peer_move_seconds(double bytes) const {
+    return peer_seconds + bytes / peer_bytes_per_second;
   }
   /// From the arena to a worker, before that from a file where `from_file`.
   double restore_seconds(std::uint64_t bytes, bool from_file) const;
@@ -52,6 +65,7 @@ struct WorkerLoad {
   double queued_prefill_tokens = 0;  ///< sent there and not computed yet
   std::uint32_t sequences = 0;  ///< decoding, or about to
   std::uint64_t kv_bytes_per_token = 0;
+  bool lends = false;  ///< others can copy straight out of its KV memory
 };
 
 /// Requests that stay together: they share more than their group does, or it is only one.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "forkpool/protocol_values.h"
@@ -20,10 +21,13 @@ struct TypeInfo {
   const char* name;
 };
 constexpr TypeInfo kTypes[] = {
-    {1, "init"},     {2, "adopt"},    {3, "submit"},  {4, "cancel"},         {5, "snapshot"},
-    {6, "restore"},  {7, "shutdown"}, {8, "inherit"}, {16, "ready"},         {17, "events"},
-    {18, "publish"}, {19, "evict"},   {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
-    {23, "fatal"},   {24, "keep"},    {25, "offer"}};
+    {1, "init"},          {2, "adopt"},   {3, "submit"},         {4, "cancel"},
+    {5, "snapshot"},      {6, "restore"}, {7, "shutdown"},       {8, "inherit"},
+    {9, "peer"},          {10, "lend"},   {11, "take_back"},     {12, "borrow"},
+    {13, "arrive"},       {16, "ready"},  {17, "events"},        {18, "publish"},
+    {19, "evict"},        {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
+    {23, "fatal"},        {24, "keep"},   {25, "offer"},         {26, "lent"},
+    {27, "snapshot_part"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -65,10 +69,44 @@ struct PayloadOf {
   }
   Json operator()(const CancelFrame& cancel) const { return {{"request", cancel.request}}; }
   Json operator()(const SnapshotFrame& frame) const {
-    return {{"id", frame.id}, {"manifest", wire::to_json(frame.manifest)}};
+    return {{"id", frame.id},
+            {"manifest", wire::to_json(frame.manifest)},
+            {"tell_parts", frame.tell_parts}};
   }
   Json operator()(const RestoreFrame& frame) const {
-    return {{"id", frame.id}, {"manifest", wire::to_json(frame.manifest)}};
+    return {{"id", frame.id},
+            {"manifest", wire::to_json(frame.manifest)},
+            {"num_written", frame.num_written}};
+  }
+  Json operator()(const ArriveFrame& frame) const {
+    return {{"id", frame.id},
+            {"first_extent", frame.first_extent},
+            {"crc32c", frame.crc32c},
+            {"error", wire::cut_text(frame.error)}};
+  }
+  Json operator()(const PeerFrame& frame) const {
+    return {{"worker", frame.worker}, {"memory", wire::to_json(frame.memory)}};
+  }
+  Json operator()(const LendFrame& frame) const {
+    return {{"id", frame.id},
+            {"cache_root", wire::pack(frame.cache_root)},
+            {"token_ids", wire::pack(frame.token_ids)}};
+  }
+  Json operator()(const TakeBackFrame& frame) const { return {{"id", frame.id}}; }
+  Json operator()(const BorrowFrame& frame) const {
+    return {{"id", frame.id},
+            {"from", frame.from},
+            {"cache_root", wire::pack(frame.cache_root)},
+            {"token_ids", wire::pack(frame.token_ids)},
+            {"blocks", wire::pack(frame.blocks)}};
+  }
+  Json operator()(const LentFrame& frame) const {
+    return {{"id", frame.id},
+            {"error", wire::cut_text(frame.error)},
+            {"blocks", wire::pack(frame.blocks)}};
+  }
+  Json operator()(const SnapshotPartFrame& frame) const {
+    return {{"id", frame.id}, {"first_extent", frame.first_extent}, {"crc32c", frame.crc32c}};
   }
   Json operator()(const ShutdownFrame& /*frame*/) const { return Json::object(); }
   Json operator()(const InheritFrame& frame) const {
@@ -146,6 +184,42 @@ ReadyFrame read_ready(const Fields& fields) {
   return ready;
 }
 
+std::vector<TokenId> read_whole_blocks(const Fields& fields, const char* name) {
+  std::vector<TokenId> tokens = fields.tokens(name, kMaxTokens);
+  if (tokens.empty() || tokens.size() % kBlockSize != 0)
+    fields.wrong(name, "has " + std::to_string(tokens.size()) + " tokens; whole blocks are right");
+  return tokens;
+}
+
+std::vector<std::uint32_t> read_checksums(const Fields& fields) {
+  std::vector<std::uint32_t> checksums;
+  for (const Json& item : fields.array("crc32c", kMaxListItems)) {
+    checksums.push_back(static_cast<std::uint32_t>(
+        fields.integer(item, "crc32c", 0, std::numeric_limits<std::uint32_t>::max())));
+  }
+  return checksums;
+}
+
+BorrowFrame read_borrow(const Fields& fields) {
+  BorrowFrame borrow;
+  borrow.id = fields.u64("id");
+  borrow.from = fields.u32("from");
+  borrow.cache_root = fields.hash("cache_root");
+  borrow.token_ids = read_whole_blocks(fields, "token_ids");
+  borrow.blocks = fields.tokens("blocks", kMaxTokens / kBlockSize);
+  if (borrow.blocks.size() != borrow.token_ids.size() / kBlockSize) {
+    fields.wrong("blocks", "names " + std::to_string(borrow.blocks.size()) + " for " +
+                               std::to_string(borrow.token_ids.size()) + " tokens");
+  }
+  return borrow;
+}
+
+PeerFrame read_peer(const Fields& fields) {
+  PeerFrame peer{fields.u32("worker"), wire::read_memory(fields.at("memory"))};
+  if (peer.memory.weights_bytes > 0) fields.wrong("memory", "has weights");
+  return peer;
+}
+
 OfferFrame read_offer(const Fields& fields) {
   OfferFrame offer;
   offer.root = fields.hash("root");
@@ -171,13 +245,27 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 4:
       return CancelFrame{fields.u64("request")};
     case 5:
-      return SnapshotFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest"))};
+      return SnapshotFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest")),
+                           fields.boolean("tell_parts")};
     case 6:
-      return RestoreFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest"))};
+      return RestoreFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest")),
+                          fields.u32("num_written")};
     case 7:
       return ShutdownFrame{};
     case 8:
       return InheritFrame{wire::read_memory(fields.at("memory"))};
+    case 9:
+      return read_peer(fields);
+    case 10:
+      return LendFrame{fields.u64("id"), fields.hash("cache_root"),
+                       read_whole_blocks(fields, "token_ids")};
+    case 11:
+      return TakeBackFrame{fields.u64("id")};
+    case 12:
+      return read_borrow(fields);
+    case 13:
+      return ArriveFrame{fields.u64("id"), fields.u32("first_extent"), read_checksums(fields),
+                         fields.text("error", kMaxTextBytes)};
     case 16:
       return read_ready(fields);
     case 17: {
@@ -206,6 +294,12 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
       return FatalFrame{wire::read_error(fields.at("error"))};
     case 24:
       return KeepFrame{wire::read_memory(fields.at("memory"))};
+    case 26:
+      return LentFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
+                       fields.tokens("blocks", kMaxTokens / kBlockSize)};
+    case 27:
+      return SnapshotPartFrame{fields.u64("id"), fields.u32("first_extent"),
+                               read_checksums(fields)};
     default:
       return read_offer(fields);
   }
@@ -214,6 +308,7 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
 const DeviceMemory* memory_of(const Frame& frame) {
   if (const auto* inherit = std::get_if<InheritFrame>(&frame)) return &inherit->memory;
   if (const auto* keep = std::get_if<KeepFrame>(&frame)) return &keep->memory;
+  if (const auto* peer = std::get_if<PeerFrame>(&frame)) return &peer->memory;
   return nullptr;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,7 +19,7 @@ namespace thaw::forkpool {
 /// Frames between pool and worker. docs/protocol.md is the specification; payloads are MessagePack
 /// maps. Header, 8 bytes little-endian: u8 version, u8 type, u8 descriptors that travel with the
 /// frame, u8 zero, u32 payload bytes.
-inline constexpr std::uint8_t kProtocolVersion = 2;
+inline constexpr std::uint8_t kProtocolVersion = 3;
 inline constexpr std::size_t kFrameHeaderBytes = 8;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;
 
@@ -95,15 +96,49 @@ struct SnapshotFrame {  ///< write the KV of manifest.token_ids to its extents (
                         ///< pool)
   std::uint64_t id = 0;
   kvsnap::Manifest manifest;
+  bool tell_parts = false;  ///< whoever restores it does not wait for its end
 };
 struct RestoreFrame {
   std::uint64_t id = 0;
   kvsnap::Manifest manifest;
+  /// First extents that are there, at most all; the others come by ArriveFrame.
+  std::uint32_t num_written = std::numeric_limits<std::uint32_t>::max();
+};
+/// More of a snapshot that is being restored is written.
+struct ArriveFrame {
+  std::uint64_t id = 0;  ///< RestoreFrame's
+  std::uint32_t first_extent = 0;
+  std::vector<std::uint32_t> crc32c;  ///< of the extents from that one on
+  std::string error;  ///< not empty: no more will come
 };
 struct ShutdownFrame {};
 /// Between InitFrame and AdoptFrame, where the pool keeps something for this worker.
 struct InheritFrame {
   DeviceMemory memory;
+};
+/// The KV memory of another worker, for BorrowFrame, in place of what was sent of it before; of
+/// nothing: to be forgotten. Its weights part is empty.
+struct PeerFrame {
+  std::uint32_t worker = 0;
+  DeviceMemory memory;
+};
+/// The blocks of these tokens stay where and what they are until TakeBackFrame: another worker will
+/// read them. Answered by LentFrame.
+struct LendFrame {
+  std::uint64_t id = 0;
+  Hash128 cache_root;
+  std::vector<TokenId> token_ids;  ///< of whole blocks
+};
+struct TakeBackFrame {
+  std::uint64_t id = 0;
+};
+/// Copy the KV of these tokens out of a peer's blocks. Answered by RestoreDoneFrame.
+struct BorrowFrame {
+  std::uint64_t id = 0;
+  std::uint32_t from = 0;  ///< the worker of a PeerFrame
+  Hash128 cache_root;
+  std::vector<TokenId> token_ids;  ///< of whole blocks
+  std::vector<BlockId> blocks;  ///< of the peer's, one for every block of tokens
 };
 
 // Worker to pool.
@@ -131,6 +166,17 @@ struct EvictFrame {
 struct StatsFrame {
   EngineStats stats;  ///< of this process
 };
+/// Of a snapshot whose parts are told: more of its extents are written.
+struct SnapshotPartFrame {
+  std::uint64_t id = 0;
+  std::uint32_t first_extent = 0;
+  std::vector<std::uint32_t> crc32c;  ///< of the extents from that one on
+};
+struct LentFrame {
+  std::uint64_t id = 0;
+  std::string error;  ///< empty: they are alive, and stay
+  std::vector<BlockId> blocks;
+};
 struct SnapshotDoneFrame {
   std::uint64_t id = 0;
   std::string error;  ///< empty: written
@@ -157,10 +203,12 @@ struct OfferFrame {
   std::uint32_t num_to_lose = 0;  ///< tokens at their end that no earlier offer covers
 };
 
-using Frame = std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame,
-                           RestoreFrame, ShutdownFrame, InheritFrame, ReadyFrame, EventsFrame,
-                           PublishFrame, EvictFrame, StatsFrame, SnapshotDoneFrame,
-                           RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame>;
+using Frame =
+    std::variant<InitFrame, AdoptFrame, SubmitFrame, CancelFrame, SnapshotFrame, RestoreFrame,
+                 ShutdownFrame, InheritFrame, PeerFrame, LendFrame, TakeBackFrame, BorrowFrame,
+                 ArriveFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame, StatsFrame,
+                 SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame, LentFrame,
+                 SnapshotPartFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);

@@ -47,13 +47,19 @@ void Transfers::start(const End& from, const End& to, PrefixNames& names, std::s
   }
   const Trunk* known = trunks_.find(names.name(num_blocks - 1));
   moves_.at(id).wrote = known == nullptr || !known->snapshot;
-  write(from, names, num_blocks, [this, id](const Result<TrunkId>& trunk) {
+  const auto read_it = [this, id](const Result<TrunkId>& trunk) {
     if (!trunk) return finish(id, trunk.error());
     read(id, *trunk);
-  });
+  };
+  write(from, names, num_blocks, read_it, id);
 }
 
 void Transfers::write(const End& from, PrefixNames& names, std::size_t num_blocks, Written done) {
+  write(from, names, num_blocks, std::move(done), std::nullopt);
+}
+
+void Transfers::write(const End& from, PrefixNames& names, std::size_t num_blocks, Written done,
+                      std::optional<std::uint64_t> follower) {
   const auto answer_later = [&](Result<TrunkId> result) {
     loop_.post([done = std::move(done), result = std::move(result)] { done(result); });
   };
@@ -70,12 +76,14 @@ void Transfers::write(const End& from, PrefixNames& names, std::size_t num_block
     writing.waiting.push_back(std::move(done));
     return;
   }
-  auto lease = arena_->lease_for_writing(from.process, num_blocks, from.block_bytes);
+  auto lease = arena_->lease_for_writing(from.process, num_blocks, from.block_bytes,
+                                         follower ? part_bytes : 0);
   if (!lease) return answer_later(std::move(lease).error());
   Writing writing;
   writing.source = from.process;
   writing.lease = lease->id;
   writing.waiting.push_back(std::move(done));
+  if (follower) writing.followers.push_back(*follower);
   kvsnap::Manifest& manifest = writing.manifest;
   manifest.cache_root = names.root();
   manifest.kv_layout = from.kv_layout;
@@ -88,8 +96,44 @@ void Transfers::write(const End& from, PrefixNames& names, std::size_t num_block
   }
   manifest.extents = std::move(lease->extents);
   const std::uint64_t id = next_id_++;
-  send_(from.process.worker, SnapshotFrame{id, manifest});
+  send_(from.process.worker, SnapshotFrame{id, manifest, follower.has_value()});
   writings_.emplace(id, std::move(writing));
+}
+
+void Transfers::on_snapshot_part(std::uint32_t worker, const SnapshotPartFrame& frame) {
+  const auto found = writings_.find(frame.id);
+  if (found == writings_.end() || found->second.source.worker != worker) return;
+  Writing& writing = found->second;
+  std::vector<kvsnap::Extent>& extents = writing.manifest.extents;
+  // What does not follow is left out: the end tells of all.
+  if (frame.first_extent != writing.num_written ||
+      frame.crc32c.size() > extents.size() - writing.num_written) {
+    return;
+  }
+  for (std::size_t i = 0; i < frame.crc32c.size(); ++i)
+    extents[writing.num_written + i].crc32c = frame.crc32c[i];
+  follow(writing, writing.num_written + frame.crc32c.size());
+}
+
+/// Sends those who follow on: the first `num_written` extents are there, with their checksums.
+void Transfers::follow(Writing& writing, std::size_t num_written) {
+  const std::size_t first = std::exchange(writing.num_written, num_written);
+  std::vector<std::uint32_t> fresh;
+  for (std::size_t i = first; i < num_written; ++i)
+    fresh.push_back(writing.manifest.extents[i].crc32c);
+  if (fresh.empty()) return;
+  for (const std::uint64_t id : writing.followers) {
+    const auto found = moves_.find(id);
+    if (found == moves_.end()) continue;
+    Move& move = found->second;
+    if (std::exchange(move.following, true)) {
+      send_(move.to.process.worker, ArriveFrame{id, static_cast<std::uint32_t>(first), fresh, ""});
+    } else {
+      move.payload_bytes = writing.manifest.payload_bytes();
+      send_(move.to.process.worker,
+            RestoreFrame{id, writing.manifest, static_cast<std::uint32_t>(num_written)});
+    }
+  }
 }
 
 void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& frame) {
@@ -118,8 +162,15 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
   const std::vector<TokenId> token_ids = writing.manifest.token_ids;
   const std::uint64_t bytes = writing.manifest.payload_bytes();
   const Hash128 root = writing.manifest.cache_root;
+  if (writing.num_written > 0) follow(writing, writing.manifest.extents.size());
   auto snapshot = arena_->publish(writing.lease, writing.source, std::move(writing.manifest));
   if (!snapshot) return fail(snapshot.error());
+  for (const std::uint64_t id : writing.followers) {
+    const auto found_move = moves_.find(id);
+    if (found_move == moves_.end() || !found_move->second.following) continue;
+    const auto lease = arena_->lease_for_reading(*snapshot, found_move->second.to.process);
+    if (lease) found_move->second.reading = lease->id;
+  }
   PrefixNames names(root, token_ids, std::move(writing.names));
   const TrunkId trunk = trunks_.add(names, names.num_blocks(), bytes);
   trunks_.find(trunk)->snapshot = *snapshot;
@@ -139,6 +190,7 @@ void Transfers::read(std::uint64_t id, TrunkId trunk) {
   const auto found = moves_.find(id);
   if (found == moves_.end()) return;
   Move& move = found->second;
+  if (move.following) return;  // it has all of it, or is about to
   const Trunk* known = trunks_.find(trunk);
   if (known == nullptr || !known->snapshot)
     return finish(id, make_error(Errc::kNotFound, "the snapshot has left the arena"));
@@ -153,8 +205,8 @@ void Transfers::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& fr
   const auto found = moves_.find(frame.id);
   if (found == moves_.end() || found->second.to.process.worker != worker) return;
   Move& move = found->second;
-  if (!move.reading) return;
-  arena_->end_reading(*move.reading);
+  if (!move.reading && !move.following) return;
+  if (move.reading) arena_->end_reading(*move.reading);
   if (!frame.error.empty()) {
     ++num_refused_;
     return finish(frame.id, make_error(Errc::kDataLoss, "worker " + std::to_string(worker) +
@@ -181,7 +233,7 @@ void Transfers::on_exit(kvsnap::Holder process) {
     written(error);
   std::vector<std::uint64_t> failed;
   for (const auto& [id, move] : moves_) {
-    if (move.to.process == process && move.reading) failed.push_back(id);
+    if (move.to.process == process && (move.reading || move.following)) failed.push_back(id);
   }
   for (const std::uint64_t id : failed)
     finish(id, error);
@@ -203,6 +255,9 @@ void Transfers::finish(std::uint64_t id, Result<std::uint32_t> result) {
   if (found == moves_.end()) return;
   Move move = std::move(found->second);
   moves_.erase(found);
+  // One that still waits for parts must not wait for ever; it ignores what comes too late.
+  if (move.following && !result)
+    send_(move.to.process.worker, ArriveFrame{id, 0, {}, result.error().message});
   report(move, std::move(result));
 }
 

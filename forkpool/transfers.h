@@ -16,9 +16,10 @@
 namespace thaw::forkpool {
 
 /// Moves prefixes between workers and the arena. One transfer: the source writes its blocks into
-/// leased extents (unless a snapshot of that prefix is published already), the pool publishes the
-/// manifest, the target restores it. Leases end when their holder has answered or has exited, never
-/// earlier. Keeps `trunks` right about what lies in the arena. Belongs to the loop's thread.
+/// leased extents (unless a snapshot of that prefix is published already) and tells which it has
+/// written; the target restores each as soon as it is; the pool publishes the manifest. Leases end
+/// when their holder has answered or has exited, never earlier. Keeps `trunks` right about what
+/// lies in the arena. Belongs to the loop's thread.
 class Transfers {
  public:
   /// One end: a process that serves.
@@ -49,6 +50,7 @@ class Transfers {
   /// The second half: from the arena to a worker. `done` as of start().
   void restore(TrunkId trunk, const End& to, std::chrono::milliseconds deadline, Done done);
 
+  void on_snapshot_part(std::uint32_t worker, const SnapshotPartFrame& frame);
   void on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& frame);
   void on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame);
   /// The process is gone for certain (waitid).
@@ -60,6 +62,8 @@ class Transfers {
 
   void add_to(TierStatus& status) const;
 
+  /// PoolOptions::transfer_part_bytes.
+  std::uint64_t part_bytes = std::uint64_t{24} << 20;
   /// Called with every finished transfer that wrote a snapshot: payload bytes and time.
   std::function<void(std::uint64_t bytes, Clock::Duration took)> on_measured;
 
@@ -71,17 +75,23 @@ class Transfers {
     std::vector<Hash128> names;
     kvsnap::Manifest manifest;
     std::vector<Written> waiting;
+    std::vector<std::uint64_t> followers;  ///< moves that restore it while it is written
+    std::size_t num_written = 0;  ///< extents, as far as the source has told
   };
   struct Move {
     End to;
     Done done;
     std::optional<kvsnap::LeaseId> reading;
+    bool following = false;  ///< restores what is still being written
     std::uint64_t payload_bytes = 0;
     bool wrote = false;  ///< its snapshot was written for it
     Clock::TimePoint started;
     std::unique_ptr<Loop::Timer> timer;
   };
 
+  void write(const End& from, PrefixNames& names, std::size_t num_blocks, Written done,
+             std::optional<std::uint64_t> follower);
+  void follow(Writing& writing, std::size_t num_written);
   std::uint64_t begin(const End& to, std::chrono::milliseconds deadline, Done done);
   void read(std::uint64_t move, TrunkId trunk);
   void finish(std::uint64_t move, Result<std::uint32_t> result);

@@ -8,6 +8,7 @@
 
 #include "engine/base/device_name.h"
 #include "engine/base/log.h"
+#include "engine/base/memory_map.h"
 
 namespace thaw::forkpool {
 namespace {
@@ -33,7 +34,7 @@ WorkerSlot::WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, st
       options_(options),
       shared_(shared),
       worker_(worker),
-      kv_pool_(std::move(kv_pool)),
+      kv_pool_(std::make_shared<const UniqueFd>(std::move(kv_pool))),
       listener_(std::move(listener)),
       timer_(loop),
       backoff_(options.respawn) {
@@ -42,8 +43,29 @@ WorkerSlot::WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, st
     device_ = to_string(devices_of_worker(*all, worker, options.tensor_parallel));
 }
 
+void WorkerSlot::release_memory() {
+  if (--holds_ == 0 && std::exchange(start_when_released_, false)) start();
+}
+
+DeviceMemory WorkerSlot::kv_memory() const {
+  if (shared_.device_weights != nullptr) return device_kv_;
+  DeviceMemory memory;
+  const auto bytes = fd_size_bytes(kv_pool_->get());
+  if (!bytes || *bytes == 0) return memory;
+  memory.device = device_;
+  memory.kv_bytes = *bytes;
+  memory.kv_layout = hello_.kv_layout;
+  memory.block_bytes = hello_.block_bytes;
+  memory.kv = kv_pool_;
+  return memory;
+}
+
 void WorkerSlot::start() {
   if (stopping_) return;
+  if (holds_ > 0) {
+    start_when_released_ = true;
+    return;
+  }
   if (spawned_) ++generation_;
   spawned_ = true;
   spawn();
@@ -65,7 +87,7 @@ void WorkerSlot::spawn() {
         Channel::Callbacks{[this](Frame frame) { on_frame(std::move(frame)); },
                            [this](const Result<void>& how) { on_channel_end(how); }});
     return WorkerProcess::spawn({options_.worker_binary, theirs.get(), shared_.weights_fd,
-                                 kv_pool_.get(), shared_.arena_fd});
+                                 kv_pool_->get(), shared_.arena_fd});
   }();
   if (!process) {
     channel_.reset();

@@ -60,7 +60,15 @@ class WorkerSlot {
   WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,
              UniqueFd kv_pool, Listener listener);
 
+  /// Deferred while its memory is held.
   void start();
+  /// The KV memory as another worker may map it; of nothing where no process has told of any, or it
+  /// is in parts. Its weights part is empty.
+  DeviceMemory kv_memory() const;
+  /// While others read published blocks of this slot's memory no new process of it starts, which
+  /// might write there. Counted.
+  void hold_memory() { ++holds_; }
+  void release_memory();
   /// REQUIRES: ready().
   void send(const Frame& frame) { channel_->send(frame); }
   /// Kills the process because of what it did; `trusted` is whether its ledger still is.
@@ -100,12 +108,14 @@ class WorkerSlot {
   Shared shared_;
   std::uint32_t worker_;
   std::string device_;  ///< this worker's own
-  UniqueFd kv_pool_;
+  SharedFd kv_pool_;
   Listener listener_;
 
   State state_ = State::kBackingOff;
   bool stopping_ = false;
   bool spawned_ = false;  // generation_ counts from the first
+  std::uint32_t holds_ = 0;
+  bool start_when_released_ = false;
   std::uint32_t generation_ = 0;
   std::optional<WorkerProcess> process_;
   std::unique_ptr<Channel> channel_;

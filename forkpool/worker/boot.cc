@@ -178,6 +178,7 @@ Result<void> Engine::build_snapshots(Outbox& outbox) {
   parts.arena = arena();
   parts.pipeline = pipeline_.get();
   parts.outbox = &outbox;
+  parts.map_peer = [this](const DeviceMemory& memory) { return parts_->map_peer(memory); };
   snapshots_ = std::make_unique<SnapshotService>(parts);
   return {};
 }

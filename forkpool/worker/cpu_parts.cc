@@ -1,9 +1,19 @@
+#include <string>
 #include <utility>
 
 #include "forkpool/worker/device_parts.h"
 
 namespace thaw::forkpool::worker {
 namespace {
+
+class MappedPeer final : public PeerMemory {
+ public:
+  explicit MappedPeer(Mapping mapping) : mapping_(std::move(mapping)) {}
+  const std::byte* base() const override { return mapping_.bytes().data(); }
+
+ private:
+  Mapping mapping_;
+};
 
 // Weights and KV are the pool's files, mapped, so that they survive as they are and nothing needs
 // to be kept.
@@ -35,6 +45,19 @@ class CpuParts final : public DeviceParts {
   }
   bool kv_survives(const model::KvView& /*kv*/) const override { return true; }
   std::optional<DeviceMemory> memory_to_keep(const model::KvView& /*kv*/) override { return {}; }
+  Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const override {
+    if (memory.device != "cpu") {
+      return make_error(Errc::kUnsupported, "memory of device " + memory.device + " on the CPU");
+    }
+    auto mapped = map_inherited(memory.kv->get(), MapAccess::kReadOnly, "a peer's KV pool");
+    if (!mapped) return mapped.error();
+    if (mapped->size_bytes() < memory.kv_bytes) {
+      return make_error(Errc::kInvalidArgument,
+                        "a peer's KV pool of " + std::to_string(mapped->size_bytes()) +
+                            " bytes, not " + std::to_string(memory.kv_bytes));
+    }
+    return std::unique_ptr<PeerMemory>(std::make_unique<MappedPeer>(*std::move(mapped)));
+  }
   double weights_ms() const override { return 0; }
 
  private:

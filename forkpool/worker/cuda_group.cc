@@ -307,6 +307,9 @@ class CudaGroupParts final : public DeviceParts {
   }
   bool kv_survives(const model::KvView& /*kv*/) const override { return false; }
   std::optional<DeviceMemory> memory_to_keep(const model::KvView& /*kv*/) override { return {}; }
+  Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& /*memory*/) const override {
+    return make_error(Errc::kUnsupported, "KV in parts is not copied from worker to worker");
+  }
   double weights_ms() const override { return rank_.weights_ms(); }
 
  private:

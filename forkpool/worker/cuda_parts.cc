@@ -51,6 +51,15 @@ std::string device_uuid(int ordinal) {
   return name;
 }
 
+class ImportedPeer final : public PeerMemory {
+ public:
+  explicit ImportedPeer(cuda::VmmAllocation allocation) : allocation_(std::move(allocation)) {}
+  const std::byte* base() const override { return allocation_.data(); }
+
+ private:
+  cuda::VmmAllocation allocation_;
+};
+
 // Weights and KV in allocations whose descriptors the pool keeps: a successor imports them.
 class CudaParts final : public DeviceParts {
  public:
@@ -128,6 +137,14 @@ class CudaParts final : public DeviceParts {
     return memory;
   }
 
+  Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const override {
+    auto imported = cuda::VmmAllocation::import(ordinal_, memory.kv->get(), memory.kv_bytes);
+    if (!imported) {
+      return make_error(Errc::kUnsupported, "device " + uuid_ + " cannot map the KV of device " +
+                                                memory.device + ": " + imported.error().message);
+    }
+    return std::unique_ptr<PeerMemory>(std::make_unique<ImportedPeer>(*std::move(imported)));
+  }
   double weights_ms() const override { return weights_ms_; }
 
  private:

@@ -10,6 +10,7 @@
 #include "engine/model/model.h"
 #include "engine/ops/device.h"
 #include "forkpool/protocol.h"
+#include "forkpool/worker/peer_memory.h"
 #include "kvsnap/arena_memory.h"
 #include "kvsnap/copy_pipeline.h"
 
@@ -44,6 +45,9 @@ class DeviceParts {
   virtual bool kv_survives(const model::KvView& kv) const = 0;
   /// What the pool shall keep from now on; nothing where it has it already, or keeps files.
   virtual std::optional<DeviceMemory> memory_to_keep(const model::KvView& kv) = 0;
+  /// Another worker's KV memory, readable by the pipeline. Errors: kUnsupported where this device
+  /// cannot reach it.
+  virtual Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const = 0;
   /// What it took until the weights could be used.
   virtual double weights_ms() const = 0;
 };

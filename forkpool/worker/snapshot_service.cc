@@ -1,5 +1,6 @@
 #include "forkpool/worker/snapshot_service.h"
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <utility>
@@ -43,14 +44,85 @@ Result<void> SnapshotService::snapshot(SnapshotFrame frame) {
 Result<void> SnapshotService::restore(RestoreFrame frame) {
   const std::uint64_t id = frame.id;
   auto read = start_read(std::move(frame));
-  if (!read) {
-    if (lost_device(read.error())) return read.error();
-    logger("worker")->warn("restore={} failed error=\"{}\"", id, read.error().message);
-    parts_.outbox->queue(RestoreDoneFrame{id, read.error().message, 0});
-    return {};
-  }
-  reads_.push_back(std::move(*read));
+  if (!read && lost_device(read.error())) return read.error();
+  take(std::move(read), id);
   return {};
+}
+
+Result<void> SnapshotService::borrow(BorrowFrame frame) {
+  const std::uint64_t id = frame.id;
+  auto read = start_borrow(std::move(frame));
+  if (!read && lost_device(read.error())) return read.error();
+  take(std::move(read), id);
+  return {};
+}
+
+void SnapshotService::take(Result<Read> read, std::uint64_t id) {
+  if (read) {
+    reads_.push_back(*std::move(read));
+    return;
+  }
+  logger("worker")->warn("restore={} failed error=\"{}\"", id, read.error().message);
+  parts_.outbox->queue(RestoreDoneFrame{id, read.error().message, 0});
+}
+
+Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
+  const auto read = std::ranges::find(reads_, frame.id, &Read::id);
+  if (read == reads_.end() || read->failed) return {};
+  const auto wrong = [&](Error error) { read->failed = std::move(error); };
+  std::vector<kvsnap::Extent>& extents = read->manifest.extents;
+  if (!frame.error.empty()) {
+    wrong(make_error(Errc::kDataLoss, "the snapshot was not written: " + frame.error));
+  } else if (frame.first_extent != read->num_started ||
+             frame.crc32c.size() > extents.size() - read->num_started) {
+    wrong(make_error(Errc::kProtocol, "extents " + std::to_string(frame.first_extent) + " and " +
+                                          std::to_string(frame.crc32c.size()) +
+                                          " more have arrived, behind " +
+                                          std::to_string(read->num_started) + " of " +
+                                          std::to_string(extents.size())));
+  } else {
+    for (std::size_t i = 0; i < frame.crc32c.size(); ++i)
+      extents[frame.first_extent + i].crc32c = frame.crc32c[i];
+    auto started = start_extents(*read, frame.first_extent + frame.crc32c.size());
+    if (started) return {};
+    if (lost_device(started.error())) return started;
+    wrong(std::move(started).error());
+  }
+  return {};
+}
+
+void SnapshotService::meet(const PeerFrame& frame) {
+  // What copies from the old mapping keeps it to its end.
+  Peer& peer = peers_[frame.worker] = {};
+  peer.description = frame.memory;
+  peer.description.kv.reset();
+  if (frame.memory.kv_bytes == 0) {
+    peers_.erase(frame.worker);
+    return;
+  }
+  Result<std::unique_ptr<PeerMemory>> mapped =
+      parts_.map_peer ? parts_.map_peer(frame.memory)
+                      : make_error(Errc::kUnsupported, "this worker maps no other's memory");
+  if (mapped) {
+    peer.memory = *std::move(mapped);
+  } else {
+    peer.why = mapped.error().message;
+    logger("worker")->warn("peer={} cannot be reached error=\"{}\"", frame.worker, peer.why);
+  }
+}
+
+void SnapshotService::lend(const LendFrame& frame) {
+  const auto match = parts_.index->match(frame.cache_root, frame.token_ids);
+  LentFrame answer{frame.id, "", match.full_blocks};
+  if (match.full_blocks.size() * kBlockSize < frame.token_ids.size()) {
+    answer = {frame.id,
+              "the KV of " + std::to_string(match.full_blocks.size() * kBlockSize) +
+                  " tokens is alive, not of all " + std::to_string(frame.token_ids.size()),
+              {}};
+  } else {
+    loans_.insert_or_assign(frame.id, parts_.index->lock_in_place(match));
+  }
+  parts_.outbox->queue(answer);
 }
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
@@ -75,7 +147,8 @@ Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame)
   const Hash128 cache_root = manifest.cache_root;
   auto copy = writer_->start(std::move(frame.manifest), cache_root, sources);
   if (!copy) return copy.error();
-  return Write{frame.id, std::move(*copy), std::move(lock)};
+  return Write{frame.id, frame.tell_parts ? std::optional<std::size_t>(0) : std::nullopt,
+               std::move(*copy), std::move(lock)};
 }
 
 Result<std::vector<BlockId>> SnapshotService::allocate(std::size_t num_blocks) {
@@ -102,52 +175,121 @@ Result<std::vector<BlockId>> SnapshotService::allocate(std::size_t num_blocks) {
   return blocks;
 }
 
+Result<void> SnapshotService::find_room(Read& read) {
+  const Hash128& root = read.manifest.cache_root;
+  const std::span<const TokenId> tokens = read.manifest.token_ids;
+  read.blocks = parts_.index->match(root, tokens).full_blocks;
+  read.num_alive = read.blocks.size();
+  // Of whole blocks only: one that matches in part is of no use here and may go.
+  const auto alive = tokens.first(read.num_alive * kBlockSize);
+  read.lock = parts_.index->lock(parts_.index->match(root, alive));
+  auto fresh = allocate(tokens.size() / kBlockSize - read.num_alive);
+  if (!fresh) return fresh.error();
+  read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
+  return {};
+}
+
 Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
   if (reader_ == nullptr) return no_arena();
-  kvsnap::Manifest& manifest = frame.manifest;
   Read read;
   read.id = frame.id;
-  read.cache_root = manifest.cache_root;  // the pool's word: only it knows tenant and salt
-  // Nothing is evicted for a snapshot that would be refused.
-  if (auto checked = kvsnap::check_manifest(manifest, parts_.kv.format, read.cache_root,
-                                            parts_.arena->size_bytes());
+  read.manifest = std::move(frame.manifest);
+  // Nothing is evicted for a snapshot that would be refused. The cache root is the pool's word:
+  // only it knows tenant and salt.
+  if (auto checked = kvsnap::check_manifest(read.manifest, parts_.kv.format,
+                                            read.manifest.cache_root, parts_.arena->size_bytes());
       !checked) {
     return checked.error();
   }
-  read.blocks = parts_.index->match(read.cache_root, manifest.token_ids).full_blocks;
-  read.num_alive = read.blocks.size();
-  // Of whole blocks only: one that matches in part is of no use here and may go.
-  const auto alive = std::span(manifest.token_ids).first(read.num_alive * kBlockSize);
-  read.lock = parts_.index->lock(parts_.index->match(read.cache_root, alive));
-  auto fresh = allocate(manifest.num_blocks() - read.num_alive);
-  if (!fresh) return fresh.error();
-  read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
+  if (auto found = find_room(read); !found) return found.error();
+  if (auto started = start_extents(read, frame.num_written); !started) {
+    release(read);
+    return started.error();
+  }
+  return read;
+}
 
+Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
+  end = std::min(end, read.manifest.extents.size());
+  if (end == read.num_started) return {};
   std::vector<std::byte*> destinations(read.num_alive, nullptr);
-  for (BlockId block : *fresh)
-    destinations.push_back(parts_.kv.block(block));
-  auto copy = reader_->start(manifest, read.cache_root, destinations);
+  for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i)
+    destinations.push_back(parts_.kv.block(read.blocks[i]));
+  auto copy =
+      reader_->start(read.manifest, read.manifest.cache_root, destinations, read.num_started, end);
+  if (!copy) return copy.error();
+  read.num_started = end;
+  read.copies.push_back(std::move(*copy));
+  return {};
+}
+
+Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
+  const auto refused = [&](const std::string& why) {
+    return make_error(Errc::kUnsupported, "peer " + std::to_string(frame.from) + ": " + why);
+  };
+  const auto found = peers_.find(frame.from);
+  if (found == peers_.end()) return refused("nobody has told of its memory");
+  const Peer& peer = found->second;
+  if (peer.memory == nullptr) return refused(peer.why);
+  const kvsnap::KvFormat& format = parts_.kv.format;
+  if (peer.description.kv_layout != format.kv_layout ||
+      peer.description.block_bytes != format.block_bytes) {
+    return refused("its KV is '" + peer.description.kv_layout + "', not '" + format.kv_layout +
+                   "'");
+  }
+  const std::uint64_t num_blocks = peer.description.kv_bytes / format.block_bytes;
+  for (const BlockId block : frame.blocks) {
+    if (static_cast<std::uint64_t>(block) < num_blocks) continue;
+    return refused("block " + std::to_string(block) + " of " + std::to_string(num_blocks));
+  }
+  Read read;
+  read.id = frame.id;
+  read.manifest.cache_root = frame.cache_root;
+  read.manifest.token_ids = std::move(frame.token_ids);
+  read.peer = peer.memory;
+  if (auto room = find_room(read); !room) return room.error();
+  std::vector<kvsnap::ExtentCopy> copies(1);
+  for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
+    copies[0].pieces.push_back(
+        {peer.memory->base() + format.block_bytes * static_cast<std::size_t>(frame.blocks[i]),
+         parts_.kv.block(read.blocks[i]), format.block_bytes});
+  }
+  auto copy = parts_.pipeline->launch(kvsnap::CopyDirection::kFromPeer, std::move(copies));
   if (!copy) {
     release(read);
     return copy.error();
   }
-  read.copy = std::move(*copy);
-  read.tokens = std::move(manifest.token_ids);
+  read.copies.push_back({{}, *copy});
   return read;
+}
+
+void SnapshotService::tell_parts(Write& write) {
+  if (!write.num_told) return;
+  const std::vector<std::uint32_t> written = writer_->written(write.copy);
+  if (written.size() <= *write.num_told) return;
+  const auto first = static_cast<std::uint32_t>(*write.num_told);
+  parts_.outbox->queue(
+      SnapshotPartFrame{write.id, first, {written.begin() + first, written.end()}});
+  write.num_told = written.size();
 }
 
 Result<void> SnapshotService::poll() {
   if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
-    if (!writer_->done(current->copy)) continue;
+    if (!writer_->done(current->copy)) {
+      tell_parts(*current);
+      continue;
+    }
     if (auto finished = finish_write(*current); !finished) return finished;
     writes_.erase(current);
   }
   for (auto read = reads_.begin(); read != reads_.end();) {
     const auto current = read++;
-    if (!reader_->done(current->copy)) continue;
-    if (auto finished = finish_read(*current); !finished) return finished;
+    while (!current->copies.empty() && parts_.pipeline->done(current->copies.front().copy))
+      if (auto finished = finish_copy(*current); !finished) return finished;
+    if (!current->over()) continue;
+    finish_read(*current);
     reads_.erase(current);
   }
   return {};
@@ -169,25 +311,41 @@ Result<void> SnapshotService::finish_write(Write& write) {
   return {};
 }
 
-Result<void> SnapshotService::finish_read(Read& read) {
-  const auto verified = reader_->finish(read.copy);
-  if (verified) {
+Result<void> SnapshotService::finish_copy(Read& read) {
+  const kvsnap::SnapshotReader::Pending copy = std::move(read.copies.front());
+  read.copies.pop_front();
+  Result<void> verified;
+  if (read.peer != nullptr) {
+    if (const auto arrived = parts_.pipeline->collect(copy.copy); !arrived)
+      verified = arrived.error();
+  } else {
+    verified = reader_->finish(copy);
+  }
+  if (verified) return {};
+  if (lost_device(verified.error())) return verified;
+  if (!read.failed) read.failed = verified.error();
+  return {};
+}
+
+void SnapshotService::finish_read(Read& read) {
+  const std::vector<TokenId>& tokens = read.manifest.token_ids;
+  if (!read.failed) {
     ++num_restores_;
     // The index takes its own references. Where an equal block was published meanwhile, it keeps
     // that one, and ours is free again.
-    parts_.index->insert(read.cache_root, read.tokens, read.blocks);
-    logger("worker")->debug("restore={} tokens={} copied_blocks={}", read.id, read.tokens.size(),
-                            read.blocks.size() - read.num_alive);
-  } else if (lost_device(verified.error())) {
-    return verified.error();
+    parts_.index->insert(read.manifest.cache_root, tokens, read.blocks);
+    const std::chrono::duration<double, std::milli> took =
+        std::chrono::steady_clock::now() - read.started;
+    logger("worker")->debug("restore={} tokens={} copied_blocks={} straight={} ms={:.2f}", read.id,
+                            tokens.size(), read.blocks.size() - read.num_alive,
+                            read.peer != nullptr, took.count());
   } else {
-    logger("worker")->warn("restore={} failed error=\"{}\"", read.id, verified.error().message);
+    logger("worker")->warn("restore={} failed error=\"{}\"", read.id, read.failed->message);
   }
   release(read);
   parts_.outbox->queue(
-      RestoreDoneFrame{read.id, verified ? "" : verified.error().message,
-                       verified ? static_cast<std::uint32_t>(read.tokens.size()) : 0});
-  return {};
+      RestoreDoneFrame{read.id, read.failed ? read.failed->message : "",
+                       read.failed ? 0 : static_cast<std::uint32_t>(tokens.size())});
 }
 
 void SnapshotService::release(const Read& read) {

@@ -1,14 +1,19 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <list>
+#include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/kv/block_pool.h"
 #include "engine/kv/radix_index.h"
 #include "forkpool/protocol.h"
 #include "forkpool/worker/outbox.h"
+#include "forkpool/worker/peer_memory.h"
 #include "kvsnap/arena_memory.h"
 #include "kvsnap/copy_pipeline.h"
 #include "kvsnap/snapshot_reader.h"
@@ -29,10 +34,11 @@ struct KvMemory {
 /// Whether the device may still do what it was told although nobody can wait for it any more.
 bool lost_device(const Error& error);
 
-/// Answers Snapshot and Restore frames: the one place where the engine's blocks and the arena's
-/// extents meet. Whatever fails is reported in the Done frame, and the worker serves on, but for a
-/// failure of the device (kCuda, or a copy that misses its deadline): it may still write, so that
-/// nothing is reported and the process must end. One thread; runs between steps.
+/// Answers Snapshot, Restore, Lend and Borrow frames: the one place where the engine's blocks meet
+/// the arena's extents and other workers' blocks. Whatever fails is reported in the Done frame, and
+/// the worker serves on, but for a failure of the device (kCuda, or a copy that misses its
+/// deadline): it may still write, so that nothing is reported and the process must end. One thread;
+/// runs between steps.
 class SnapshotService {
  public:
   struct Parts {
@@ -42,6 +48,7 @@ class SnapshotService {
     kvsnap::ArenaView* arena = nullptr;  ///< null: there is none, every frame is refused
     kvsnap::CopyPipeline* pipeline = nullptr;
     Outbox* outbox = nullptr;
+    MapPeer map_peer;  ///< null: no peer's memory can be mapped
   };
 
   /// The parts must outlive the service.
@@ -54,6 +61,19 @@ class SnapshotService {
   /// Blocks that are alive already are kept, not copied again. Errors (reported): no room; what
   /// SnapshotReader finds.
   Result<void> restore(RestoreFrame frame);
+  /// More of a snapshot that is being restored has been written. One that has ended is ignored.
+  Result<void> arrive(const ArriveFrame& frame);
+
+  /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
+  /// mapped is reported when something is to be borrowed from it.
+  void meet(const PeerFrame& frame);
+  /// Keeps the blocks of the tokens until take_back(). Errors (reported): not all are alive here.
+  void lend(const LendFrame& frame);
+  void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
+  /// Copies a peer's blocks into fresh ones and, once all have arrived, into the index; those that
+  /// are alive already are not copied. Errors (reported): an unknown peer or one of another
+  /// layout, a block outside of its memory, no room.
+  Result<void> borrow(BorrowFrame frame);
 
   /// Reports the copies that are done. Errors, as of the two above: the device's.
   Result<void> poll();
@@ -65,24 +85,45 @@ class SnapshotService {
  private:
   struct Write {
     std::uint64_t id = 0;
+    std::optional<std::size_t> num_told;  ///< extents, where parts are told
     kvsnap::SnapshotWriter::Pending copy;
     kv::RadixIndex::Handle lock;
   };
+  /// A restore, or what is borrowed.
   struct Read {
     std::uint64_t id = 0;
-    kvsnap::SnapshotReader::Pending copy;
+    kvsnap::Manifest manifest;  ///< cache root, tokens and, of a restore, extents
+    std::list<kvsnap::SnapshotReader::Pending> copies;  ///< under way
+    std::size_t num_started = 0;  ///< extents
+    std::optional<Error> failed;  ///< what is under way comes to its end all the same
     kv::RadixIndex::Handle lock;  ///< on what was alive before
-    Hash128 cache_root;
-    std::vector<TokenId> tokens;
     std::vector<BlockId> blocks;  ///< of all tokens
     std::size_t num_alive = 0;  ///< the first ones, which the index owns
+    std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
+    std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
+
+    bool over() const {
+      return copies.empty() && (failed || num_started == manifest.extents.size());
+    }
+  };
+  struct Peer {
+    std::shared_ptr<const PeerMemory> memory;  ///< null: `why`
+    DeviceMemory description;  ///< without its descriptors
+    std::string why;
   };
 
   Result<Write> start_write(SnapshotFrame frame);
   Result<Read> start_read(RestoreFrame frame);
+  Result<Read> start_borrow(BorrowFrame frame);
+  /// The blocks of the manifest's tokens: what is alive, locked, and fresh ones.
+  Result<void> find_room(Read& read);
+  Result<void> start_extents(Read& read, std::size_t end);
+  void take(Result<Read> read, std::uint64_t id);
+  void tell_parts(Write& write);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
   Result<void> finish_write(Write& write);
-  Result<void> finish_read(Read& read);
+  Result<void> finish_copy(Read& read);
+  void finish_read(Read& read);
   void release(const Read& read);
 
   Parts parts_;
@@ -90,6 +131,8 @@ class SnapshotService {
   std::unique_ptr<kvsnap::SnapshotReader> reader_;
   std::list<Write> writes_;
   std::list<Read> reads_;
+  std::map<std::uint64_t, kv::RadixIndex::Handle> loans_;
+  std::map<std::uint32_t, Peer> peers_;  ///< by worker
   std::uint64_t num_snapshots_ = 0;
   std::uint64_t num_restores_ = 0;
 };

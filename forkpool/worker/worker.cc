@@ -122,8 +122,18 @@ class Server {
       return engine_->snapshots().snapshot(std::move(*snapshot));
     } else if (auto* restore = std::get_if<RestoreFrame>(&frame)) {
       return engine_->snapshots().restore(std::move(*restore));
+    } else if (const auto* arrive = std::get_if<ArriveFrame>(&frame)) {
+      return engine_->snapshots().arrive(*arrive);
+    } else if (const auto* peer = std::get_if<PeerFrame>(&frame)) {
+      engine_->snapshots().meet(*peer);
+    } else if (const auto* lend = std::get_if<LendFrame>(&frame)) {
+      engine_->snapshots().lend(*lend);
+    } else if (const auto* take_back = std::get_if<TakeBackFrame>(&frame)) {
+      engine_->snapshots().take_back(*take_back);
+    } else if (auto* borrow = std::get_if<BorrowFrame>(&frame)) {
+      return engine_->snapshots().borrow(std::move(*borrow));
     } else {
-      return unexpected(frame, "submit, cancel, snapshot, restore or shutdown");
+      return unexpected(frame, "a frame that only the pool sends, after init");
     }
     return {};
   }

@@ -47,6 +47,13 @@ struct Rules {
   bool no_snapshots = false;  ///< answers with an error
   bool damage_snapshots = false;  ///< wrong checksum
   bool stall_snapshots = false;  ///< never answers to snapshot and restore
+  bool parts = false;  ///< tells the parts of a snapshot
+  bool die_in_parts = false;  ///< after telling the first
+  bool no_lending = false;  ///< answers with an error
+  bool die_at_lend = false;
+  bool no_borrowing = false;  ///< answers with an error
+  bool die_at_borrow = false;
+  bool stall_borrowing = false;  ///< never answers
   bool stop_reading = false;  ///< after the first submit
   bool keep_late = false;  ///< sends a keep frame after it was ready
   bool keep_loose = false;  ///< a descriptor with a frame that has none
@@ -83,6 +90,13 @@ struct Rules {
       if (what == "no_snapshots") rules.no_snapshots = true;
       if (what == "damage_snapshots") rules.damage_snapshots = true;
       if (what == "stall_snapshots") rules.stall_snapshots = true;
+      if (what == "parts") rules.parts = true;
+      if (what == "die_in_parts") rules.parts = rules.die_in_parts = true;
+      if (what == "no_lending") rules.no_lending = true;
+      if (what == "die_at_lend") rules.die_at_lend = true;
+      if (what == "no_borrowing") rules.no_borrowing = true;
+      if (what == "die_at_borrow") rules.die_at_borrow = true;
+      if (what == "stall_borrowing") rules.stall_borrowing = true;
       if (what == "stop_reading") rules.stop_reading = true;
       if (what == "keep_late") rules.keep_late = true;
       if (what == "keep_loose") rules.keep_loose = true;
@@ -166,7 +180,17 @@ class FakeWorker {
     } else if (const auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
       if (!rules_.stall_snapshots) write_snapshot(*snapshot);
     } else if (const auto* restore = std::get_if<RestoreFrame>(&frame)) {
-      if (!rules_.stall_snapshots) read_snapshot(*restore);
+      if (!rules_.stall_snapshots) start_restore(*restore);
+    } else if (const auto* arrive = std::get_if<ArriveFrame>(&frame)) {
+      this->arrive(*arrive);
+    } else if (const auto* peer = std::get_if<PeerFrame>(&frame)) {
+      meet(*peer);
+    } else if (const auto* lend = std::get_if<LendFrame>(&frame)) {
+      if (rules_.die_at_lend) ::raise(SIGKILL);
+      this->lend(*lend);
+    } else if (const auto* borrow = std::get_if<BorrowFrame>(&frame)) {
+      if (rules_.die_at_borrow) ::raise(SIGKILL);
+      if (!rules_.stall_borrowing) this->borrow(*borrow);
     } else if (std::holds_alternative<ShutdownFrame>(frame)) {
       return rules_.ignore_shutdown;
     }
@@ -451,36 +475,100 @@ class FakeWorker {
       extent.crc32c = crc32c(to) + (rules_.damage_snapshots ? 1U : 0U);
     }
     if (done.error.empty()) ++stats_.snapshots;
+    if (frame.tell_parts && rules_.parts && done.error.empty()) {
+      for (std::uint32_t i = 0; i + 1 < done.manifest.extents.size(); ++i) {
+        send(SnapshotPartFrame{frame.id, i, {done.manifest.extents[i].crc32c}});
+        if (rules_.die_in_parts) ::raise(SIGKILL);
+      }
+    }
     send(done);
     send(StatsFrame{stats_});
   }
 
+  void start_restore(const RestoreFrame& frame) {
+    if (frame.num_written < frame.manifest.extents.size())
+      restoring_[frame.id] = frame;
+    else
+      read_snapshot(frame);
+  }
+
+  void arrive(const ArriveFrame& frame) {
+    const auto found = restoring_.find(frame.id);
+    if (found == restoring_.end()) return;
+    RestoreFrame& restore = found->second;
+    if (!frame.error.empty() || frame.first_extent != restore.num_written) {
+      send(RestoreDoneFrame{frame.id, "not all of it arrived", 0});
+      restoring_.erase(found);
+      return;
+    }
+    for (const std::uint32_t crc : frame.crc32c)
+      restore.manifest.extents.at(restore.num_written++).crc32c = crc;
+    if (restore.num_written < restore.manifest.extents.size()) return;
+    ++stats_.preemptions;  // one that followed, in a counter that means something else
+    read_snapshot(restore);
+    restoring_.erase(found);
+  }
+
+  void meet(const PeerFrame& frame) {
+    if (const auto old = peers_.extract(frame.worker))
+      ::munmap(old.mapped().data(), old.mapped().size());
+    if (frame.memory.kv_bytes > 0) peers_[frame.worker] = map(frame.memory.kv->get());
+  }
+
+  void lend(const LendFrame& frame) {
+    LentFrame answer{frame.id, rules_.no_lending ? "the fake lends nothing" : "", {}};
+    Hash128 parent = frame.cache_root;
+    for (std::size_t at = 0; at < frame.token_ids.size(); at += kBlockSize) {
+      parent = chain_block_hash(parent, std::span(frame.token_ids).subspan(at, kBlockSize));
+      const auto found = index_.find(parent);
+      if (found == index_.end()) answer.error = "a block is not here";
+      if (found != index_.end()) answer.blocks.push_back(found->second.block);
+    }
+    if (!answer.error.empty()) answer.blocks.clear();
+    send(answer);
+  }
+
+  void borrow(const BorrowFrame& frame) {
+    std::vector<std::span<const std::byte>> blocks;
+    for (const BlockId block : frame.blocks) {
+      blocks.push_back(peers_.at(frame.from)
+                           .subspan(static_cast<std::size_t>(block) * kBlockBytes, kBlockBytes));
+    }
+    take_blocks({frame.id, rules_.no_borrowing ? "the fake borrows nothing" : "", 0},
+                frame.cache_root, frame.token_ids, blocks);
+  }
+
   void read_snapshot(const RestoreFrame& frame) {
     RestoreDoneFrame done{frame.id, "", 0};
-    std::vector<std::span<std::byte>> blocks;
+    std::vector<std::span<const std::byte>> blocks;
     for (const kvsnap::Extent& extent : frame.manifest.extents) {
       const auto from = arena_.subspan(extent.offset, extent.size_bytes);
       if (crc32c(from) != extent.crc32c) done.error = "a checksum does not match";
       for (std::size_t at = 0; at < from.size(); at += kBlockBytes)
         blocks.push_back(from.subspan(at, kBlockBytes));
     }
+    take_blocks(std::move(done), frame.manifest.cache_root, frame.manifest.token_ids, blocks);
+  }
+
+  /// Publishes what came from elsewhere, if it is what it should be, and answers.
+  void take_blocks(RestoreDoneFrame done, const Hash128& root, std::span<const TokenId> token_ids,
+                   const std::vector<std::span<const std::byte>>& blocks) {
     PublishFrame publish;
-    Hash128 parent = frame.manifest.cache_root;
+    Hash128 parent = root;
     for (std::size_t i = 0; i < blocks.size() && done.error.empty(); ++i) {
-      const auto tokens = std::span(frame.manifest.token_ids).subspan(i * kBlockSize, kBlockSize);
+      const auto tokens = token_ids.subspan(i * kBlockSize, kBlockSize);
       const Hash128 hash = chain_block_hash(parent, tokens);
       if (std::memcmp(blocks[i].data(), hash.bytes.data(), hash.bytes.size()) != 0) {
         done.error = "these are other bytes";
       } else if (!index_.contains(hash)) {
-        add_block(
-            {frame.manifest.cache_root, parent, hash, next_block_, {tokens.begin(), tokens.end()}});
+        add_block({root, parent, hash, next_block_, {tokens.begin(), tokens.end()}});
         publish.blocks.push_back(index_.at(hash));
       }
       parent = hash;
     }
     if (done.error.empty()) {
       send(publish);
-      done.num_tokens = static_cast<std::uint32_t>(frame.manifest.token_ids.size());
+      done.num_tokens = static_cast<std::uint32_t>(token_ids.size());
       ++stats_.restores;
     }
     send(done);
@@ -509,6 +597,8 @@ class FakeWorker {
   std::map<RequestId, Running> running_;
   std::vector<GenerateEvent> events_;
   std::map<Hash128, BlockEntry> index_;
+  std::map<std::uint64_t, RestoreFrame> restoring_;
+  std::map<std::uint32_t, std::span<std::byte>> peers_;
   BlockId next_block_ = 0;
   EngineStats stats_;
 };

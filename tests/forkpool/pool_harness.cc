@@ -23,6 +23,7 @@ PoolOptions PoolHarness::options(std::uint32_t num_workers) {
   options.num_workers = num_workers;
   options.kv_bytes = 1 << 20;
   options.arena_bytes = 1 << 20;
+  options.peer_copies = false;  // tests of the arena say nothing of it
   options.respawn = {.initial = std::chrono::milliseconds(1),
                      .max = std::chrono::milliseconds(20),
                      .healthy_after = std::chrono::milliseconds(0)};

@@ -21,6 +21,7 @@
 #include "engine/base/thread_pool.h"
 #include "engine/checkpoint/gguf.h"
 #include "engine/cuda/check.h"
+#include "engine/cuda/device_info.h"
 #include "engine/cuda/vmm.h"
 #include "engine/model/load.h"
 #include "engine/model/model.h"
@@ -154,6 +155,53 @@ TEST_F(PoolWorkerCudaTest, ColdWarmRestoredAndKilledSayTheSame) {
   EXPECT_GE(harness.worker(1).stats.restores, 1U);  // the path meant was taken
   EXPECT_EQ(log.count("weights uploaded"), 1U) << "weights were copied more than once";
   EXPECT_EQ(log.count("weights adopted"), 5U);  // the second worker, and four successors
+}
+
+// Straight from worker to worker, on one GPU or between two, and through the arena while it is
+// being written there: bit for bit what the first one goes on with.
+TEST_F(PoolWorkerCudaTest, ATrunkGoesOnInAnotherWorker) {
+  PoolOptions options = gpu_options(2);
+  if (cuda::device_count() > 1) options.device = "cuda:0,1";
+  options.peer_copies = true;
+  options.transfer_part_bytes = std::uint64_t{64} << 10;
+  PoolHarness harness("", options, weights());
+  ASSERT_TRUE(harness.wait_ready());
+  RequestId id = 0;
+  for (const TransferWay way : {TransferWay::kPeer, TransferWay::kArena}) {
+    SCOPED_TRACE(way == TransferWay::kPeer ? "straight" : "through the arena");
+    for (std::uint64_t trunk = 0; trunk < 5; ++trunk) {
+      const std::uint64_t seed = 100 + 2 * trunk + (way == TransferWay::kPeer ? 1 : 0);
+      GenerateRequest request = gpu_request(++id, seed, 12);
+      request.sampling.seed = 3;
+      request.worker = 0;
+      harness.submit({request});
+      ASSERT_TRUE(harness.wait_ended(id));
+      const auto cold = harness.stream(id);
+      const auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000), way);
+      ASSERT_TRUE(moved) << moved.error().to_string();
+      request.id = ++id;
+      request.worker = 1;
+      harness.submit({request});
+      ASSERT_TRUE(harness.wait_ended(id));
+      const auto warm = harness.stream(id);
+      ASSERT_FALSE(warm.failed) << warm.failed->to_string();
+      EXPECT_EQ(warm.tokens, cold.tokens);
+      EXPECT_GE(warm.completed->cached_tokens, *moved);
+      EXPECT_GT(*moved, 0U);
+    }
+    EXPECT_EQ(harness.pool().status().snapshots, way == TransferWay::kPeer ? 0U : 5U);
+  }
+  // The source's next process has the same memory, and lends it again.
+  ASSERT_TRUE(harness.kill_worker(0));
+  ASSERT_TRUE(harness.wait_ready());
+  GenerateRequest request = gpu_request(++id, 7777, 12);
+  request.worker = 0;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(id));
+  const auto moved =
+      harness.pool().transfer(request, 0, 1, milliseconds(20000), TransferWay::kPeer);
+  ASSERT_TRUE(moved) << moved.error().to_string();
+  EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
 }
 
 TEST_F(PoolWorkerCudaTest, KilledStreamsSayWhatUndisturbedOnesDo) {

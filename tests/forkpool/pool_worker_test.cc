@@ -121,22 +121,28 @@ TEST(ForkPoolWorker, ATrunkOutlivesItsWorker) {
 }
 
 TEST(ForkPoolWorker, ACopiedTrunkAnswersTheSame) {
-  GenerateRequest request = tiny_request(1, 200, 1, 40);
-  request.worker = 0;
-  PoolHarness harness("", real_options(2), weights());
-  ASSERT_TRUE(harness.wait_ready());
-  harness.submit({request});
-  ASSERT_TRUE(harness.wait_ended(1));
-  const auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
-  ASSERT_TRUE(moved) << moved.error().to_string();
-  EXPECT_EQ(*moved, 192U);
-  request.id = 2;
-  request.worker = 1;
-  harness.submit({request});
-  ASSERT_TRUE(harness.wait_ended(2));
-  EXPECT_EQ(harness.stream(2).tokens, harness.stream(1).tokens);
-  EXPECT_EQ(harness.stream(2).completed->cached_tokens, 192U);
-  EXPECT_TRUE(harness.pool().shutdown(milliseconds(20000)));
+  for (const TransferWay way : {TransferWay::kPeer, TransferWay::kArena}) {
+    SCOPED_TRACE(way == TransferWay::kPeer ? "straight" : "through the arena");
+    GenerateRequest request = tiny_request(1, 200, 1, 40);
+    request.worker = 0;
+    PoolOptions options = real_options(2);
+    options.peer_copies = true;
+    PoolHarness harness("", options, weights());
+    ASSERT_TRUE(harness.wait_ready());
+    harness.submit({request});
+    ASSERT_TRUE(harness.wait_ended(1));
+    const auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000), way);
+    ASSERT_TRUE(moved) << moved.error().to_string();
+    EXPECT_EQ(*moved, 192U);
+    EXPECT_EQ(harness.pool().status().snapshots, way == TransferWay::kPeer ? 0U : 1U);
+    request.id = 2;
+    request.worker = 1;
+    harness.submit({request});
+    ASSERT_TRUE(harness.wait_ended(2));
+    EXPECT_EQ(harness.stream(2).tokens, harness.stream(1).tokens);
+    EXPECT_EQ(harness.stream(2).completed->cached_tokens, 192U);
+    EXPECT_TRUE(harness.pool().shutdown(milliseconds(20000)));
+  }
 }
 
 TEST(ForkPoolWorker, AnEvictedTrunkComesBackFromTheArena) {

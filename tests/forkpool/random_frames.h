@@ -127,6 +127,12 @@ class RandomFrames {
   }
   /// Without descriptors, so of nothing.
   DeviceMemory memory() { return {text(), hash(), 0, hash(), 0, text(), u64(), nullptr, nullptr}; }
+  std::vector<std::uint32_t> checksums() {
+    std::vector<std::uint32_t> sums;
+    for (std::uint64_t i = number(4); i > 0; --i)
+      sums.push_back(u32());
+    return sums;
+  }
   EngineStats stats() {
     EngineStats stats;
     stats.steps = u64();
@@ -160,39 +166,55 @@ class RandomFrames {
       case 3:
         return CancelFrame{u64()};
       case 4:
-        return SnapshotFrame{u64(), manifest()};
+        return SnapshotFrame{u64(), manifest(), number(1) != 0};
       case 5:
-        return RestoreFrame{u64(), manifest()};
+        return RestoreFrame{u64(), manifest(), u32()};
       case 6:
         return ShutdownFrame{};
       case 7:
         return InheritFrame{memory()};
       case 8:
+        return PeerFrame{u32(), memory()};
+      case 9:
+        return LendFrame{u64(), hash(), tokens(kBlockSize * (1 + number(3)))};
+      case 10:
+        return TakeBackFrame{u64()};
+      case 11: {
+        const std::size_t blocks = 1 + number(3);
+        return BorrowFrame{u64(), u32(), hash(), tokens(kBlockSize * blocks), tokens(blocks)};
+      }
+      case 12:
+        return ArriveFrame{u64(), u32(), checksums(), text()};
+      case 13:
         return ReadyFrame{text(), hash(), text(), text(), u64(), u64(), u64(), u32()};
-      case 9: {
+      case 14: {
         EventsFrame frame;
         for (std::uint64_t i = number(4); i > 0; --i)
           frame.events.push_back(event());
         return frame;
       }
-      case 10:
+      case 15:
         return PublishFrame{blocks()};
-      case 11: {
+      case 16: {
         EvictFrame frame;
         for (std::uint64_t i = number(4); i > 0; --i)
           frame.hashes.push_back(hash());
         return frame;
       }
-      case 12:
+      case 17:
         return StatsFrame{stats()};
-      case 13:
+      case 18:
         return SnapshotDoneFrame{u64(), text(), manifest()};
-      case 14:
+      case 19:
         return RestoreDoneFrame{u64(), text(), u32()};
-      case 15:
+      case 20:
         return FatalFrame{error()};
-      case 16:
+      case 21:
         return KeepFrame{memory()};
+      case 23:
+        return LentFrame{u64(), text(), tokens(number(4))};
+      case 24:
+        return SnapshotPartFrame{u64(), u32(), checksums()};
       default: {
         OfferFrame offer{hash(), {}, 0};
         offer.token_ids.resize(kBlockSize * (1 + number(4)));

@@ -36,7 +36,13 @@ class SlowPipeline final : public kvsnap::CopyPipeline {
     if (failure) return *failure;
     return inner_->collect(handle);
   }
+  std::vector<std::uint32_t> checked(kvsnap::CopyHandle handle) const override {
+    auto sums = inner_->checked(handle);
+    sums.resize(std::min(sums.size(), num_checked));
+    return sums;
+  }
   bool finished = true;
+  std::size_t num_checked = 0;  ///< extents that are told of, at most
   std::optional<Error> failure;  ///< of the device
 
  private:
@@ -63,6 +69,10 @@ struct Side {
     parts.arena = &arena;
     parts.pipeline = &pipeline;
     parts.outbox = &*outbox;
+    parts.map_peer = [this](const DeviceMemory& peer) -> Result<std::unique_ptr<PeerMemory>> {
+      if (reachable == nullptr) return make_error(Errc::kUnsupported, peer.device + " is too far");
+      return std::unique_ptr<PeerMemory>(std::make_unique<MappedSide>(reachable->memory.data()));
+    };
     service.emplace(parts);
   }
 
@@ -114,6 +124,21 @@ struct Side {
     EXPECT_EQ(index->num_evictable(), blocks_in_index);  // nothing stays locked
   }
 
+  struct MappedSide final : PeerMemory {
+    explicit MappedSide(const std::byte* data) : data(data) {}
+    const std::byte* base() const override { return data; }
+    const std::byte* data;
+  };
+  PeerFrame introduction(std::uint32_t worker) const {
+    DeviceMemory memory;
+    memory.device = "side";
+    memory.kv_bytes = this->memory.size();
+    memory.kv_layout = "test";
+    memory.block_bytes = kBlockBytes;
+    return {worker, memory};
+  }
+
+  const Side* reachable = nullptr;  ///< whose memory can be mapped
   UniqueFd pool_end;
   FrameDecoder decoder;
   std::unique_ptr<Channel> channel;
@@ -296,6 +321,137 @@ TEST_F(SnapshotServiceTest, TokensThatAreNotAliveAreCounted) {
   EXPECT_NE(std::get<SnapshotDoneFrame>(frames[0]).error.find("32 tokens is alive"),
             std::string::npos);
   side.expect_sound(2);
+}
+
+TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
+  Side source(5, view_);
+  source.fill(trunk_);
+  source.sent();
+  source.service->lend({7, kRoot, trunk_});
+  const auto answers = source.sent();
+  ASSERT_EQ(kinds(answers), "lent ");
+  const auto& lent = std::get<LentFrame>(answers[0]);
+  EXPECT_EQ(lent.error, "");
+  ASSERT_EQ(lent.blocks.size(), 5U);
+  EXPECT_EQ(source.index->evict(5), 0U);
+
+  Side side(8, view_);
+  side.reachable = &source;
+  side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});  // is not copied again
+  side.sent();
+  side.service->meet(source.introduction(4));
+  side.pipeline.finished = false;
+  ASSERT_TRUE(side.service->borrow({7, 4, kRoot, trunk_, lent.blocks}));
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_TRUE(side.service->busy());
+  EXPECT_EQ(kinds(side.sent()), "");  // nothing is published before all has arrived
+  side.service->meet({4, {}});  // what copies out of it keeps the mapping
+  side.pipeline.finished = true;
+  ASSERT_TRUE(side.service->poll());
+  const auto frames = side.sent();
+  ASSERT_EQ(kinds(frames), "publish restore_done ");
+  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).num_tokens, trunk_.size());
+  EXPECT_TRUE(side.holds(trunk_));
+  side.expect_sound(5);
+
+  source.service->take_back({7});
+  source.expect_sound(5);
+  EXPECT_EQ(source.index->evict(5), 5U);
+}
+
+TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
+  Side source(5, view_);
+  source.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
+  source.sent();
+  source.service->lend({7, kRoot, trunk_});
+  EXPECT_NE(std::get<LentFrame>(source.sent().at(0)).error.find("32 tokens is alive"),
+            std::string::npos);
+  source.expect_sound(2);
+
+  Side side(8, view_);
+  const auto refusal = [&](std::vector<BlockId> blocks) {
+    EXPECT_TRUE(side.service->borrow({7, 4, kRoot, trunk_, std::move(blocks)}));
+    EXPECT_FALSE(side.service->busy());
+    return std::get<RestoreDoneFrame>(side.sent().at(0)).error;
+  };
+  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("nobody has told"), std::string::npos);
+  side.service->meet(source.introduction(4));
+  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("side is too far"), std::string::npos);
+  side.reachable = &source;
+  side.service->meet(source.introduction(4));
+  EXPECT_NE(refusal({0, 1, 2, 3, 5}).find("block 5 of 5"), std::string::npos);
+  PeerFrame other = source.introduction(4);
+  other.memory.kv_layout = "another";
+  side.service->meet(other);
+  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("'another'"), std::string::npos);
+  side.expect_sound(0);
+}
+
+TEST_F(SnapshotServiceTest, PartsAreToldAndRestoredAsTheyCome) {
+  kvsnap::Manifest manifest = lease(trunk_);
+  // The same place as five extents.
+  const kvsnap::Extent whole = manifest.extents.at(0);
+  manifest.extents.clear();
+  for (std::uint64_t i = 0; i < 5; ++i)
+    manifest.extents.push_back({whole.offset + i * kBlockBytes, kBlockBytes, 0});
+  Side source(5, view_);
+  source.fill(trunk_);
+  source.sent();
+  source.pipeline.finished = false;
+  ASSERT_TRUE(source.service->snapshot({1, manifest, true}));
+  std::vector<SnapshotPartFrame> parts;
+  for (const std::size_t told : {2U, 2U, 3U}) {
+    source.pipeline.num_checked = told;
+    ASSERT_TRUE(source.service->poll());
+    for (const Frame& frame : source.sent())
+      parts.push_back(std::get<SnapshotPartFrame>(frame));
+  }
+  ASSERT_EQ(parts.size(), 2U);
+  EXPECT_EQ(parts[0].crc32c.size(), 2U);
+  EXPECT_EQ(parts[1].first_extent, 2U);
+  source.pipeline.finished = true;
+  ASSERT_TRUE(source.service->poll());
+  const auto done = std::get<SnapshotDoneFrame>(source.sent().at(0)).manifest;
+
+  const auto crc = [&](std::size_t i) { return done.extents.at(i).crc32c; };
+  EXPECT_EQ(parts[1].crc32c, std::vector{crc(2)});
+  const auto begin = [&](Side& side) {
+    RestoreFrame restore{3, manifest, 2};
+    restore.manifest.extents[0].crc32c = crc(0);
+    restore.manifest.extents[1].crc32c = crc(1);
+    EXPECT_TRUE(side.service->restore(restore));
+    EXPECT_TRUE(side.service->poll());
+    EXPECT_EQ(kinds(side.sent()), "");
+    EXPECT_TRUE(side.service->busy());
+  };
+  {
+    Side side(8, view_);
+    begin(side);
+    EXPECT_TRUE(side.service->arrive({9, 2, {crc(2)}, ""}));  // somebody else's
+    EXPECT_TRUE(side.service->arrive({3, 2, {crc(2)}, ""}));
+    EXPECT_TRUE(side.service->poll());
+    EXPECT_EQ(kinds(side.sent()), "");
+    EXPECT_TRUE(side.service->arrive({3, 3, {crc(3), crc(4)}, ""}));
+    EXPECT_TRUE(side.service->poll());
+    EXPECT_EQ(kinds(side.sent()), "publish restore_done ");
+    EXPECT_TRUE(side.holds(trunk_));
+    side.expect_sound(5);
+  }
+  const ArriveFrame wrong[] = {{3, 3, {crc(3)}, ""},
+                               {3, 2, {crc(2), crc(3), crc(4), 0}, ""},
+                               {3, 2, {crc(2), crc(3), crc(4) ^ 1}, ""},
+                               {3, 0, {}, "the source is gone"}};
+  for (const ArriveFrame& frame : wrong) {
+    Side side(8, view_);
+    begin(side);
+    EXPECT_TRUE(side.service->arrive(frame));
+    EXPECT_TRUE(side.service->poll());
+    const auto frames = side.sent();
+    ASSERT_EQ(kinds(frames), "restore_done ");
+    EXPECT_NE(std::get<RestoreDoneFrame>(frames[0]).error, "");
+    EXPECT_FALSE(side.service->busy());
+    side.expect_sound(0);
+  }
 }
 
 // The device may still write into extents and blocks, so that nobody may be told that they are
