@@ -21,13 +21,13 @@ struct TypeInfo {
   const char* name;
 };
 constexpr TypeInfo kTypes[] = {
-    {1, "init"},          {2, "adopt"},   {3, "submit"},         {4, "cancel"},
-    {5, "snapshot"},      {6, "restore"}, {7, "shutdown"},       {8, "inherit"},
-    {9, "peer"},          {10, "lend"},   {11, "take_back"},     {12, "borrow"},
-    {13, "arrive"},       {16, "ready"},  {17, "events"},        {18, "publish"},
-    {19, "evict"},        {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
-    {23, "fatal"},        {24, "keep"},   {25, "offer"},         {26, "lent"},
-    {27, "snapshot_part"}};
+    {1, "init"},           {2, "adopt"},   {3, "submit"},         {4, "cancel"},
+    {5, "snapshot"},       {6, "restore"}, {7, "shutdown"},       {8, "inherit"},
+    {9, "peer"},           {10, "lend"},   {11, "take_back"},     {12, "borrow"},
+    {13, "arrive"},        {16, "ready"},  {17, "events"},        {18, "publish"},
+    {19, "evict"},         {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
+    {23, "fatal"},         {24, "keep"},   {25, "offer"},         {26, "lent"},
+    {27, "snapshot_part"}, {28, "rank"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -38,10 +38,58 @@ Json list(const std::vector<Item>& items) {
   return array;
 }
 
-std::vector<BlockEntry> read_blocks(const Fields& fields) {
+/// Blocks that follow one another travel as one chain: a trunk has hundreds, and a field of each is
+/// what a frame costs.
+Json chains_of(const std::vector<BlockEntry>& blocks) {
+  Json chains = Json::array();
+  for (auto first = blocks.begin(); first != blocks.end();) {
+    std::vector<std::uint8_t> hashes;
+    std::vector<TokenId> numbers;
+    std::vector<TokenId> tokens;
+    auto next = first;
+    do {
+      hashes.insert(hashes.end(), next->hash.bytes.begin(), next->hash.bytes.end());
+      numbers.push_back(next->block);
+      tokens.insert(tokens.end(), next->tokens.begin(), next->tokens.end());
+      ++next;
+    } while (next != blocks.end() && next->root == first->root &&
+             next->parent == std::prev(next)->hash);
+    chains.push_back({{"root", wire::pack(first->root)},
+                      {"parent", wire::pack(first->parent)},
+                      {"hashes", Json::binary(std::move(hashes))},
+                      {"blocks", wire::pack(numbers)},
+                      {"tokens", wire::pack(tokens)}});
+    first = next;
+  }
+  return chains;
+}
+
+std::vector<BlockEntry> read_chains(const Fields& fields) {
   std::vector<BlockEntry> blocks;
-  for (const Json& item : fields.array("blocks", kMaxListItems))
-    blocks.push_back(wire::read_block(item));
+  for (const Json& item : fields.array("chains", kMaxListItems)) {
+    const Fields chain(item, "chain");
+    const Hash128 root = chain.hash("root");
+    Hash128 parent = chain.hash("parent");
+    const std::vector<Hash128> hashes = chain.hashes("hashes", kMaxListItems);
+    const std::vector<BlockId> numbers = chain.tokens("blocks", kMaxListItems);
+    const std::vector<TokenId> tokens = chain.tokens("tokens", kMaxTokens);
+    if (hashes.empty() || numbers.size() != hashes.size() ||
+        tokens.size() != hashes.size() * kBlockSize ||
+        hashes.size() > kMaxListItems - blocks.size()) {
+      chain.wrong("tokens", "has " + std::to_string(tokens.size()) + " tokens for " +
+                                std::to_string(hashes.size()) + " hashes of " +
+                                std::to_string(numbers.size()) + " blocks");
+    }
+    for (std::size_t i = 0; i < hashes.size(); ++i) {
+      const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(i * kBlockSize);
+      blocks.push_back({root,
+                        parent,
+                        hashes[i],
+                        numbers[i],
+                        {first, first + static_cast<std::ptrdiff_t>(kBlockSize)}});
+      parent = hashes[i];
+    }
+  }
   return blocks;
 }
 
@@ -63,7 +111,7 @@ struct PayloadOf {
             {"log_level", init.log_level},
             {"offer_min_tokens", init.offer_min_tokens}};
   }
-  Json operator()(const AdoptFrame& adopt) const { return {{"blocks", list(adopt.blocks)}}; }
+  Json operator()(const AdoptFrame& adopt) const { return {{"chains", chains_of(adopt.blocks)}}; }
   Json operator()(const SubmitFrame& submit) const {
     return {{"request", wire::to_json(submit.request)}};
   }
@@ -100,6 +148,7 @@ struct PayloadOf {
             {"token_ids", wire::pack(frame.token_ids)},
             {"blocks", wire::pack(frame.blocks)}};
   }
+  Json operator()(const RankFrame& frame) const { return {{"rank", frame.rank}}; }
   Json operator()(const LentFrame& frame) const {
     return {{"id", frame.id},
             {"error", wire::cut_text(frame.error)},
@@ -126,7 +175,7 @@ struct PayloadOf {
             {"max_model_len", ready.max_model_len}};
   }
   Json operator()(const EventsFrame& frame) const { return {{"events", list(frame.events)}}; }
-  Json operator()(const PublishFrame& frame) const { return {{"blocks", list(frame.blocks)}}; }
+  Json operator()(const PublishFrame& frame) const { return {{"chains", chains_of(frame.blocks)}}; }
   Json operator()(const EvictFrame& frame) const {
     Json hashes = Json::array();
     for (const Hash128& hash : frame.hashes)
@@ -239,7 +288,7 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 1:
       return read_init(fields);
     case 2:
-      return AdoptFrame{read_blocks(fields)};
+      return AdoptFrame{read_chains(fields)};
     case 3:
       return SubmitFrame{wire::read_request(fields.at("request"))};
     case 4:
@@ -275,7 +324,7 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
       return frame;
     }
     case 18:
-      return PublishFrame{read_blocks(fields)};
+      return PublishFrame{read_chains(fields)};
     case 19: {
       EvictFrame frame;
       for (const Json& item : fields.array("hashes", kMaxListItems))
@@ -300,6 +349,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 27:
       return SnapshotPartFrame{fields.u64("id"), fields.u32("first_extent"),
                                read_checksums(fields)};
+    case 28:
+      return RankFrame{fields.u32("rank"), nullptr};
     default:
       return read_offer(fields);
   }
@@ -316,12 +367,15 @@ const DeviceMemory* memory_of(const Frame& frame) {
 /// those that it describes.
 void attach(Frame& frame, std::vector<UniqueFd> descriptors) {
   auto* memory = const_cast<DeviceMemory*>(memory_of(frame));  // of a frame that is not const
+  auto* rank = std::get_if<RankFrame>(&frame);
   const std::size_t wanted =
-      memory == nullptr ? 0 : (memory->weights_bytes > 0 ? 1 : 0) + (memory->kv_bytes > 0 ? 1 : 0);
+      memory == nullptr ? (rank == nullptr ? 0 : 1)
+                        : (memory->weights_bytes > 0 ? 1 : 0) + (memory->kv_bytes > 0 ? 1 : 0);
   if (descriptors.size() != wanted) {
     wire::fail(std::to_string(descriptors.size()) + " descriptors; it describes " +
                std::to_string(wanted));
   }
+  if (rank != nullptr) rank->process = std::make_shared<const UniqueFd>(std::move(descriptors[0]));
   if (memory == nullptr) return;
   auto next = descriptors.begin();
   if (memory->weights_bytes > 0)
@@ -352,6 +406,9 @@ std::vector<int> frame_descriptors(const Frame& frame) {
     for (const SharedFd& part : {memory->weights, memory->kv})
       if (part != nullptr) descriptors.push_back(part->get());
   }
+  if (const auto* rank = std::get_if<RankFrame>(&frame);
+      rank != nullptr && rank->process != nullptr)
+    descriptors.push_back(rank->process->get());
   return descriptors;
 }
 

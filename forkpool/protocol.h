@@ -54,6 +54,7 @@ using SharedFd = std::shared_ptr<const UniqueFd>;
 /// Memory of a device, by descriptors that keep it when the process that made it dies. To the pool
 /// they are opaque: it holds them and hands them to the worker's next process.
 struct DeviceMemory {
+  std::uint32_t rank = 0;  ///< of the worker's, whose memory it is
   std::string device;  ///< names it for good, such as a GPU's UUID
   Hash128 image;  ///< WeightImageView::digest() of what `weights` holds
   std::uint64_t weights_bytes = 0;  ///< of the allocation; 0: no weights
@@ -112,7 +113,7 @@ struct ArriveFrame {
   std::string error;  ///< not empty: no more will come
 };
 struct ShutdownFrame {};
-/// Between InitFrame and AdoptFrame, where the pool keeps something for this worker.
+/// Between InitFrame and AdoptFrame, for each rank that the pool keeps something for.
 struct InheritFrame {
   DeviceMemory memory;
 };
@@ -195,6 +196,12 @@ struct FatalFrame {
 struct KeepFrame {
   DeviceMemory memory;
 };
+/// Another process of this worker, a rank of its group, by a descriptor of the process: nothing of
+/// the group's memory is used again before it has ended, too.
+struct RankFrame {
+  std::uint32_t rank = 0;
+  SharedFd process;
+};
 /// What the worker will evict before long, while it still has it: the pool may ask for a snapshot.
 /// Nothing is promised, and it needs no answer.
 struct OfferFrame {
@@ -208,7 +215,7 @@ using Frame =
                  ShutdownFrame, InheritFrame, PeerFrame, LendFrame, TakeBackFrame, BorrowFrame,
                  ArriveFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame, StatsFrame,
                  SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame, LentFrame,
-                 SnapshotPartFrame>;
+                 SnapshotPartFrame, RankFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);

@@ -295,29 +295,6 @@ GenerateEvent read_event(const Json& value) {
   fields.wrong("type", "is none of admitted, token, finished, completed, failed");
 }
 
-Json to_json(const BlockEntry& block) {
-  return {{"root", pack(block.root)},
-          {"parent", pack(block.parent)},
-          {"hash", pack(block.hash)},
-          {"block", block.block},
-          {"tokens", pack(block.tokens)}};
-}
-
-BlockEntry read_block(const Json& value) {
-  const Fields fields(value, "block");
-  BlockEntry block{
-      .root = fields.hash("root"),
-      .parent = fields.hash("parent"),
-      .hash = fields.hash("hash"),
-      .block = static_cast<BlockId>(fields.u32("block", std::numeric_limits<BlockId>::max())),
-      .tokens = fields.tokens("tokens", kBlockSize)};
-  if (block.tokens.size() != kBlockSize) {
-    fields.wrong("tokens", "has " + std::to_string(block.tokens.size()) + " tokens, not " +
-                               std::to_string(kBlockSize));
-  }
-  return block;
-}
-
 Json to_json(const kvsnap::Manifest& manifest) {
   Json extents = Json::array();
   for (const kvsnap::Extent& extent : manifest.extents) {
@@ -353,7 +330,8 @@ kvsnap::Manifest read_manifest(const Json& value) {
 }
 
 Json to_json(const DeviceMemory& memory) {
-  return {{"device", memory.device},
+  return {{"rank", memory.rank},
+          {"device", memory.device},
           {"image", pack(memory.image)},
           {"weights_bytes", memory.weights_bytes},
           {"weights_digest", pack(memory.weights_digest)},
@@ -365,6 +343,7 @@ Json to_json(const DeviceMemory& memory) {
 DeviceMemory read_memory(const Json& value) {
   const Fields fields(value, "memory");
   DeviceMemory memory;
+  memory.rank = fields.u32("rank");
   memory.device = fields.text("device", kMaxNameBytes);
   memory.image = fields.hash("image");
   memory.weights_bytes = fields.u64("weights_bytes");

@@ -14,9 +14,6 @@ GenerateRequest read_request(const Json& value);
 Json to_json(const GenerateEvent& event);
 GenerateEvent read_event(const Json& value);
 
-Json to_json(const BlockEntry& block);
-BlockEntry read_block(const Json& value);
-
 Json to_json(const kvsnap::Manifest& manifest);
 kvsnap::Manifest read_manifest(const Json& value);
 

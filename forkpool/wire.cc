@@ -209,6 +209,20 @@ Hash128 Fields::hash(const char* name) const {
   return hash(at(name), name);
 }
 
+std::vector<Hash128> Fields::hashes(const char* name, std::size_t max_hashes) const {
+  const Json& value = at(name);
+  constexpr std::size_t kBytes = sizeof(Hash128::bytes);
+  if (!value.is_binary() || value.get_binary().size() % kBytes != 0 ||
+      value.get_binary().size() / kBytes > max_hashes) {
+    wrong(name,
+          "is no byte string of at most " + std::to_string(max_hashes) + " hashes of 16 bytes");
+  }
+  std::vector<Hash128> hashes(value.get_binary().size() / kBytes);
+  for (std::size_t i = 0; i < hashes.size(); ++i)
+    std::memcpy(hashes[i].bytes.data(), value.get_binary().data() + i * kBytes, kBytes);
+  return hashes;
+}
+
 std::vector<TokenId> Fields::tokens(const char* name, std::size_t max_tokens) const {
   const Json& value = at(name);
   if (!value.is_binary()) {

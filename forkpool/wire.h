@@ -52,6 +52,8 @@ class Fields {
   float f32(const char* name) const;
   std::string text(const char* name, std::size_t max_bytes) const;
   Hash128 hash(const char* name) const;
+  /// Packed one after another.
+  std::vector<Hash128> hashes(const char* name, std::size_t max_hashes) const;
   std::vector<TokenId> tokens(const char* name, std::size_t max_tokens) const;
   const Json& array(const char* name, std::size_t max_items) const;
 

@@ -1,6 +1,10 @@
 #include "forkpool/worker_slot.h"
 
+#include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -48,7 +52,10 @@ void WorkerSlot::release_memory() {
 }
 
 DeviceMemory WorkerSlot::kv_memory() const {
-  if (shared_.device_weights != nullptr) return device_kv_;
+  if (shared_.device_weights != nullptr) {
+    const auto found = device_kv_.find(0);
+    return found == device_kv_.end() ? DeviceMemory{} : found->second;
+  }
   DeviceMemory memory;
   const auto bytes = fd_size_bytes(kv_pool_->get());
   if (!bytes || *bytes == 0) return memory;
@@ -120,9 +127,8 @@ void WorkerSlot::spawn() {
                            .tp_size = options_.tensor_parallel,
                            .log_level = options_.log_level,
                            .offer_min_tokens = offer_min_tokens(options_)});
-  if (DeviceMemory memory = kept(); memory.weights_bytes > 0 || memory.kv_bytes > 0) {
+  for (DeviceMemory& memory : kept())
     channel_->send(InheritFrame{std::move(memory)});
-  }
   channel_->send(AdoptFrame{ledger_.adoptable(kMaxListItems)});
 }
 
@@ -138,6 +144,12 @@ void WorkerSlot::on_frame(Frame frame) {
   } else if (const auto* keep_frame = std::get_if<KeepFrame>(&frame)) {
     if (was_ready_) return kill("sent a keep frame after it was ready", false);
     keep(keep_frame->memory);
+  } else if (const auto* rank = std::get_if<RankFrame>(&frame)) {
+    if (ranks_.size() + 1 >= options_.tensor_parallel)
+      return kill("sent a rank frame, but has " + std::to_string(options_.tensor_parallel) +
+                      " ranks in all",
+                  false);
+    ranks_.push_back(rank->process);
   } else if (auto* ready = std::get_if<ReadyFrame>(&frame)) {
     if (was_ready_) return kill("sent a second ready frame", false);
     if (state_ == State::kBooting) on_ready(std::move(*ready));
@@ -179,30 +191,46 @@ void WorkerSlot::keep(const DeviceMemory& memory) {
   }
   logger("pool")->info("worker={} keeps weights_mib={} kv_mib={} of device={}", worker_,
                        memory.weights_bytes >> 20, memory.kv_bytes >> 20, memory.device);
+  if (memory.rank >= options_.tensor_parallel) {
+    return kill("keeps memory of rank " + std::to_string(memory.rank) + " of " +
+                    std::to_string(options_.tensor_parallel),
+                false);
+  }
   if (memory.weights_bytes > 0) {
-    DeviceMemory& weights = device_weights().memory;
+    DeviceMemory& weights = device_weights(memory.rank).memory;
     weights = memory;
-    device_weights().from = worker_;
+    device_weights(memory.rank).from = worker_;
     weights.kv.reset();
     weights.kv_bytes = 0;
   }
   if (memory.kv_bytes > 0) {
-    device_kv_ = memory;
-    device_kv_.weights.reset();
-    device_kv_.weights_bytes = 0;
+    DeviceMemory& kv = device_kv_[memory.rank] = memory;
+    kv.weights.reset();
+    kv.weights_bytes = 0;
   }
 }
 
-DeviceMemory WorkerSlot::kept() const {
-  if (shared_.device_weights == nullptr) return {};
-  DeviceMemory memory = device_weights().memory;
-  if (device_kv_.kv_bytes == 0) return memory;
-  if (memory.weights_bytes == 0) return device_kv_;
-  if (memory.device != device_kv_.device) return memory;  // never the KV of another device
-  memory.kv = device_kv_.kv;
-  memory.kv_bytes = device_kv_.kv_bytes;
-  memory.kv_layout = device_kv_.kv_layout;
-  memory.block_bytes = device_kv_.block_bytes;
+std::vector<DeviceMemory> WorkerSlot::kept() const {
+  std::vector<DeviceMemory> all;
+  if (shared_.device_weights == nullptr) return all;
+  for (std::uint32_t rank = 0; rank < options_.tensor_parallel; ++rank) {
+    DeviceMemory memory = kept(rank);
+    if (memory.weights_bytes > 0 || memory.kv_bytes > 0) all.push_back(std::move(memory));
+  }
+  return all;
+}
+
+DeviceMemory WorkerSlot::kept(std::uint32_t rank) const {
+  DeviceMemory memory = device_weights(rank).memory;
+  const auto found = device_kv_.find(rank);
+  if (found == device_kv_.end()) return memory;
+  const DeviceMemory& kv = found->second;
+  if (memory.weights_bytes == 0) return kv;
+  if (memory.device != kv.device) return memory;  // never the KV of another device
+  memory.kv = kv.kv;
+  memory.kv_bytes = kv.kv_bytes;
+  memory.kv_layout = kv.kv_layout;
+  memory.block_bytes = kv.block_bytes;
   return memory;
 }
 
@@ -211,10 +239,21 @@ DeviceMemory WorkerSlot::kept() const {
 // process sent which cannot be believed, and where processes keep failing.
 void WorkerSlot::forget_doubtful() {
   ledger_.clear();
-  device_kv_ = {};
+  device_kv_.clear();
   if (shared_.device_weights == nullptr) return;
-  const bool disbelieved = !trusted_ && device_weights().from == worker_;
-  if (disbelieved || boot_failures_ >= kFailuresBeforeNewWeights) device_weights().memory = {};
+  for (std::uint32_t rank = 0; rank < options_.tensor_parallel; ++rank) {
+    SharedWeights& weights = device_weights(rank);
+    const bool disbelieved = !trusted_ && weights.from == worker_;
+    if (disbelieved || boot_failures_ >= kFailuresBeforeNewWeights) weights.memory = {};
+  }
+}
+
+int WorkerSlot::running_rank() const {
+  for (const SharedFd& rank : ranks_) {
+    pollfd ended{rank->get(), POLLIN, 0};
+    if (::poll(&ended, 1, 0) == 0) return rank->get();
+  }
+  return -1;
 }
 
 void WorkerSlot::on_channel_end(const Result<void>& how) {
@@ -261,6 +300,12 @@ void WorkerSlot::on_exit() {
   const auto& exit = process_->try_wait();
   if (!exit) return exit_watch_->wait_readable([this] { on_exit(); });
   channel_->drain();
+  // Its other ranks die with it, and until they have a kernel of theirs may write.
+  if (const int rank = running_rank(); rank >= 0) {
+    (void)::syscall(SYS_pidfd_send_signal, rank, SIGKILL, nullptr, 0);
+    rank_watch_ = std::make_unique<Loop::Watch>(loop_, rank);
+    return rank_watch_->wait_readable([this] { on_exit(); });
+  }
   if (reason_.empty()) reason_ = exit->text;
   const bool clean = exit->clean;
   logger("pool")->log(stopping_ ? spdlog::level::info : spdlog::level::warn,
@@ -270,6 +315,8 @@ void WorkerSlot::on_exit() {
   exit_watch_.reset();
   channel_.reset();
   process_.reset();
+  rank_watch_.reset();
+  ranks_.clear();
   after_exit(clean);
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/base/unique_fd.h"
 #include "forkpool/backoff.h"
@@ -53,7 +54,8 @@ class WorkerSlot {
   struct Shared {
     int weights_fd = -1;
     int arena_fd = -1;
-    /// By the name of the workers' device; null: workers keep nothing in device memory.
+    /// By the names of the workers' devices and the rank; null: workers keep nothing in device
+    /// memory.
     std::map<std::string, SharedWeights>* device_weights = nullptr;
   };
 
@@ -96,9 +98,15 @@ class WorkerSlot {
   void on_channel_end(const Result<void>& how);
   void on_ready(ReadyFrame ready);
   void keep(const DeviceMemory& memory);
-  DeviceMemory kept() const;
-  /// Those of this worker's device. REQUIRES: shared_.device_weights.
-  SharedWeights& device_weights() const { return (*shared_.device_weights)[device_]; }
+  /// By rank, of those that something is kept for.
+  std::vector<DeviceMemory> kept() const;
+  DeviceMemory kept(std::uint32_t rank) const;
+  /// Those of a rank on this worker's devices. REQUIRES: shared_.device_weights.
+  SharedWeights& device_weights(std::uint32_t rank) const {
+    return (*shared_.device_weights)[device_ + " rank " + std::to_string(rank)];
+  }
+  /// A rank of the former group that has not ended yet; -1: none.
+  int running_rank() const;
   void forget_doubtful();
   void on_exit();
   void after_exit(bool clean);
@@ -125,7 +133,10 @@ class WorkerSlot {
   Clock::TimePoint ready_since_;
 
   Ledger ledger_;
-  DeviceMemory device_kv_;  // its weights part is empty; nothing where kv_bytes is 0
+  /// By rank. Weights parts are empty; nothing where kv_bytes is 0.
+  std::map<std::uint32_t, DeviceMemory> device_kv_;
+  std::vector<SharedFd> ranks_;  // the other processes of this group
+  std::unique_ptr<Loop::Watch> rank_watch_;
   bool trusted_ = true;  // this process's reports about blocks are believed
   bool was_ready_ = false;  // this process
   ReadyFrame hello_;

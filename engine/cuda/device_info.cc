@@ -1,6 +1,8 @@
 #include "engine/cuda/device_info.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <string>
 #include <vector>
 
 #include "engine/cuda/buffer.h"
@@ -46,6 +48,22 @@ Result<DeviceInfo> device_info(int ordinal) try {
   info.copy_engines = attribute(cudaDevAttrAsyncEngineCount, ordinal);
   check(cudaDriverGetVersion(&info.driver_version), "driver version");
   return info;
+} catch (const Exception& failure) {
+  return failure.error();
+}
+
+Result<std::string> device_uuid(int ordinal) try {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, ordinal), "device properties");
+  std::string name = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) name += '-';
+    char digits[3];
+    std::snprintf(digits, sizeof digits, "%02x",
+                  static_cast<unsigned>(static_cast<unsigned char>(properties.uuid.bytes[i])));
+    name += digits;
+  }
+  return name;
 } catch (const Exception& failure) {
   return failure.error();
 }

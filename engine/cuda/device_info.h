@@ -25,6 +25,10 @@ struct DeviceInfo {
 /// Visible GPUs; 0 where there is no driver. Never throws.
 int device_count() noexcept;
 
+/// The name under which every tool knows a GPU, whatever its ordinal is. Makes no context. Errors:
+/// kCuda.
+Result<std::string> device_uuid(int ordinal);
+
 /// Errors: `kUnavailable` where the machine has no such device.
 Result<DeviceInfo> device_info(int ordinal);
 

@@ -53,7 +53,7 @@ Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const BootFra
     return mapped.error();
   PartsRequest request;
   request.init = &frames.init;
-  request.inherited = &frames.inherited;
+  request.inherited = frames.inherited;
   request.image = &engine->image_;
   request.image_bytes = engine->weights_.size_bytes();
   request.weights_fd = weights_fd.get();
@@ -61,8 +61,10 @@ Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const BootFra
   request.arena = engine->arena();
   if (auto built = engine->build_model(request); !built) return built.error();
   engine->build_scheduler(frames.init, outbox);
-  if (auto memory = engine->parts_->memory_to_keep(engine->model_->kv()))
-    outbox.queue(KeepFrame{std::move(*memory)});
+  for (RankFrame& rank : engine->parts_->ranks())
+    outbox.queue(std::move(rank));
+  for (DeviceMemory& memory : engine->parts_->memory_to_keep(engine->model_->kv()))
+    outbox.queue(KeepFrame{std::move(memory)});
   if (auto adopted = engine->adopt_blocks(frames.adopt, outbox); !adopted) return adopted.error();
   if (auto built = engine->build_snapshots(outbox); !built) return built.error();
   return engine;

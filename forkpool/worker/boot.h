@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/base/clock.h"
 #include "engine/base/memory_map.h"
@@ -28,7 +29,7 @@ namespace thaw::forkpool::worker {
 /// What the pool says before anything runs.
 struct BootFrames {
   InitFrame init;
-  DeviceMemory inherited;  ///< of nothing where the pool keeps nothing
+  std::vector<DeviceMemory> inherited;  ///< by rank; of nothing where the pool keeps nothing
   AdoptFrame adopt;
 };
 

@@ -44,7 +44,7 @@ class CpuParts final : public DeviceParts {
     return kvsnap::make_cpu_copy_pipeline(device_->threads());
   }
   bool kv_survives(const model::KvView& /*kv*/) const override { return true; }
-  std::optional<DeviceMemory> memory_to_keep(const model::KvView& /*kv*/) override { return {}; }
+  std::vector<DeviceMemory> memory_to_keep(const model::KvView& /*kv*/) override { return {}; }
   Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const override {
     if (memory.device != "cpu") {
       return make_error(Errc::kUnsupported, "memory of device " + memory.device + " on the CPU");

@@ -1,4 +1,5 @@
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -7,10 +8,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <future>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <string>
@@ -24,10 +28,12 @@
 #include "engine/cuda/device_info.h"
 #include "engine/cuda/vmm.h"
 #include "engine/model/cuda/cuda_model.h"
+#include "engine/model/cuda/device_image.h"
 #include "engine/model/cuda/shard_upload.h"
 #include "engine/model/tensor_parallel.h"
 #include "engine/ops/cuda/device.h"
 #include "engine/ops/cuda/exchange.h"
+#include "forkpool/frame_socket.h"
 #include "forkpool/worker/device_parts.h"
 #include "forkpool/worker/group_model.h"
 #include "forkpool/worker/rank_link.h"
@@ -49,6 +55,7 @@ constexpr std::chrono::seconds kBootDeadline{50};
 constexpr std::chrono::seconds kPeerTimeout{20};  // of kernels that wait for a rank
 // What a former group held is free some tenths of a second after its end.
 constexpr std::chrono::seconds kMemoryWait{3};
+constexpr std::size_t kReadyWords = 8;
 
 double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -57,8 +64,10 @@ double milliseconds_since(Clock::time_point start) {
 /// Weights, KV and model of one rank.
 class Rank {
  public:
-  Rank(const InitFrame& init, const checkpoint::WeightImageView& image)
+  /// `kept`: what the pool kept of this rank; only used while it is made.
+  Rank(const InitFrame& init, const DeviceMemory& kept, const checkpoint::WeightImageView& image)
       : init_(init),
+        kept_(kept),
         image_(image),
         tp_{static_cast<int>(init.tp_rank), static_cast<int>(init.tp_size)} {}
 
@@ -80,6 +89,9 @@ class Rank {
     auto device = ops::CudaDevice::create(ordinal_);
     if (!device) return device.error();
     device_ = std::move(*device);
+    auto uuid = cuda::device_uuid(ordinal_);
+    if (!uuid) return uuid.error();
+    uuid_ = std::move(*uuid);
     auto config = model::ModelConfig::from_json(image_.document());
     if (!config) return config.error();
     config_ = std::move(*config);
@@ -94,11 +106,13 @@ class Rank {
     auto exchange = ops::cuda::Exchange::create(ordinal_, options);
     if (!exchange) return exchange.error();
     exchange_ = std::move(*exchange);
+    adopt_kv();
     return {};
   }
 
   /// KV blocks that this rank has room for; an error where there is none for what was asked.
   Result<std::uint64_t> room() const {
+    if (kv_ != nullptr) return kv_->size() / block_bytes();
     const auto free_bytes = cuda::free_device_bytes();
     if (!free_bytes) return free_bytes.error();
     const std::size_t reserved = model::cuda_model_bytes(config_, model_options()) + kMarginBytes;
@@ -121,9 +135,11 @@ class Rank {
   Result<std::unique_ptr<model::CudaModel>> make_model(std::uint64_t num_blocks,
                                                        std::span<const int> exchanges) {
     if (auto connected = exchange_->connect(exchanges); !connected) return connected.error();
-    auto kv = cuda::VmmAllocation::create(ordinal_, num_blocks * block_bytes());
-    if (!kv) return make_error(kv.error().code, "KV pool: " + kv.error().message);
-    kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*kv));
+    if (kv_ == nullptr) {
+      auto kv = cuda::VmmAllocation::create(ordinal_, num_blocks * block_bytes());
+      if (!kv) return make_error(kv.error().code, "KV pool: " + kv.error().message);
+      kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*kv));
+    }
     return model::make_cuda_model(*device_, image_, weights_->span(),
                                   kv_->span().subspan(0, num_blocks * block_bytes()),
                                   model_options());
@@ -131,6 +147,16 @@ class Rank {
 
   ops::cuda::Exchange& exchange() { return *exchange_; }
   const cuda::VmmAllocation& kv() const { return *kv_; }
+  const cuda::VmmAllocation& weights() const { return *weights_; }
+  const Hash128& weights_digest() const { return weights_digest_; }
+  /// The descriptor of what is imported is the one that came: an import is not exported again.
+  Result<SharedFd> kv_fd() const { return shared_fd(*kv_, kv_kept_ ? kept_.kv : nullptr); }
+  Result<SharedFd> weights_fd() const {
+    return shared_fd(*weights_, weights_imported_ ? kept_.weights : nullptr);
+  }
+  /// Whether the pool has what the device holds, as it is.
+  bool weights_kept() const { return weights_kept_; }
+  bool kv_kept() const { return kv_kept_; }
   const model::ModelConfig& config() const { return config_; }
   int ordinal() const { return ordinal_; }
   const ops::CudaDevice& device() const { return *device_; }
@@ -143,20 +169,81 @@ class Rank {
   Result<void> load_weights(int fd) {
     const auto plan = model::plan_shard(image_, config_, tp_);
     if (!plan) return plan.error();
-    const auto started = Clock::now();
-    auto made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
-    while (!made && made.error().code == Errc::kResourceExhausted &&
-           Clock::now() - started < kMemoryWait) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
+    if (adopt_weights(plan->total_bytes)) return {};
+    if (weights_ == nullptr) {
+      const auto started = Clock::now();
+      auto made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
+      while (!made && made.error().code == Errc::kResourceExhausted &&
+             Clock::now() - started < kMemoryWait) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
+      }
+      if (!made) return make_error(made.error().code, "weights: " + made.error().message);
+      weights_ = std::make_unique<cuda::VmmAllocation>(std::move(*made));
     }
-    if (!made) return make_error(made.error().code, "weights: " + made.error().message);
-    weights_ = std::make_unique<cuda::VmmAllocation>(std::move(*made));
     const auto report = model::upload_shard(fd, *plan, weights_->span());
     if (!report) return make_error(report.error().code, "weights: " + report.error().message);
+    const cuda::Stream stream;
+    const auto digests = model::device_digests(shard_span(plan->total_bytes), stream);
+    if (!digests) return digests.error();
+    weights_digest_ = digests->summary;
     logger("worker")->info("rank={} weights uploaded mib={} GB_per_s={:.1f}", tp_.rank,
                            report->bytes >> 20, report->bytes_per_second() * 1e-9);
     return {};
+  }
+
+  // What the digest takes: whole units of 16 bytes.
+  cuda::DeviceSpan<std::byte> shard_span(std::size_t bytes) const {
+    return weights_->span().subspan(0, bytes / 16 * 16);
+  }
+
+  static Result<SharedFd> shared_fd(const cuda::VmmAllocation& memory, const SharedFd& inherited) {
+    if (inherited != nullptr) return inherited;
+    auto exported = memory.export_fd();
+    if (!exported) return exported.error();
+    return std::make_shared<const UniqueFd>(std::move(*exported));
+  }
+
+  // Whether the kept weights are here and what they were. What is damaged keeps its memory.
+  bool adopt_weights(std::size_t bytes) {
+    if (kept_.weights_bytes < bytes || kept_.device != uuid_ || kept_.image != image_.digest())
+      return false;
+    const auto started = Clock::now();
+    auto imported =
+        cuda::VmmAllocation::import(ordinal_, kept_.weights->get(), kept_.weights_bytes);
+    if (!imported) {
+      logger("worker")->warn("rank={} kept weights cannot be imported: {}", tp_.rank,
+                             imported.error().message);
+      return false;
+    }
+    weights_ = std::make_unique<cuda::VmmAllocation>(std::move(*imported));
+    weights_imported_ = true;
+    const cuda::Stream stream;
+    const auto verified =
+        model::verify_device_image(shard_span(bytes), kept_.weights_digest, stream);
+    if (!verified) {
+      logger("worker")->warn("rank={} kept weights are damaged, uploading them again: {}", tp_.rank,
+                             verified.error().message);
+      return false;
+    }
+    weights_digest_ = kept_.weights_digest;
+    weights_kept_ = true;
+    logger("worker")->info("rank={} weights adopted mib={} ms={:.2f}", tp_.rank, bytes >> 20,
+                           milliseconds_since(started));
+    return true;
+  }
+
+  void adopt_kv() {
+    if (kept_.kv_bytes < block_bytes() || kept_.device != uuid_) return;
+    auto imported = cuda::VmmAllocation::import(ordinal_, kept_.kv->get(), kept_.kv_bytes);
+    if (!imported) {
+      logger("worker")->warn("rank={} kept KV cannot be imported: {}", tp_.rank,
+                             imported.error().message);
+      return;
+    }
+    kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*imported));
+    kv_kept_ = true;
+    logger("worker")->info("rank={} kv adopted mib={}", tp_.rank, kv_->size() >> 20);
   }
 
   model::CudaModelOptions model_options() const {
@@ -170,6 +257,7 @@ class Rank {
   }
 
   const InitFrame init_;
+  const DeviceMemory& kept_;
   const checkpoint::WeightImageView& image_;
   const model::TensorParallel tp_;
   int ordinal_ = 0;
@@ -178,6 +266,11 @@ class Rank {
   std::unique_ptr<cuda::VmmAllocation> weights_;
   std::unique_ptr<ops::cuda::Exchange> exchange_;
   std::unique_ptr<cuda::VmmAllocation> kv_;
+  std::string uuid_;
+  Hash128 weights_digest_;
+  bool weights_kept_ = false;
+  bool weights_imported_ = false;  ///< intact or not
+  bool kv_kept_ = false;
   double weights_ms_ = 0;
 };
 
@@ -219,7 +312,7 @@ class Watch {
 class CudaGroupParts final : public DeviceParts {
  public:
   explicit CudaGroupParts(const PartsRequest& request)
-      : request_(request), rank_(*request.init, *request.image) {}
+      : request_(request), rank_(*request.init, request.inherited.front(), *request.image) {}
 
   Result<void> build() {
     for (std::uint32_t rank = 1; rank < request_.init->tp_size; ++rank)
@@ -238,12 +331,15 @@ class CudaGroupParts final : public DeviceParts {
       RankMessage report;
       if (auto received = receive(follower, report, RankMessageKind::kReport); !received)
         return received;
-      if (report.words.size() != 2 || report.descriptors.size() != 1)
+      if (report.words.size() != 3 || report.descriptors.size() != 1)
         return make_error(Errc::kProtocol, "a rank's report is of another form");
-      num_blocks_ = std::min(num_blocks_, number_of(report.words));
+      num_blocks_ = std::min(num_blocks_, number_of(std::span(report.words).first(2)));
+      follower.kv_kept = report.words[2] != 0;
+      kv_kept_ = kv_kept_ && follower.kv_kept;
       exchanges_.push_back(std::move(report.descriptors.front()));
     }
     num_blocks_ = std::min<std::uint64_t>(num_blocks_, std::numeric_limits<BlockId>::max());
+    kv_kept_ = kv_kept_ && rank_.kv_kept();
     return {};
   }
 
@@ -271,11 +367,11 @@ class CudaGroupParts final : public DeviceParts {
       RankMessage ready;
       if (auto received = receive(follower, ready, RankMessageKind::kReady); !received)
         return received.error();
-      if (ready.words.size() != 2 || ready.descriptors.size() != 1)
-        return make_error(Errc::kProtocol, "a rank's ready is of another form");
-      auto kv = cuda::VmmAllocation::import(rank_.ordinal(), ready.descriptors.front().get(),
-                                            number_of(ready.words));
+      auto told = note_memory(ready);
+      if (!told) return told.error();
+      auto kv = cuda::VmmAllocation::import(rank_.ordinal(), told->kv->get(), told->kv_bytes);
       if (!kv) return make_error(kv.error().code, "KV of a rank: " + kv.error().message);
+      follower.memory = std::move(*told);
       blocks_.parts.push_back(kv->data());
       kv_of_followers_.push_back(std::move(*kv));
       links.push_back(follower.link.get());
@@ -305,8 +401,52 @@ class CudaGroupParts final : public DeviceParts {
     options.chunks.max_bytes = std::max(options.chunks.max_bytes / block, std::size_t{1}) * block;
     return kvsnap::make_split_copy_pipeline(cuda::StreamView(compute_), blocks_, options);
   }
-  bool kv_survives(const model::KvView& /*kv*/) const override { return false; }
-  std::optional<DeviceMemory> memory_to_keep(const model::KvView& /*kv*/) override { return {}; }
+  bool kv_survives(const model::KvView& kv) const override {
+    return kv_kept_ && std::ranges::all_of(request_.inherited, [&](const DeviceMemory& kept) {
+             return kept.kv_layout == kv.layout && kept.block_bytes == kv.block_bytes;
+           });
+  }
+
+  std::vector<DeviceMemory> memory_to_keep(const model::KvView& kv) override {
+    DeviceMemory own;
+    own.kv_bytes = rank_.kv_kept() ? 0 : rank_.kv().size();
+    own.weights_bytes = rank_.weights_kept() ? 0 : rank_.weights().size();
+    own.weights_digest = rank_.weights_digest();
+    if (own.kv_bytes > 0) own.kv = rank_.kv_fd().value();
+    if (own.weights_bytes > 0) own.weights = rank_.weights_fd().value();
+    std::vector<DeviceMemory> all;
+    all.push_back(std::move(own));
+    for (Follower& follower : followers_) {
+      all.push_back(std::exchange(follower.memory, {}));
+      if (!follower.kv_kept) continue;
+      all.back().kv_bytes = 0;
+      all.back().kv.reset();
+    }
+    for (std::uint32_t rank = 0; rank < all.size(); ++rank) {
+      all[rank].rank = rank;
+      all[rank].device = cuda::device_uuid(ordinal_of(rank)).value();
+      all[rank].image = request_.image->digest();
+      all[rank].kv_layout = kv.layout;
+      all[rank].block_bytes = kv.block_bytes;
+    }
+    // The pool has the one or the other already.
+    std::erase_if(all, [](const DeviceMemory& memory) {
+      return memory.kv_bytes == 0 && memory.weights_bytes == 0;
+    });
+    return all;
+  }
+
+  std::vector<RankFrame> ranks() const override {
+    std::vector<RankFrame> frames;
+    for (const Follower& follower : followers_) {
+      UniqueFd process(::fcntl(follower.process.pidfd(), F_DUPFD_CLOEXEC, 0));
+      if (!process) throw Exception(io_error("a rank's process descriptor", errno));
+      frames.push_back({static_cast<std::uint32_t>(frames.size()) + 1,
+                        std::make_shared<const UniqueFd>(std::move(process))});
+    }
+    return frames;
+  }
+
   Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& /*memory*/) const override {
     return make_error(Errc::kUnsupported, "KV in parts is not copied from worker to worker");
   }
@@ -316,7 +456,32 @@ class CudaGroupParts final : public DeviceParts {
   struct Follower {
     WorkerProcess process;
     std::unique_ptr<RankLink> link;
+    DeviceMemory memory = {};  ///< until the pool has heard of it
+    bool kv_kept = false;  ///< it has its KV already
   };
+
+  int ordinal_of(std::uint32_t rank) const {
+    const DeviceName devices = parse_device(request_.init->device).value();
+    return rank == 0 ? devices.ordinal : devices.more[rank - 1];
+  }
+
+  /// What a rank says that it has.
+  static Result<DeviceMemory> note_memory(RankMessage& ready) {
+    const std::span<const std::int32_t> words = ready.words;
+    DeviceMemory memory;
+    if (words.size() == kReadyWords) {
+      memory.kv_bytes = number_of(words.first(2));
+      memory.weights_bytes = number_of(words.subspan(2, 2));
+      std::memcpy(memory.weights_digest.bytes.data(), words.data() + 4, 16);
+    }
+    if (memory.kv_bytes == 0 || ready.descriptors.size() != (memory.weights_bytes > 0 ? 2U : 1U)) {
+      return make_error(Errc::kProtocol, "a rank's ready is of another form");
+    }
+    memory.kv = std::make_shared<const UniqueFd>(std::move(ready.descriptors.front()));
+    if (memory.weights_bytes > 0)
+      memory.weights = std::make_shared<const UniqueFd>(std::move(ready.descriptors.back()));
+    return memory;
+  }
 
   Result<kvsnap::PinnedRange> pin_arena() const try {
     const auto devices = parse_device(request_.init->device);
@@ -341,10 +506,13 @@ class CudaGroupParts final : public DeviceParts {
     if (!process) return process.error();
     InitFrame init = *request_.init;
     init.tp_rank = rank;
-    const std::string frame = encode_frame(init);
-    if (::send(ours.get(), frame.data(), frame.size(), MSG_NOSIGNAL) !=
-        static_cast<ssize_t>(frame.size()))
-      return io_error("cannot write to rank " + std::to_string(rank), errno);
+    FrameSender sender;
+    sender.push(init);
+    sender.push(InheritFrame{request_.inherited[rank]});
+    while (sender.unsent_bytes() > 0) {  // some hundred bytes into an empty socket
+      if (const int failed = sender.send_some(ours.get()); failed != 0)
+        return io_error("cannot write to rank " + std::to_string(rank), failed);
+    }
     logger("worker")->info("rank={} pid={} spawned", rank, process->pid());
     followers_.push_back({std::move(*process), std::make_unique<RankLink>(std::move(ours))});
     return {};
@@ -363,16 +531,18 @@ class CudaGroupParts final : public DeviceParts {
   kvsnap::PinnedRange pinned_;
   std::future<Result<kvsnap::PinnedRange>> pinning_;
   std::uint64_t num_blocks_ = 0;
+  bool kv_kept_ = true;  ///< all ranks'
   std::unique_ptr<Watch> watch_;  // ends before the links
   cudaStream_t compute_ = nullptr;  ///< the model's
 };
 
-Result<void> follow_leader(RankLink& leader, const InitFrame& init, int weights_fd) {
+Result<void> follow_leader(RankLink& leader, const InitFrame& init, DeviceMemory inherited,
+                           int weights_fd) {
   auto weights = map_inherited(weights_fd, MapAccess::kReadOnly, "weights");
   if (!weights) return weights.error();
   auto image = checkpoint::WeightImageView::open(weights->bytes());
   if (!image) return image.error();
-  Rank rank(init, *image);
+  Rank rank(init, inherited, *image);
   if (auto loaded = rank.load(weights_fd); !loaded) return loaded;
   const auto blocks = rank.room();
   if (!blocks) return blocks.error();
@@ -381,8 +551,10 @@ Result<void> follow_leader(RankLink& leader, const InitFrame& init, int weights_
     const auto exchange = rank.exchange().export_fd();
     if (!exchange) return exchange.error();
     const int descriptor = exchange->get();
-    if (auto sent = leader.send(RankMessageKind::kReport, words_of(*blocks),
-                                std::span(&descriptor, 1), kBootDeadline);
+    std::vector<std::int32_t> words = words_of(*blocks);
+    words.push_back(rank.kv_kept() ? 1 : 0);
+    if (auto sent =
+            leader.send(RankMessageKind::kReport, words, std::span(&descriptor, 1), kBootDeadline);
         !sent)
       return sent;
   }
@@ -396,14 +568,27 @@ Result<void> follow_leader(RankLink& leader, const InitFrame& init, int weights_
   if (!model) return model.error();
   begin.descriptors.clear();
   {
-    const auto kv = rank.kv().export_fd();
+    const std::uint64_t weights_bytes = rank.weights_kept() ? 0 : rank.weights().size();
+    std::vector<std::int32_t> words = words_of(rank.kv().size());
+    std::ranges::copy(words_of(weights_bytes), std::back_inserter(words));
+    words.resize(kReadyWords);
+    std::memcpy(words.data() + 4, rank.weights_digest().bytes.data(), 16);
+    std::vector<SharedFd> memory;
+    const auto kv = rank.kv_fd();
     if (!kv) return kv.error();
-    const int descriptor = kv->get();
-    if (auto sent = leader.send(RankMessageKind::kReady, words_of(rank.kv().size()),
-                                std::span(&descriptor, 1), kBootDeadline);
-        !sent)
+    memory.push_back(*kv);
+    if (weights_bytes > 0) {
+      const auto weights_memory = rank.weights_fd();
+      if (!weights_memory) return weights_memory.error();
+      memory.push_back(*weights_memory);
+    }
+    std::vector<int> descriptors;
+    for (const SharedFd& part : memory)
+      descriptors.push_back(part->get());
+    if (auto sent = leader.send(RankMessageKind::kReady, words, descriptors, kBootDeadline); !sent)
       return sent;
   }
+  inherited = {};  // what is used of it is imported; nothing else shall live on
   auto followed = follow(leader, **model);
   if (!followed) rank.exchange().stop();
   return followed;
@@ -419,14 +604,15 @@ Result<std::unique_ptr<DeviceParts>> make_cuda_group_parts(const PartsRequest& r
   return failure.error();
 }
 
-Result<void> run_cuda_follower(UniqueFd socket, const InitFrame& init, int weights_fd) {
+Result<void> run_cuda_follower(UniqueFd socket, const InitFrame& init, DeviceMemory inherited,
+                               int weights_fd) {
   // No orphan: whatever this process waits for, it ends with its leader. One that has ended already
   // has closed the link.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   RankLink leader(std::move(socket));
   const auto run = [&]() -> Result<void> {
     try {
-      return follow_leader(leader, init, weights_fd);
+      return follow_leader(leader, init, std::move(inherited), weights_fd);
     } catch (const Exception& failure) {
       return failure.error();
     }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <future>
 #include <memory>
 #include <string>
@@ -36,21 +35,6 @@ std::string mebibytes(std::size_t bytes) {
   return std::to_string(bytes >> 20) + " MiB";
 }
 
-/// The name under which every tool knows a GPU, whatever its ordinal is.
-std::string device_uuid(int ordinal) {
-  cudaDeviceProp properties{};
-  cuda::check(cudaGetDeviceProperties(&properties, ordinal), "device properties");
-  std::string name = "GPU-";
-  for (int i = 0; i < 16; ++i) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) name += '-';
-    char digits[3];
-    std::snprintf(digits, sizeof digits, "%02x",
-                  static_cast<unsigned>(static_cast<unsigned char>(properties.uuid.bytes[i])));
-    name += digits;
-  }
-  return name;
-}
-
 class ImportedPeer final : public PeerMemory {
  public:
   explicit ImportedPeer(cuda::VmmAllocation allocation) : allocation_(std::move(allocation)) {}
@@ -79,7 +63,9 @@ class CudaParts final : public DeviceParts {
     auto device = ops::CudaDevice::create(ordinal_);
     if (!device) return device.error();
     device_ = std::move(*device);
-    uuid_ = device_uuid(ordinal_);
+    auto uuid = cuda::device_uuid(ordinal_);
+    if (!uuid) return uuid.error();
+    uuid_ = std::move(*uuid);
     auto config = model::ModelConfig::from_json(request_.image->document());
     if (!config) return config.error();
     config_ = std::move(*config);
@@ -112,11 +98,10 @@ class CudaParts final : public DeviceParts {
   }
 
   bool kv_survives(const model::KvView& kv) const override {
-    return kv_imported_ && request_.inherited->kv_layout == kv.layout &&
-           request_.inherited->block_bytes == kv.block_bytes;
+    return kv_imported_ && kept().kv_layout == kv.layout && kept().block_bytes == kv.block_bytes;
   }
 
-  std::optional<DeviceMemory> memory_to_keep(const model::KvView& kv) override {
+  std::vector<DeviceMemory> memory_to_keep(const model::KvView& kv) override {
     DeviceMemory memory;
     memory.device = uuid_;
     memory.image = request_.image->digest();
@@ -125,7 +110,7 @@ class CudaParts final : public DeviceParts {
     memory.block_bytes = kv.block_bytes;
     if (weights_changed_) {
       memory.weights = weights_imported_
-                           ? request_.inherited->weights
+                           ? kept().weights
                            : std::make_shared<const UniqueFd>(weights_->export_fd().value());
       memory.weights_bytes = weights_->size();
     }
@@ -133,8 +118,8 @@ class CudaParts final : public DeviceParts {
       memory.kv = std::make_shared<const UniqueFd>(kv_->export_fd().value());
       memory.kv_bytes = kv_->size();
     }
-    if (!weights_changed_ && kv_imported_) return std::nullopt;
-    return memory;
+    if (!weights_changed_ && kv_imported_) return {};
+    return {std::move(memory)};
   }
 
   Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const override {
@@ -148,6 +133,9 @@ class CudaParts final : public DeviceParts {
   double weights_ms() const override { return weights_ms_; }
 
  private:
+  /// Only while the parts are made.
+  const DeviceMemory& kept() const { return request_.inherited.front(); }
+
   Result<kvsnap::PinnedRange> pin_arena() const try {
     cuda::check(cudaSetDevice(ordinal_), "device of the arena");
     const auto started = Clock::now();
@@ -185,7 +173,7 @@ class CudaParts final : public DeviceParts {
     auto digests = model::device_digests(image_span(), stream);
     if (!digests) return digests.error();
     weights_digest_ = digests->summary;
-    weights_changed_ = !weights_imported_ || weights_digest_ != request_.inherited->weights_digest;
+    weights_changed_ = !weights_imported_ || weights_digest_ != kept().weights_digest;
     logger("worker")->info("weights uploaded mib={} GB_per_s={:.1f}", request_.image_bytes >> 20,
                            report->bytes_per_second() * 1e-9);
     return {};
@@ -193,13 +181,13 @@ class CudaParts final : public DeviceParts {
 
   // Whether the kept weights are here and what they were. What is damaged keeps its memory.
   bool adopt_weights() {
-    const DeviceMemory& kept = *request_.inherited;
-    if (kept.weights_bytes < request_.image_bytes + 16 || kept.device != uuid_ ||
-        kept.image != request_.image->digest()) {
+    if (kept().weights_bytes < request_.image_bytes + 16 || kept().device != uuid_ ||
+        kept().image != request_.image->digest()) {
       return false;
     }
     const auto started = Clock::now();
-    auto imported = cuda::VmmAllocation::import(ordinal_, kept.weights->get(), kept.weights_bytes);
+    auto imported =
+        cuda::VmmAllocation::import(ordinal_, kept().weights->get(), kept().weights_bytes);
     if (!imported) {
       logger("worker")->warn("kept weights cannot be imported: {}", imported.error().message);
       return false;
@@ -208,13 +196,13 @@ class CudaParts final : public DeviceParts {
     weights_imported_ = true;
     const double import_ms = milliseconds_since(started);
     const cuda::Stream stream;
-    const auto verified = model::verify_device_image(image_span(), kept.weights_digest, stream);
+    const auto verified = model::verify_device_image(image_span(), kept().weights_digest, stream);
     if (!verified) {
       logger("worker")->warn("kept weights are damaged, uploading them again: {}",
                              verified.error().message);
       return false;
     }
-    weights_digest_ = kept.weights_digest;
+    weights_digest_ = kept().weights_digest;
     logger("worker")->info("weights adopted mib={} import_ms={:.2f} verify_ms={:.2f}",
                            request_.image_bytes >> 20, import_ms,
                            milliseconds_since(started) - import_ms);
@@ -231,9 +219,8 @@ class CudaParts final : public DeviceParts {
   }
 
   Result<void> make_kv() {
-    const DeviceMemory& kept = *request_.inherited;
-    if (kept.kv_bytes > 0 && kept.device == uuid_) {
-      auto imported = cuda::VmmAllocation::import(ordinal_, kept.kv->get(), kept.kv_bytes);
+    if (kept().kv_bytes > 0 && kept().device == uuid_) {
+      auto imported = cuda::VmmAllocation::import(ordinal_, kept().kv->get(), kept().kv_bytes);
       if (imported) {
         kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*imported));
         kv_imported_ = true;

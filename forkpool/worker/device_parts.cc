@@ -22,11 +22,13 @@ Result<std::unique_ptr<DeviceParts>> make_device_parts(const PartsRequest& reque
 #endif
 }
 
-Result<void> run_follower(UniqueFd socket, const InitFrame& init, int weights_fd) {
+Result<void> run_follower(UniqueFd socket, const InitFrame& init, DeviceMemory inherited,
+                          int weights_fd) {
 #ifdef THAW_WITH_CUDA
-  return run_cuda_follower(std::move(socket), init, weights_fd);
+  return run_cuda_follower(std::move(socket), init, std::move(inherited), weights_fd);
 #else
   (void)socket;
+  (void)inherited;
   (void)weights_fd;
   return make_error(Errc::kUnsupported,
                     "rank " + std::to_string(init.tp_rank) + ": this build has no CUDA kernels");

@@ -2,7 +2,9 @@
 
 #include <cstddef>
 #include <memory>
-#include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
@@ -20,7 +22,8 @@ namespace thaw::forkpool::worker {
 /// the parts, but for the descriptors and `inherited`, which are only used while they are made.
 struct PartsRequest {
   const InitFrame* init = nullptr;
-  const DeviceMemory* inherited = nullptr;  ///< what the pool kept; of nothing where it kept none
+  /// What the pool kept, by rank; of nothing where it kept none. REQUIRES: one for each rank.
+  std::span<const DeviceMemory> inherited;
   const checkpoint::WeightImageView* image = nullptr;
   std::size_t image_bytes = 0;
   int weights_fd = -1;  ///< the file or memfd that `image` maps
@@ -43,8 +46,11 @@ class DeviceParts {
   /// Whether the KV memory holds what an earlier process of this worker left, in the layout of
   /// `kv`: only then may its published blocks be adopted.
   virtual bool kv_survives(const model::KvView& kv) const = 0;
-  /// What the pool shall keep from now on; nothing where it has it already, or keeps files.
-  virtual std::optional<DeviceMemory> memory_to_keep(const model::KvView& kv) = 0;
+  /// What the pool shall keep from now on, of every rank; nothing where it has it already, or keeps
+  /// files.
+  virtual std::vector<DeviceMemory> memory_to_keep(const model::KvView& kv) = 0;
+  /// The other processes of this worker.
+  virtual std::vector<RankFrame> ranks() const { return {}; }
   /// Another worker's KV memory, readable by the pipeline. Errors: kUnsupported where this device
   /// cannot reach it.
   virtual Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const = 0;
@@ -65,8 +71,10 @@ Result<std::unique_ptr<DeviceParts>> make_cuda_group_parts(const PartsRequest& r
 /// The whole work of a process that is not the first rank of its worker, `init` its first frame and
 /// `socket` where that came from: until the first rank ends. Does not return an error: it tells the
 /// first rank and ends the process.
-Result<void> run_follower(UniqueFd socket, const InitFrame& init, int weights_fd);
-Result<void> run_cuda_follower(UniqueFd socket, const InitFrame& init, int weights_fd);
+Result<void> run_follower(UniqueFd socket, const InitFrame& init, DeviceMemory inherited,
+                          int weights_fd);
+Result<void> run_cuda_follower(UniqueFd socket, const InitFrame& init, DeviceMemory inherited,
+                               int weights_fd);
 
 /// "bf16", "f16" or "f32".
 Result<ops::KvDType> parse_kv_dtype(const std::string& name);

@@ -15,9 +15,13 @@ namespace thaw::forkpool::worker {
 /// What ranks of one worker tell each other. The first one leads: it speaks with the pool, plans
 /// the steps and tells the others, who follow.
 enum class RankMessageKind : std::uint32_t {
-  kReport = 1,  ///< follower: blocks that it has room for (two words), its exchange's descriptor
+  /// Follower: blocks that it has room for (two words), whether its KV is that of a former process,
+  /// its exchange's descriptor.
+  kReport = 1,
   kBegin = 2,  ///< leader: blocks to make (two words), every rank's exchange by rank
-  kReady = 3,  ///< follower: steps may come; bytes of its KV (two words), their descriptor
+  /// Follower: steps may come; bytes of its KV (two words), of its weights where the pool has not
+  /// heard of them (two words, else 0), their digest (four words), and the descriptors of both.
+  kReady = 3,
   kLaunch = 4,  ///< leader: a batch (engine/model/batch_message.h)
   kCopyBlock = 5,  ///< leader: from, to
   kFailed = 6,  ///< follower: the error's code, then its text, a character a word

@@ -1,5 +1,6 @@
 #include "forkpool/worker/worker.h"
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "engine/base/log.h"
 #include "forkpool/worker/boot.h"
@@ -155,14 +157,30 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
   }
   if (init->tp_rank > 0) {
     set_log_prefix("worker=" + std::to_string(init->worker) + "." + std::to_string(init->tp_rank));
-    return run_follower(channel.release(), *init, fds.weights);
+    // Always sent to one, if of nothing: what comes behind it is no frame.
+    auto next = await_frame(channel, kBootDeadline);
+    if (!next) return next.error();
+    if (!next->found) return {};
+    auto* inherit = std::get_if<InheritFrame>(&next->frame);
+    if (inherit == nullptr) return unexpected(next->frame, "inherit");
+    return run_follower(channel.release(), *init, std::move(inherit->memory), fds.weights);
   }
   BootFrames frames{*init, {}, {}};
+  frames.inherited.resize(std::max(init->tp_size, 1U));
   auto second = await_frame(channel, kBootDeadline);
   if (!second) return second.error();
   if (!second->found) return {};
-  if (auto* inherit = std::get_if<InheritFrame>(&second->frame)) {
-    frames.inherited = std::move(inherit->memory);
+  std::vector<bool> has_come(frames.inherited.size(), false);
+  while (auto* inherit = std::get_if<InheritFrame>(&second->frame)) {
+    const std::uint32_t rank = inherit->memory.rank;
+    if (rank >= has_come.size() || has_come[rank]) {
+      return make_error(Errc::kProtocol, "the pool sent an inherit frame of rank " +
+                                             std::to_string(rank) + " of " +
+                                             std::to_string(has_come.size()) +
+                                             "; expected adopt, or one of another rank");
+    }
+    has_come[rank] = true;
+    frames.inherited[rank] = std::move(inherit->memory);
     second = await_frame(channel, kBootDeadline);
     if (!second) return second.error();
     if (!second->found) return {};
@@ -175,7 +193,7 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
   const auto started = std::chrono::steady_clock::now();
   auto engine = Engine::boot(fds, frames, outbox);
   if (!engine) return engine.error();
-  frames.inherited = {};  // what is used of it is imported; nothing else shall live on
+  frames.inherited.clear();  // what is used of it is imported; nothing else shall live on
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
   const ReadyFrame& ready = (*engine)->ready();
   logger("worker")->info(

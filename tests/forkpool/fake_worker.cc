@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -169,7 +170,8 @@ class FakeWorker {
       const char* rules = std::getenv("THAW_FAKE");
       rules_ = Rules::parse(rules == nullptr ? "" : rules, init_);
     } else if (auto* inherit = std::get_if<InheritFrame>(&frame)) {
-      inherited_ = std::move(inherit->memory);
+      const std::uint32_t rank = inherit->memory.rank;
+      inherited_[rank] = std::move(inherit->memory);
     } else if (auto* adopt = std::get_if<AdoptFrame>(&frame)) {
       if (init_.device != "cpu" && !use_device_memory()) return false;
       return boot(std::move(adopt->blocks));
@@ -199,13 +201,16 @@ class FakeWorker {
 
   // As a worker on a GPU does: what was kept is mapped and verified, the rest is made and kept.
   bool use_device_memory() {
+    const DeviceMemory& inherited = inherited_[0];
+    for (std::uint32_t rank = 1; rank < init_.tp_size; ++rank)
+      use_rank(rank);
     DeviceMemory kept;
     kept.device = "fake-device";
     kept.image = hash_text("fake image");
     kept.weights_digest = hash_text("fake weights");
-    if (inherited_.weights_bytes > 0) {
-      weights_ = map(inherited_.weights->get());
-      if (weights_.size() != kDeviceBytes || inherited_.image != kept.image) return false;
+    if (inherited.weights_bytes > 0) {
+      weights_ = map(inherited.weights->get());
+      if (weights_.size() != kDeviceBytes || inherited.image != kept.image) return false;
     }
     const bool intact = std::ranges::all_of(weights_, [](std::byte b) { return b == kWeight; });
     if (weights_.empty()) {
@@ -217,8 +222,8 @@ class FakeWorker {
       std::ranges::fill(weights_, kWeight);
       ++stats_.restores;  // an upload
     }
-    if (inherited_.kv_bytes > 0) {
-      kv_ = map(inherited_.kv->get());
+    if (inherited.kv_bytes > 0) {
+      kv_ = map(inherited.kv->get());
     } else {
       kept.kv = make_memory("kv");
       kept.kv_bytes = kDeviceBytes;
@@ -233,6 +238,29 @@ class FakeWorker {
     }
     if (rules_.die_after_keep) ::raise(SIGKILL);
     return true;
+  }
+
+  // Another rank of a group: a process that ends for nobody, and memory that nobody looks into.
+  void use_rank(std::uint32_t rank) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      for (int fd = 3; fd < 64; ++fd)
+        ::close(fd);
+      while (true)
+        ::pause();
+    }
+    const long process = ::syscall(SYS_pidfd_open, pid, 0);
+    if (pid < 0 || process < 0) std::exit(10);
+    send(RankFrame{rank, std::make_shared<const UniqueFd>(UniqueFd(static_cast<int>(process)))});
+    if (inherited_[rank].kv_bytes > 0) return;
+    DeviceMemory memory;
+    memory.rank = rank;
+    memory.device = "fake-device";
+    memory.weights = make_memory("weights");
+    memory.kv = make_memory("kv");
+    memory.weights_bytes = memory.kv_bytes = kDeviceBytes;
+    send(KeepFrame{memory});
+    ++stats_.restores;  // an upload
   }
 
   static SharedFd make_memory(const char* name) {
@@ -590,7 +618,7 @@ class FakeWorker {
   bool booted_ = false;
   int status_ = 0;
   FrameDecoder decoder_;
-  DeviceMemory inherited_;
+  std::map<std::uint32_t, DeviceMemory> inherited_;  ///< by rank
   std::span<std::byte> weights_;  ///< in device memory
   std::span<std::byte> kv_;
   std::span<std::byte> arena_;

@@ -62,6 +62,33 @@ TEST(PoolDeviceMemory, ASuccessorFindsWeightsAndBlocksWithoutAnUpload) {
   EXPECT_EQ(kept_files(), before);
 }
 
+// A rank that outlives its group's first process is ended before anything of theirs is used again:
+// the fake's ends for nobody, so that the group would never come back otherwise.
+TEST(PoolDeviceMemory, AGroupFindsTheMemoryOfAllItsRanks) {
+  const std::size_t before = kept_files();
+  {
+    PoolOptions options = device_options(1);
+    options.device = "cuda:0,1";
+    options.tensor_parallel = 2;
+    PoolHarness harness("", options);
+    ASSERT_TRUE(harness.wait_ready());
+    ASSERT_TRUE(harness.wait([&] { return uploads(harness) == 2; }));
+    const GenerateRequest first = make_request(1, make_prompt(200, 1), 8);
+    harness.submit({first});
+    ASSERT_TRUE(harness.wait_ended(1));
+    for (std::uint32_t death = 1; death <= 3; ++death) {
+      ASSERT_TRUE(harness.kill_worker(0));
+      ASSERT_TRUE(harness.wait_ready());
+      EXPECT_EQ(harness.worker(0).generation, death);
+      EXPECT_EQ(harness.worker(0).adopted_blocks, 12U);
+    }
+    EXPECT_EQ(uploads(harness), 2U);
+    EXPECT_EQ(kept_files(), before + 5);  // the harness's own, and two of each rank
+    EXPECT_TRUE(harness.pool().shutdown(milliseconds(20000)));
+  }
+  EXPECT_EQ(kept_files(), before);
+}
+
 TEST(PoolDeviceMemory, DamagedWeightsAreUploadedAgain) {
   PoolHarness harness("0.0:damage_weights", device_options(1));
   const GenerateRequest request = make_request(1, make_prompt(100, 1), 8);

@@ -25,6 +25,7 @@
 #include "forkpool/worker/worker.h"
 #include "tests/cuda/gpu_test.h"
 #include "tests/forkpool/pool_harness.h"
+#include "tests/forkpool/trunk_calls.h"
 
 namespace thaw::forkpool {
 namespace {
@@ -106,6 +107,13 @@ class CapturedLog {
   UniqueFd saved_;
 };
 
+std::size_t count(const std::string& text, const std::string& what) {
+  std::size_t found = 0;
+  for (auto at = text.find(what); at != std::string::npos; at = text.find(what, at + 1))
+    ++found;
+  return found;
+}
+
 using PoolRanksTest = cuda::GpuTest;
 
 std::vector<GenerateRequest> requests() {
@@ -173,6 +181,7 @@ TEST_F(PoolRanksTest, WhicheverRankIsKilledTheGroupComesBack) {
     for (const bool first : {false, true}) {
       SCOPED_TRACE(first ? "the first rank" : "the second rank");
       const pid_t leader = harness.worker(0).pid;
+      const std::size_t uploads = count(log.text(), "weights uploaded");
       const pid_t follower = log.follower();
       ASSERT_GT(follower, 0);
       GenerateRequest request = request_of(first ? 51 : 50, 0, 30, 0.9F);
@@ -200,6 +209,9 @@ TEST_F(PoolRanksTest, WhicheverRankIsKilledTheGroupComesBack) {
       EXPECT_TRUE(harness.wait([&] { return ::kill(follower, 0) != 0; }));
       EXPECT_TRUE(harness.wait([&] { return ::kill(leader, 0) != 0; }));
       EXPECT_NE(log.follower(), follower);
+      // What the ranks had outlives them: nothing is copied, and the trunk is there.
+      EXPECT_EQ(count(log.text(), "weights uploaded"), uploads);
+      EXPECT_GE(harness.worker(0).adopted_blocks, 9u);
     }
     EXPECT_EQ(harness.stream(50).tokens, harness.stream(51).tokens);
     EXPECT_EQ(harness.pool().status().worker_deaths, 2u);
@@ -244,6 +256,45 @@ TEST_F(PoolRanksTest, ASnapshotGoesOnInAnotherGroup) {
   EXPECT_EQ(restored.tokens, cold.tokens);
   EXPECT_GE(restored.completed->cached_tokens, 144u);
   EXPECT_GE(harness.worker(1).stats.restores, 1u);
+}
+
+// By files, as another server does on another day: what one GPU computed goes on over two, and what
+// two computed goes on on one.
+TEST_F(PoolRanksTest, ASnapshotGoesOnAtAnyNumberOfRanks) {
+  const std::string folder = testing::TempDir() + "/thaw-ranks-kv-" + std::to_string(::getpid());
+  std::filesystem::create_directories(folder);
+  const GenerateRequest first = request_of(1, 3, 12, 0.9F);
+  std::vector<std::vector<TokenId>> answers;
+  for (const std::uint32_t ranks : {1U, 2U}) {
+    SCOPED_TRACE(std::to_string(ranks) + " ranks");
+    const std::string path = folder + "/" + std::to_string(ranks) + ".thawkv";
+    {
+      PoolHarness harness("", options(ranks), weights());
+      ASSERT_TRUE(harness.wait_ready());
+      harness.submit({first});
+      ASSERT_TRUE(harness.wait_ended(1));
+      ASSERT_FALSE(harness.stream(1).failed) << harness.stream(1).failed->to_string();
+      answers.push_back(harness.stream(1).tokens.at(0));
+      const auto saved = save_trunk(harness.pool(), path, first.prompt);
+      ASSERT_TRUE(saved) << saved.error().to_string();
+      EXPECT_EQ(saved->num_tokens, 144u);
+    }
+    PoolHarness harness("", options(3 - ranks), weights());
+    ASSERT_TRUE(harness.wait_ready());
+    const auto loaded = load_trunk(harness.pool(), path, "pin");
+    ASSERT_TRUE(loaded) << loaded.error().to_string();
+    GenerateRequest again = first;
+    again.id = 2;
+    harness.submit({again});
+    ASSERT_TRUE(harness.wait_ended(2));
+    const auto stream = harness.stream(2);
+    ASSERT_FALSE(stream.failed) << stream.failed->to_string();
+    answers.push_back(stream.tokens.at(0));
+    EXPECT_GE(stream.completed->cached_tokens, 144u);  // not prefilled
+  }
+  for (const auto& answer : answers)
+    EXPECT_EQ(answer, answers[0]);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(PoolRanksTest, WhatCannotBeIsNamed) {

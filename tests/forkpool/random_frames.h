@@ -1,5 +1,7 @@
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -126,7 +128,9 @@ class RandomFrames {
     return manifest;
   }
   /// Without descriptors, so of nothing.
-  DeviceMemory memory() { return {text(), hash(), 0, hash(), 0, text(), u64(), nullptr, nullptr}; }
+  DeviceMemory memory() {
+    return {u32(), text(), hash(), 0, hash(), 0, text(), u64(), nullptr, nullptr};
+  }
   std::vector<std::uint32_t> checksums() {
     std::vector<std::uint32_t> sums;
     for (std::uint64_t i = number(4); i > 0; --i)
@@ -215,6 +219,8 @@ class RandomFrames {
         return LentFrame{u64(), text(), tokens(number(4))};
       case 24:
         return SnapshotPartFrame{u64(), u32(), checksums()};
+      case 25:  // its descriptor is any
+        return RankFrame{u32(), std::make_shared<const UniqueFd>(::dup(0))};
       default: {
         OfferFrame offer{hash(), {}, 0};
         offer.token_ids.resize(kBlockSize * (1 + number(4)));

@@ -443,7 +443,7 @@ TEST_F(FatalTest, FramesOutOfOrder) {
   twice.send(init());
   twice.send(InheritFrame{});
   twice.send(InheritFrame{});
-  expect_fatal(twice, Errc::kProtocol, "expected inherit or adopt");
+  expect_fatal(twice, Errc::kProtocol, "expected adopt, or one of another rank");
   DrivenWorker late(memory(kv), init());
   ASSERT_TRUE(late.await<ReadyFrame>());
   late.send(ReadyFrame{});
