@@ -142,6 +142,14 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
   tail_x_ = reinterpret_cast<float*>(gathered + sizes.tail_x_at);
   tail_attended_ = reinterpret_cast<Bf16*>(gathered + sizes.tail_attended_at);
   logits_ = reinterpret_cast<float*>(gathered + sizes.logits_at);
+  for (int rank = 0; tp.size > 1 && rank < tp.size; ++rank) {
+    const ops::cuda::ExchangeView& view = exchange->view();
+    // Regions are alike: what has a place in one has the same in all.
+    if (rank != tp.rank)
+      copies_.push_back(
+          static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.regions[rank]) -
+                                    reinterpret_cast<std::uintptr_t>(view.regions[tp.rank])));
+  }
   if (tp.size > 1) parts_ = {sizes.parts(), stream};
   attended_part_ = {tp.size == 1 ? attended_ : parts_.data(), q_size()};
   gated_part_ = {tp.size == 1 ? gated_ : attended_part_.data + sizes.attended_part,
@@ -289,10 +297,27 @@ void Forward::finish_layer(int layer, int num_rows, float* x, Tiles attended_par
   linear(StepPart::kOut, w.o, attended, num_rows, Epilogue::kAddF32, own_x, hidden, w.o_bias,
          stream);
   norm(w.ffn_norm, num_rows, x, Columns::kOwn, stream);
-  linear(StepPart::kGateUp, w.gate_up, {normed_.data(), hidden}, num_rows, Epilogue::kSwigluTiles,
-         gated_part_.data, 0, nullptr, stream);
+  const Tiles normed{normed_.data(), hidden};
   const Tiles gated{gated_, config_.intermediate_size};
-  gather_tiles_of(gated_part_, gated, num_rows, bounds_.intermediate, stream);
+  // Where the part belongs at once. Columns of tiles follow one another by chunks.
+  const Tiles own_gated{
+      gated.data + static_cast<std::size_t>(first_of(bounds_.intermediate)) * ops::cuda::kTokenTile,
+      own(bounds_.intermediate)};
+  const bool in_place = pushes(num_rows) || sends_gated(num_rows);
+  linear(StepPart::kGateUp, w.gate_up, normed, num_rows, Epilogue::kSwigluTiles,
+         in_place ? own_gated.data : gated_part_.data, in_place ? gated.cols : 0, nullptr, stream);
+  if (pushes(num_rows)) {
+    meet_peers(stream);
+  } else if (sends_gated(num_rows)) {
+    auto gather = ops::cuda::gather_of_tiles(*exchange_, ++num_exchanges_, own_gated, gated,
+                                             num_rows, bounds_.intermediate);
+    gather.source = nullptr;
+    gather.sent = true;
+    ops::cuda::all_gather(device_, gather, stream);
+    done(StepPart::kExchange);
+  } else {
+    gather_tiles_of(gated_part_, gated, num_rows, bounds_.intermediate, stream);
+  }
   linear(StepPart::kDown, w.down, gated, num_rows, Epilogue::kAddF32, own_x, hidden, nullptr,
          stream);
 }
@@ -346,12 +371,15 @@ void Forward::norm(const float* weight, int num_rows, float* x, Columns columns,
   params.eps = config_.rms_norm_eps;
   params.num_rows = num_rows;
   params.out = {normed_.data(), config_.hidden_size};
-  if (columns == Columns::kOwn && tp_.size > 1) {
+  if (columns == Columns::kOwn && pushes(num_rows)) {
+    meet_peers(stream);
+  } else if (columns == Columns::kOwn && tp_.size > 1) {
     if (ops::cuda::gather_norm_serves(tp_.size, num_rows, bounds_.hidden)) {
       ops::cuda::GatherNormParams gather;
       gather.exchange = exchange_->view();
       gather.ordinal = ++num_exchanges_;
       gather.norm = params;
+      gather.sent = sends_rows(num_rows);
       std::ranges::copy(bounds_.hidden, gather.bounds);
       ops::cuda::gather_norm(device_, gather, stream);
       done(StepPart::kNorm);
@@ -361,6 +389,28 @@ void Forward::norm(const float* weight, int num_rows, float* x, Columns columns,
   }
   ops::cuda::rms_norm(device_, params, stream);
   done(StepPart::kNorm);
+}
+
+bool Forward::pushes(int num_rows) const {
+  return tp_.size > 1 && ops::cuda::stores_copies(kernel_, num_rows);
+}
+
+bool Forward::sends_rows(int num_rows) const {
+  return tp_.size > 1 && !pushes(num_rows) &&
+         ops::cuda::gather_norm_serves(tp_.size, num_rows, bounds_.hidden);
+}
+
+bool Forward::sends_gated(int num_rows) const {
+  return tp_.size > 1 && !pushes(num_rows) &&
+         ops::cuda::packets_serve(num_rows, bounds_.intermediate);
+}
+
+void Forward::meet_peers(cuda::StreamView stream) {
+  ops::cuda::GatherParams nothing;
+  nothing.exchange = exchange_->view();
+  nothing.ordinal = ++num_exchanges_;
+  ops::cuda::all_gather(device_, nothing, stream);
+  done(StepPart::kExchange);
 }
 
 void Forward::gather_rows_of(float* x, int num_rows, int cols, const std::vector<int>& bounds,
@@ -394,6 +444,13 @@ void Forward::linear(StepPart part, const ops::cuda::TiledWeight& weight, Tiles 
   params.out_stride = out_stride;
   params.bias = bias;
   params.kernel = kernel_;
+  params.behind_exchange = tp_.size > 1;
+  const bool rows = part == StepPart::kOut || part == StepPart::kDown;
+  if ((rows || part == StepPart::kGateUp) && pushes(num_rows)) params.copies = copies_;
+  if (rows ? sends_rows(num_rows) : part == StepPart::kGateUp && sends_gated(num_rows)) {
+    params.exchange = exchange_->view();
+    params.ordinal = num_exchanges_ + 1;  // of the one that comes next
+  }
   ops::cuda::linear(device_, params, stream);
   done(part);
 }

@@ -117,6 +117,14 @@ class Forward {
   void tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream);
   enum class Columns { kWhole, kOwn };  ///< of the residual stream that are up to date
   void norm(const float* weight, int num_rows, float* x, Columns columns, cuda::StreamView stream);
+  /// Whether linears of so many rows store their outputs in the other ranks' matrices as well,
+  /// while they compute; meet_peers() stands for the exchange then: all ranks have come so far.
+  bool pushes(int num_rows) const;
+  void meet_peers(cuda::StreamView stream);
+  /// Whether linears of so many rows send what they compute as packets of the exchange that
+  /// follows: the residual stream's, the gated's.
+  bool sends_rows(int num_rows) const;
+  bool sends_gated(int num_rows) const;
   /// Both do nothing for one rank, whose part is the whole.
   void gather_rows_of(float* x, int num_rows, int cols, const std::vector<int>& bounds,
                       cuda::StreamView stream);
@@ -148,6 +156,7 @@ class Forward {
   const TensorParallel tp_;
   const ShardBounds bounds_;
   const ops::cuda::Exchange* const exchange_;
+  std::vector<std::int64_t> copies_;  ///< from the own region to the others', bytes
   std::uint32_t num_exchanges_ = 0;  ///< of the step that is being enqueued
 
   cuda::DeviceBuffer<std::int32_t> ids_;  // [rows]

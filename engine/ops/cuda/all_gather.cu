@@ -58,15 +58,15 @@ __device__ __forceinline__ const std::byte* source_of(const GatherParams& p, con
 __global__ void __launch_bounds__(kPacketThreads)
     packet_kernel(const __grid_constant__ GatherParams p) {
   ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
   const ExchangeView& view = p.exchange;
   const int rank = view.rank;
   std::byte* const matrix = view.regions[rank] + p.offset;
   const std::uint32_t number = peer::exchanges_done(view) + p.ordinal;
+  ptx::wait_for_previous_kernel();
   const int step = static_cast<int>(gridDim.x) * kPacketThreads;
   const int thread = static_cast<int>(blockIdx.x) * kPacketThreads + threadIdx.x;
   const Words own = words_of(p, rank, kPacketData);
-  for (int i = thread; i < own.count; i += step) {
+  for (int i = thread; i < own.count && !p.sent; i += step) {
     std::byte* const in_place = matrix + place_of(p, own, rank, i, kPacketData);
     const uint2 value = *reinterpret_cast<const uint2*>(
         p.source == nullptr ? in_place : source_of(p, own, i, kPacketData));
@@ -91,11 +91,11 @@ template <typename W>
 __global__ void __launch_bounds__(kBulkThreads)
     bulk_kernel(const __grid_constant__ GatherParams p) {
   ptx::let_next_kernel_start();
-  ptx::wait_for_previous_kernel();
   constexpr int kWord = sizeof(W);
   const ExchangeView& view = p.exchange;
   const int rank = view.rank;
   const std::uint32_t number = peer::exchanges_done(view) + p.ordinal;
+  ptx::wait_for_previous_kernel();
   const Words own = words_of(p, rank, kWord);
   const int step = static_cast<int>(gridDim.x) * kBulkThreads;
   for (int i = static_cast<int>(blockIdx.x) * kBulkThreads + threadIdx.x; i < own.count;
@@ -136,9 +136,11 @@ __global__ void __launch_bounds__(kBulkThreads)
 }
 
 __global__ void end_round_kernel(std::uint32_t* counter, std::uint32_t num_exchanges) {
-  ptx::let_next_kernel_start();
+  // Nothing of the next round starts before this has ended: its kernels read the counter ahead of
+  // their wait for those before them.
   ptx::wait_for_previous_kernel();
   *counter += num_exchanges;
+  __threadfence();
 }
 
 int largest_part(const GatherParams& p, int word_bytes) {
@@ -222,6 +224,16 @@ GatherParams gather_of_tiles(const Exchange& exchange, std::uint32_t ordinal, Ti
   return p;
 }
 
+bool packets_serve(int num_rows, std::span<const int> bounds) {
+  if (num_rows > kTokenTile) return false;
+  const std::size_t rows = static_cast<std::size_t>(ceil_div(num_rows, 8)) * 8;
+  for (std::size_t rank = 0; rank + 1 < bounds.size(); ++rank) {
+    const auto cols = static_cast<std::size_t>(bounds[rank + 1] - bounds[rank]);
+    if (rows * cols * sizeof(Bf16) * 2 > kMostPacketBytes) return false;
+  }
+  return true;
+}
+
 void prepare_gather_kernels() {
   prepare_kernel(&packet_kernel, 0, "all_gather");
   prepare_kernel(&bulk_kernel<uint4>, 0, "all_gather");
@@ -235,6 +247,8 @@ void all_gather(const CudaDevice& /*device*/, const GatherParams& params,
   if (pairs > 0 && static_cast<std::size_t>(pairs) * 16 <= kMostPacketBytes) {
     launch_early(&packet_kernel, {std::min(ceil_div(pairs, kPacketThreads), 128), kPacketThreads},
                  stream.get(), "all_gather (packets)", params);
+  } else if (params.sent) {
+    require(false, "all_gather: sent", 1, "what is sent are packets");
   } else if (aligned(params, 16)) {
     launch_bulk<uint4>(params, stream.get());
   } else {

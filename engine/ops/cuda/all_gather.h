@@ -31,6 +31,9 @@ struct GatherParams {
   std::size_t offset = 0;  ///< Exchange::offset_of the matrix
   /// The own part where it is not in place; null: it lies in the matrix already.
   const std::byte* source = nullptr;
+  /// The own part is in place, and linear() has sent it: only the others' are received. Only where
+  /// packets_serve().
+  bool sent = false;
   std::size_t source_stride = 0;  ///< bytes from run to run
   /// The matrix as `runs` rows of units; a unit's bytes follow one another.
   int runs = 0;
@@ -50,6 +53,9 @@ GatherParams gather_of_rows(const Exchange& exchange, std::uint32_t ordinal, flo
 GatherParams gather_of_tiles(const Exchange& exchange, std::uint32_t ordinal, Tiles part,
                              Tiles matrix, int num_rows, std::span<const int> bounds);
 
+/// Whether every rank's part of such tiles is small enough for packets, and of one tile of rows.
+bool packets_serve(int num_rows, std::span<const int> bounds);
+
 /// Makes the matrix whole on every rank. Throws kInvalidArgument for what cannot be.
 void all_gather(const CudaDevice& device, const GatherParams& params,
                 thaw::cuda::StreamView stream);
@@ -61,6 +67,7 @@ struct GatherNormParams {
   ExchangeView exchange;
   std::uint32_t ordinal = 0;
   RmsNormParams norm;
+  bool sent = false;  ///< linear() has sent the own columns
   int bounds[kMostRanks + 1] = {};  ///< columns, multiples of 4
 };
 void gather_norm(const CudaDevice& device, const GatherNormParams& params,

@@ -38,7 +38,16 @@ __device__ __forceinline__ void store_packets(void* at, std::uint32_t first, std
                : "memory");
 }
 
-/// The number of the round's first exchange, less one.
+/// One of a pair.
+__device__ __forceinline__ void store_packet(void* at, std::uint32_t data, std::uint32_t number) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at),
+               "l"(static_cast<std::uint64_t>(number) << 32 | data)
+               : "memory");
+}
+
+/// The number of the round's first exchange, less one. It changes between rounds, while no kernel
+/// of either runs, so that it need not wait for the kernel before: behind a busy memory that is two
+/// microseconds.
 __device__ __forceinline__ std::uint32_t exchanges_done(const ExchangeView& view) {
   return load_relaxed(reinterpret_cast<const std::uint32_t*>(view.regions[view.rank] + kCounterAt));
 }

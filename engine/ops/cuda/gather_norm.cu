@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kRowThreads)
     return peer::landing(view, at_rank, from_rank, number) +
            (static_cast<std::size_t>(row) * width + col - p.bounds[from_rank]) * 8;
   };
-  ptx::wait_for_previous_kernel();
   const std::uint32_t number = peer::exchanges_done(view) + p.ordinal;
+  ptx::wait_for_previous_kernel();
   const auto send = [&](int col, const float4& v) {
     for (int hop = 1; hop < view.size; ++hop) {
       std::byte* const to = packets_of((rank + hop) % view.size, rank, col, number);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kRowThreads)
   };
   const auto sent = [&](int col) {
     const float4 v = *reinterpret_cast<const float4*>(x + col);
-    send(col, v);
+    if (!p.sent) send(col, v);
     return v;
   };
   // Everything of the own part is on its way before the first wait.
@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kRowThreads)
     const int col = (i * kRowThreads + threadIdx.x) * 4;
     if (col < cols && owner_of(col) == rank) held[i] = sent(col);
   }
-  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < cols; col += kRowThreads * 4)
+  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < cols && !p.sent;
+       col += kRowThreads * 4)
     if (owner_of(col) == rank) sent(col);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {

@@ -48,6 +48,11 @@ __global__ void tile_rows_kernel(const Bf16* source, int num_rows, int cols, Bf1
 
 }  // namespace
 
+bool stores_copies(LinearKernel kernel, int num_rows) {
+  return kernel == LinearKernel::kTile ||
+         (kernel == LinearKernel::kAuto && num_rows > kMaxStreamRows);
+}
+
 void linear(const CudaDevice& device, const LinearParams& params, thaw::cuda::StreamView stream) {
   require(params.num_rows > 0, "num_rows", params.num_rows, "it must be at least 1");
   require(params.weight.rows > 0, "weight.rows", params.weight.rows, "it must be at least 1");
@@ -59,14 +64,23 @@ void linear(const CudaDevice& device, const LinearParams& params, thaw::cuda::St
     require(params.weight.rows % 128 == 0, "weight.rows", params.weight.rows,
             "gate and up together must be a multiple of 128, so that the result is tiles");
     require(params.bias == nullptr, "bias", 1, "gate and up have none");
+    require(params.out_stride == 0 || params.out_stride >= params.weight.rows / 2, "out_stride",
+            params.out_stride, "it must be 0 or at least half the weight's rows");
   } else {
     require(params.out_stride >= params.weight.rows, "out_stride", params.out_stride,
             "it must be at least the weight's rows");
   }
-  const bool stream_kernel =
-      params.kernel == LinearKernel::kStream ||
-      (params.kernel == LinearKernel::kAuto && params.num_rows <= kMaxStreamRows);
-  if (!stream_kernel) {
+  const bool by_tiles = stores_copies(params.kernel, params.num_rows);
+  require(params.copies.empty() || (by_tiles && params.epilogue != Epilogue::kBf16 &&
+                                    params.copies.size() <= kMostCopies),
+          "copies.size", static_cast<std::int64_t>(params.copies.size()),
+          "only the tile kernel stores up to 7, of float32 and of tiles");
+  const bool sendable =
+      params.epilogue == Epilogue::kAddF32 ||
+      (params.epilogue == Epilogue::kSwigluTiles && params.num_rows <= kTokenTile);
+  require(params.exchange.size == 1 || (!by_tiles && sendable), "exchange.size",
+          params.exchange.size, "only the streaming kernel sends, of what packets can hold");
+  if (by_tiles) {
     linear_tile(device, params, stream);
     return;
   }

@@ -7,6 +7,7 @@
 #include "engine/base/result.h"
 #include "engine/cuda/stream.h"
 #include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/exchange.h"
 #include "engine/ops/cuda/tiles.h"
 
 namespace thaw::ops::cuda {
@@ -29,10 +30,28 @@ struct LinearParams {
   int num_rows = 0;
   Epilogue epilogue = Epilogue::kBf16;
   void* out = nullptr;
-  std::int64_t out_stride = 0;  ///< elements from row to row; not used by kSwigluTiles
+  /// Elements from row to row. kSwigluTiles: columns of the tiles that the output is a part of,
+  /// whose first column `out` points at; 0: it is all of them.
+  std::int64_t out_stride = 0;
   const float* bias = nullptr;  ///< [weight.rows] or null; added to the product in float32
   LinearKernel kernel = LinearKernel::kAuto;
+  /// What is stored is stored at these distances from `out`, in bytes, too: in the matrices of
+  /// other ranks, while the product goes on. Only where stores_copies(); not of kBf16.
+  std::span<const std::int64_t> copies;
+  /// Of several ranks: what is stored is sent to the others while the product goes on, as the
+  /// packets of exchange `ordinal`, which then only receives (GatherParams::sent). Only of the
+  /// streaming kernel, of kAddF32 and of kSwigluTiles with at most 64 rows.
+  ExchangeView exchange;
+  std::uint32_t ordinal = 0;
+  /// The kernels ahead exchange with other ranks: the streaming kernel asks for less of the weights
+  /// until they are done, so that what they read and wait for is not behind it in the memory's
+  /// queue.
+  bool behind_exchange = false;
 };
+
+/// Whether linear() of so many rows can store copies of its output: the tile kernel does.
+bool stores_copies(LinearKernel kernel, int num_rows);
+inline constexpr int kMostCopies = 7;
 
 /// out = epilogue(x * weight^T + bias). Several outputs of one input (q, k, v; gate, up) are one
 /// weight whose rows follow one another, and one launch.

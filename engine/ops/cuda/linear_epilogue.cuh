@@ -14,7 +14,17 @@ struct LinearOut {
   const float* bias;
   int rows;  ///< outputs a row of x has: weight.rows
   int num_rows;  ///< rows of x
+  std::int64_t copies[kMostCopies] = {};  ///< LinearParams::copies
+  int num_copies = 0;
 };
+
+/// Stores what belongs at `at`, and its copies.
+template <typename T>
+__device__ __forceinline__ void put(const LinearOut& out, T* at, const T& value) {
+  *at = value;
+  for (int i = 0; i < out.num_copies; ++i)
+    *reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(at) + out.copies[i]) = value;
+}
 
 __device__ __forceinline__ float with_bias(const LinearOut& out, float product, int row) {
   return out.bias == nullptr ? product : __fadd_rn(product, out.bias[row]);
@@ -31,7 +41,7 @@ template <Epilogue E>
 __device__ __forceinline__ void store_f32(const LinearOut& out, int token, int row, float product) {
   float* at = static_cast<float*>(out.data) + token * out.stride + row;
   const float value = with_bias(out, product, row);
-  *at = E == Epilogue::kAddF32 ? __fadd_rn(*at, value) : value;
+  put(out, at, E == Epilogue::kAddF32 ? __fadd_rn(*at, value) : value);
 }
 
 }  // namespace thaw::ops::cuda

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/ops/cuda/exchange.cuh"
 #include "engine/ops/cuda/kernels.h"
 #include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/linear_epilogue.cuh"
@@ -40,7 +41,20 @@ struct StreamParams {
   int stage_chunks;
   int stages;
   int window;  // stages of weights that may be on their way
+  int early_window;  // the same until the kernels ahead are done
+  ExchangeView exchange;  // of more than one rank: outputs are sent
+  std::uint32_t ordinal;
 };
+
+// Four bytes of the own part to every other rank, at their place among an exchange's packets.
+__device__ __forceinline__ void send(const StreamParams& p, int place, std::uint32_t data,
+                                     std::uint32_t number) {
+  const ExchangeView& view = p.exchange;
+  for (int hop = 1; hop < view.size; ++hop)
+    peer::store_packet(peer::landing(view, (view.rank + hop) % view.size, view.rank, number) +
+                           static_cast<std::size_t>(place) * 8,
+                       data, number);
+}
 
 // What an output of kAddF32 holds before, read ahead of the product: at its end it would cost the
 // latency of the memory once more.
@@ -62,9 +76,10 @@ __device__ __forceinline__ void load_residual(const StreamParams& p, int group,
 
 template <Epilogue E, int NT>
 __device__ __forceinline__ void store(const StreamParams& p, int group, const float (&d)[NT][4],
-                                      const float (&old)[NT][4]) {
+                                      const float (&old)[NT][4], std::uint32_t number) {
   const int lane = threadIdx.x % 32;
   const LinearOut& out = p.out;
+  const bool sends = p.exchange.size > 1;
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
     if constexpr (E == Epilogue::kF32 || E == Epilogue::kAddF32) {
@@ -75,8 +90,10 @@ __device__ __forceinline__ void store(const StreamParams& p, int group, const fl
         const int token = n * 8 + lane % 4 * 2 + i % 2;
         if (row >= out.rows || token >= out.num_rows) continue;
         const float value = with_bias(out, d[n][i], row);
-        static_cast<float*>(out.data)[(p.first_row + token) * out.stride + row] =
-            E == Epilogue::kAddF32 ? __fadd_rn(old[n][i], value) : value;
+        const float result = E == Epilogue::kAddF32 ? __fadd_rn(old[n][i], value) : value;
+        static_cast<float*>(out.data)[(p.first_row + token) * out.stride + row] = result;
+        if (E == Epilogue::kAddF32 && sends)
+          send(p, (p.first_row + token) * out.rows + row, __float_as_uint(result), number);
       }
     } else {
       // Transposed in registers, lane holds token lane / 4 and two neighbouring outputs.
@@ -86,12 +103,20 @@ __device__ __forceinline__ void store(const StreamParams& p, int group, const fl
         // Rows 0-7 of a group are gates, 8-15 their ups.
         const std::uint32_t pair = ptx::transpose_matrix(
             ptx::pack_bf16(swiglu(d[n][0], d[n][2]), swiglu(d[n][1], d[n][3])));
-        const int width = out.rows / 2;
-        if (token < out.num_rows && group * 8 < width) {
+        const int at_column = group * 8 + column;
+        if (group * 8 >= out.rows / 2) continue;
+        if (token < out.num_rows) {
           Bf16* at = static_cast<Bf16*>(out.data) +
-                     tiles_index(p.first_row + token, group * 8 + column, width);
+                     tiles_index(p.first_row + token, at_column, static_cast<int>(out.stride));
           *reinterpret_cast<std::uint32_t*>(at) = pair;
         }
+        // A chunk's rows travel by eights, those that are none with them.
+        const int rows = ceil_div(out.num_rows, 8) * 8;
+        if (sends && token < rows)
+          send(p,
+               at_column / kChunk * (rows * kChunk / 2) + token / 8 * (8 * kChunk / 2) +
+                   at_column % kChunk / 8 * 32 + token % 8 * 4 + at_column % 8 / 2,
+               pair, number);
       } else {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -123,6 +148,8 @@ __device__ __forceinline__ void consume(const StreamParams& p, unsigned char* ri
   const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
   const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
   const int steps = ceil_div(p.chunks, p.stage_chunks);
+  const std::uint32_t number =
+      p.exchange.size > 1 ? peer::exchanges_done(p.exchange) + p.ordinal : 0;
   ptx::wait_for_previous_kernel();  // the output may be what an earlier kernel still reads
   // ldmatrix addresses of this lane: A takes matrices (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15),
   // (8-15, 8-15) of a step; B takes four neighbours along K, two steps.
@@ -163,7 +190,7 @@ __device__ __forceinline__ void consume(const StreamParams& p, unsigned char* ri
       __syncwarp();
       if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
     }
-    if (mine) store<E, NT>(p, base + warp, d, old);
+    if (mine) store<E, NT>(p, base + warp, d, old, number);
   }
 }
 
@@ -174,6 +201,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   __shared__ __align__(8) std::uint64_t full[kMaxStages];
   __shared__ __align__(8) std::uint64_t x_full[kMaxStages];
   __shared__ __align__(8) std::uint64_t empty[kMaxStages];
+  __shared__ volatile int has_begun;  // the kernels ahead are done
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
@@ -186,6 +214,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
       ptx::barrier_init(ptx::shared_address(&empty[i]), p.warps);
     }
     ptx::barrier_init_fence();
+    has_begun = 0;
   }
   __syncthreads();
   ptx::let_next_kernel_start();
@@ -206,7 +235,8 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
       const int groups = min(p.warps, last - group);
       if (t >= p.stages)
         ptx::barrier_wait(ptx::shared_address(&empty[stage]), (t / p.stages & 1) ^ 1);
-      if (const int landed = t - p.window; landed >= 0)
+      const int window = has_begun != 0 ? p.window : p.early_window;
+      if (const int landed = t - window; landed >= 0)
         ptx::barrier_wait(ptx::shared_address(&full[landed % p.stages]), landed / p.stages & 1);
       const std::uint32_t barrier = ptx::shared_address(&full[stage]);
       const std::uint32_t to = ptx::shared_address(ring) + stage * stage_bytes;
@@ -220,6 +250,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
     }
   } else if (lane == 0) {  // x, once the kernels ahead have written it
     ptx::wait_for_previous_kernel();
+    has_begun = 1;
     for (int t = 0; t < total; ++t) {
       const int stage = t % p.stages;
       const int chunk = t % steps * p.stage_chunks;
@@ -249,7 +280,8 @@ void prepare() {
 }
 
 template <int NT>
-void launch(StreamParams p, Epilogue epilogue, int blocks, cudaStream_t stream) {
+void launch(StreamParams p, Epilogue epilogue, int blocks, bool behind_exchange,
+            cudaStream_t stream) {
   const auto stage_bytes = [&] {
     return p.stage_chunks * (p.warps * kWeightBytes + NT * kGroupBytes);
   };
@@ -259,6 +291,7 @@ void launch(StreamParams p, Epilogue epilogue, int blocks, cudaStream_t stream) 
     p.stage_chunks *= 2;
   p.stages = std::min(kMaxStages, kRingBytes / stage_bytes());
   p.window = std::min(p.stages, std::max(2, kWindowBytes / stage_bytes()));
+  p.early_window = behind_exchange ? 1 : p.window;
   launch_early(
       kernel_for<NT>(epilogue),
       {blocks, 32 * (p.warps + kProducers + 1), static_cast<std::size_t>(p.stages) * stage_bytes()},
@@ -289,23 +322,27 @@ void linear_stream(const CudaDevice& device, const LinearParams& params, int fir
   p.x = reinterpret_cast<const char*>(params.x.data) +
         static_cast<std::size_t>(first_row) * params.weight.cols * sizeof(Bf16);
   p.out = {params.out, params.out_stride, params.bias, params.weight.rows, num_rows};
+  if (params.epilogue == Epilogue::kSwigluTiles && params.out_stride == 0)
+    p.out.stride = params.weight.rows / 2;
+  p.exchange = params.exchange;
+  p.ordinal = params.ordinal;
   p.first_row = first_row;
   p.groups = ceil_div(params.weight.rows, kWeightGroup);
   p.chunks = params.weight.cols / kChunk;
   const int blocks = std::min(p.groups, device.multiprocessors());
   p.warps = warps_of(p.groups, blocks);
   if (num_rows <= 8)
-    launch<1>(p, params.epilogue, blocks, stream.get());
+    launch<1>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
   else if (num_rows <= 16)
-    launch<2>(p, params.epilogue, blocks, stream.get());
+    launch<2>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
   else if (num_rows <= 24)
-    launch<3>(p, params.epilogue, blocks, stream.get());
+    launch<3>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
   else if (num_rows <= 32)
-    launch<4>(p, params.epilogue, blocks, stream.get());
+    launch<4>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
   else if (num_rows <= 48)
-    launch<6>(p, params.epilogue, blocks, stream.get());
+    launch<6>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
   else
-    launch<8>(p, params.epilogue, blocks, stream.get());
+    launch<8>(p, params.epilogue, blocks, params.behind_exchange, stream.get());
 }
 
 }  // namespace thaw::ops::cuda

@@ -74,8 +74,8 @@ __device__ __forceinline__ void store_pair(const LinearOut& out, int token, int 
       if (row + 1 < out.rows) at[1] = __float2bfloat16_rn(with_bias(out, second, row + 1));
     }
   } else if (E == Epilogue::kF32 && row + 1 < out.rows && out.stride % 2 == 0) {
-    *reinterpret_cast<float2*>(static_cast<float*>(out.data) + token * out.stride + row) = {
-        with_bias(out, first, row), with_bias(out, second, row + 1)};
+    put(out, reinterpret_cast<float2*>(static_cast<float*>(out.data) + token * out.stride + row),
+        {with_bias(out, first, row), with_bias(out, second, row + 1)});
   } else {
     if (row < out.rows) store_f32<E>(out, token, row, first);
     if (row + 1 < out.rows) store_f32<E>(out, token, row + 1, second);
@@ -115,7 +115,7 @@ struct Writer {
   static constexpr bool kFloats = E == Epilogue::kF32 || E == Epilogue::kAddF32;
   static constexpr int kPiece = N / 16 < 8 ? N / 16 : 8;  // 16 bytes each
   static constexpr int kPieces = N / 16 / kPiece;  // of a row
-  LinearOut out;
+  const LinearOut& out;
   int token;  // and 8 further
   int row;  // the tile's first output
   bool wide;
@@ -169,7 +169,7 @@ struct Writer {
     if (!has(half)) return;
 #pragma unroll
     for (int i = 0; i < kPiece; ++i)
-      *quad(half, piece % kPieces * kPiece + i) = values[i];
+      put(out, quad(half, piece % kPieces * kPiece + i), values[i]);
   }
 
   __device__ void store_swiglu(int half, const float (&d)[N / 2]) const {
@@ -182,8 +182,11 @@ struct Writer {
       const std::uint32_t pair =
           ptx::pack_bf16(swiglu(d[8 * j + 2 * half], d[8 * j + 4 + 2 * half]),
                          swiglu(d[8 * j + 2 * half + 1], d[8 * j + 4 + 2 * half + 1]));
-      *reinterpret_cast<std::uint32_t*>(static_cast<Bf16*>(out.data) +
-                                        tiles_index(token + half * 8, column, width)) = pair;
+      put(out,
+          reinterpret_cast<std::uint32_t*>(
+              static_cast<Bf16*>(out.data) +
+              tiles_index(token + half * 8, column, static_cast<int>(out.stride))),
+          pair);
     }
   }
 
@@ -379,6 +382,10 @@ void launch(const LinearParams& params, int multiprocessors, cudaStream_t stream
       map_of(weight.data, ceil_div(weight.rows, kWeightGroup), p.chunks, N / kWeightGroup, 1);
   p.x = map_of(params.x.data, ceil_div(params.num_rows, kTokenTile), 4 * p.chunks, kRowTiles, 4);
   p.out = {params.out, params.out_stride, params.bias, weight.rows, params.num_rows};
+  if (params.epilogue == Epilogue::kSwigluTiles && params.out_stride == 0)
+    p.out.stride = weight.rows / 2;
+  std::ranges::copy(params.copies, p.out.copies);
+  p.out.num_copies = static_cast<int>(params.copies.size());
   p.block_rows = ceil_div(params.num_rows, kBlockRows);
   p.block_cols = ceil_div(weight.rows, N);
   launch_early(kernel_for<N>(params.epilogue),

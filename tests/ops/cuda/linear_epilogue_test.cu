@@ -142,5 +142,76 @@ TEST_F(CudaLinearEpilogueTest, SwigluIsTheSameInBothKernelsAndNearTheTruth) {
   }
 }
 
+// As ranks store into each other's matrices: at fixed distances, float32 and parts of tiles.
+TEST_F(CudaLinearEpilogueTest, CopiesHoldWhatTheOutputHolds) {
+  for (const int count : {65, 300}) {
+    for (const auto& [outputs, stride] :
+         {std::pair(80, 80), std::pair(77, 83), std::pair(320, 400)}) {
+      make(outputs, count);
+      const auto product = products();
+      const std::size_t size = static_cast<std::size_t>(count) * stride;
+      const std::int64_t bytes = static_cast<std::int64_t>(size * sizeof(float));
+      const std::int64_t distances[] = {bytes, 2 * bytes};
+      for (const Epilogue epilogue : {Epilogue::kF32, Epilogue::kAddF32}) {
+        const auto out = poisoned<float>(3 * size, *stream);
+        const std::vector<float> residual(size, 2.0F);
+        thaw::cuda::copy_to_device<float>(residual, {out.data(), size}, *stream);
+        LinearParams p = params(epilogue, out.data(), stride, nullptr);
+        p.copies = distances;
+        linear(*device, p, *stream);
+        const auto values = to_host(out, *stream);
+        for (int t = 0; t < count; ++t) {
+          for (int r = 0; r < stride; ++r) {
+            const std::size_t at = static_cast<std::size_t>(t) * stride + r;
+            if (r >= rows) {
+              EXPECT_EQ(values[at], 2.0F);
+              EXPECT_TRUE(std::isnan(values[at + size])) << "wrote past the row";
+              continue;
+            }
+            const float sum = product[static_cast<std::size_t>(t) * rows + r] +
+                              (epilogue == Epilogue::kAddF32 ? 2.0F : 0.0F);
+            ASSERT_EQ(values[at], sum) << count << " rows, " << t << ", " << r;
+            ASSERT_EQ(values[at + size], sum) << count << " rows, " << t << ", " << r;
+            ASSERT_EQ(values[at + 2 * size], sum) << count << " rows, " << t << ", " << r;
+          }
+        }
+      }
+    }
+    constexpr int kWhole = 320;
+    constexpr int kFirst = 64;
+    constexpr int kOwn = 192;
+    make(2 * kOwn, count);
+    const auto plain = poisoned<Bf16>(tiles_elements(count, kOwn), *stream);
+    linear(*device, params(Epilogue::kSwigluTiles, plain.data(), 0, nullptr), *stream);
+    const auto expected = to_host(plain, *stream);
+    const std::size_t size = tiles_elements(count, kWhole);
+    const auto out = poisoned<Bf16>(2 * size, *stream);
+    const std::int64_t distance[] = {static_cast<std::int64_t>(size * sizeof(Bf16))};
+    LinearParams p =
+        params(Epilogue::kSwigluTiles, out.data() + kFirst * kTokenTile, kWhole, nullptr);
+    p.copies = distance;
+    linear(*device, p, *stream);
+    const auto values = to_host(out, *stream);
+    for (int t = 0; t < count; ++t) {
+      for (int c = 0; c < kWhole; ++c) {
+        const std::size_t at = tiles_index(t, c, kWhole);
+        if (c < kFirst || c >= kFirst + kOwn) {
+          EXPECT_TRUE(std::isnan(widen(values[at]))) << "wrote past the part";
+          continue;
+        }
+        const float wanted = widen(expected[tiles_index(t, c - kFirst, kOwn)]);
+        ASSERT_EQ(widen(values[at]), wanted) << count << " rows, " << t << ", " << c;
+        ASSERT_EQ(widen(values[at + size]), wanted) << count << " rows, " << t << ", " << c;
+      }
+    }
+  }
+  make(80, 8);
+  const auto out = poisoned<float>(2 * 8 * 80, *stream);
+  const std::int64_t distance[] = {8 * 80 * 4};
+  LinearParams p = params(Epilogue::kF32, out.data(), 80, nullptr);
+  p.copies = distance;
+  EXPECT_THROW(linear(*device, p, *stream), Exception) << "the streaming kernel stores none";
+}
+
 }  // namespace
 }  // namespace thaw::ops::cuda
