@@ -16,6 +16,14 @@ void add_bench_options(CLI::App& bench, BenchSettings& settings) {
   gpu->add_option("--part", settings.parts,
                   "Measure only this; may be given several times: ops, model, fork_rounds, "
                   "kv_copies, adoption, weights, served");
+  CLI::App* ranks = bench.add_subcommand(
+      "ranks", "Measure two GPUs against one: a model in two ranks, and two workers");
+  ranks->add_option("--output,-o", settings.output, "Write the table and every figure as JSON");
+  ranks->add_option("--directory", settings.directory,
+                    "Where 32 GB of files of a random 8B model may lie; /dev/shm needs no disk");
+  ranks->add_option("--part", settings.parts,
+                    "Measure only this; may be given several times: tensor_parallel, ranks");
+  ranks->callback([&settings] { settings.over_two = true; });
 }
 
 Result<void> run_bench_gpu(const BenchSettings& settings) {
@@ -28,6 +36,7 @@ Result<void> run_bench_gpu(const BenchSettings& settings) {
   const std::string binary =
       (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "thaw_gpu_bench").string();
   std::vector<std::string> words{binary};
+  if (settings.over_two) words.emplace_back("--ranks");
   const auto add = [&](const char* flag, const std::string& value) {
     if (!value.empty()) words.insert(words.end(), {flag, value});
   };

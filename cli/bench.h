@@ -13,10 +13,11 @@ struct BenchSettings {
   std::string output;  ///< JSON file; empty: the table alone
   std::string directory;  ///< for 32 GB of files; empty: where temporary files go
   std::vector<std::string> parts;  ///< empty: all
+  bool over_two = false;  ///< `ranks`: two GPUs against one
 };
 
-/// Declares `gpu` and its flags below `bench`; they write to `settings`, which must outlive the
-/// parse.
+/// Declares `gpu` and `ranks` and their flags below `bench`; they write to `settings`, which must
+/// outlive the parse.
 void add_bench_options(CLI::App& bench, BenchSettings& settings);
 
 /// Becomes thaw_gpu_bench, which lies beside this binary: returns only with an error. kUnsupported

@@ -52,6 +52,24 @@ class Figures {
     return std::nullopt;
   }
 
+  /// Milliseconds of a step over `ranks` GPUs.
+  Value step(int ranks, const std::string& what, int rows, int trunk) const {
+    const Json::json_pointer pointer("/tensor_parallel/steps");
+    if (!parts_.contains(pointer)) return std::nullopt;
+    for (const Json& entry : parts_.at(pointer))
+      if (entry.at("ranks") == ranks && entry.at("what") == what && entry.at("rows") == rows &&
+          entry.at("trunk") == trunk)
+        return entry.at("ms").get<double>();
+    return std::nullopt;
+  }
+  Value exchange(const std::string& what, int rows) const {
+    const Json::json_pointer pointer("/tensor_parallel/exchanges");
+    if (!parts_.contains(pointer)) return std::nullopt;
+    for (const Json& entry : parts_.at(pointer))
+      if (entry.at("what") == what && entry.at("rows") == rows) return entry.at("us").get<double>();
+    return std::nullopt;
+  }
+
   /// Milliseconds that so many bytes take to be read on the device.
   Value read_ms(double bytes) const {
     const Value rate = at("/ops/context/read_only_TB_per_s");
@@ -179,6 +197,72 @@ void add_weights(const Figures& f, Table& table) {
             times(f.at("/served/respawn_ms"), 1e-3), std::nullopt, 0.8);
 }
 
+// The ceiling of two ranks is half of what one GPU takes in the same run.
+void add_ranks(const Figures& f, Table& table) {
+  const auto step = [&](int ranks, const char* what, int rows, int trunk) {
+    return f.step(ranks, what, rows, trunk);
+  };
+  for (const int rows : {1, 4, 8, 16}) {
+    const std::string name = "decode step over two, batch " + std::to_string(rows);
+    table.add((name + ", short context").c_str(), "ms", step(2, "decode", rows, 0),
+              times(step(1, "decode", rows, 0), 0.5), rows <= 8 ? Value(3.3) : std::nullopt);
+    table.add((name + ", trunk of 4,000").c_str(), "ms", step(2, "decode", rows, 4000),
+              times(step(1, "decode", rows, 4000), 0.5), std::nullopt);
+  }
+  table.add("prefill of 4,001 tokens over two", "ms", step(2, "prefill", 4001, 0),
+            times(step(1, "prefill", 4001, 0), 0.5), 58);
+  for (const char* what : {"rows of the residual stream", "residual stream with its norm"})
+    table.add((std::string("exchange, batch 8: ") + what).c_str(), "us", f.exchange(what, 8),
+              std::nullopt, 6);
+  for (const int branches : {4, 16}) {
+    const std::string round =
+        "fork round over two ranks by HTTP, " + std::to_string(branches) + " branches x 64";
+    for (const char* kind : {"cold", "warm"}) {
+      const std::string field = std::string(kind) + "_ms";
+      const bool has_goal = branches == 4 && field == "warm_ms";
+      table.add((round + ": " + kind).c_str(), "ms",
+                f.where("/ranks/two_ranks/rounds", "branches", branches, field.c_str()),
+                times(f.where("/ranks/one_gpu/rounds", "branches", branches, field.c_str()), 0.5),
+                has_goal ? Value(240) : std::nullopt);
+    }
+  }
+  table.add("process start to first token, two ranks", "s",
+            times(f.at("/ranks/two_ranks/start_ms"), 1e-3), std::nullopt, std::nullopt);
+  for (int death = 0; death < 3; ++death) {
+    const std::string who = death == 1 ? "first" : "second";
+    table.add(("kill -9 of the " + who + " rank under load to a group that serves").c_str(), "s",
+              times(f.at("/ranks/rank_deaths/back_ms/" + std::to_string(death)), 1e-3),
+              std::nullopt, 2);
+  }
+  for (int device = 0; device < 2; ++device)
+    table.add(
+        ("memory that device " + std::to_string(device) + " has less after three deaths").c_str(),
+        "MiB",
+        times(f.at("/ranks/rank_deaths/leaked_bytes/" + std::to_string(device)), 1.0 / 1048576),
+        std::nullopt, 0);
+}
+
+void add_two_workers(const Figures& f, Table& table) {
+  const Value rate = f.at("/ranks/moves/copy_GB_per_s");
+  const Value bytes = f.at("/ranks/moves/bytes");
+  const Value copy = rate && bytes ? Value(*bytes / *rate * 1e-6) : std::nullopt;
+  table.add("trunk of 4,000 tokens to the other GPU's worker, straight", "ms",
+            f.at("/ranks/moves/peer_ms"), copy, 1.8);
+  table.add("the same through the arena, both copies at once", "ms", f.at("/ranks/moves/arena_ms"),
+            std::nullopt, 12);
+  for (const int branches : {4, 16}) {
+    const std::string round =
+        "fork round over two workers by HTTP, " + std::to_string(branches) + " branches x 64";
+    for (const char* kind : {"cold", "warm"}) {
+      const std::string field = std::string(kind) + "_ms";
+      table.add((round + ": " + kind + " (ceiling: one GPU)").c_str(), "ms",
+                f.where("/ranks/two_workers/rounds", "branches", branches, field.c_str()),
+                f.where("/ranks/one_gpu/rounds", "branches", branches, field.c_str()),
+                std::nullopt);
+    }
+  }
+}
+
 std::string cell(const Json& value, const char* format) {
   if (value.is_null()) return "-";
   char text[32];
@@ -205,6 +289,11 @@ std::vector<Part> gpu_parts(const std::string& directory) {
       {"weights", "thaw_weights_bench", {directory}},
       {"served", "thaw_served_bench", {"--device", "cuda", "--directory", directory}},
   };
+}
+
+std::vector<Part> rank_parts(const std::string& directory) {
+  return {{"tensor_parallel", "thaw_tensor_parallel_bench", {}},
+          {"ranks", "thaw_ranks_bench", {"--directory", directory}}};
 }
 
 Json run_part(const Part& part, const std::string& binaries) {
@@ -234,6 +323,14 @@ Json gpu_table(const Json& parts) {
   add_rounds(figures, table);
   add_copies(figures, table);
   add_weights(figures, table);
+  return table.take();
+}
+
+Json rank_table(const Json& parts) {
+  const Figures figures(parts);
+  Table table;
+  add_ranks(figures, table);
+  add_two_workers(figures, table);
   return table.take();
 }
 

@@ -21,6 +21,9 @@ struct Part {
 /// All of them. `directory`: for files of an 8B model, 32 GB.
 std::vector<Part> gpu_parts(const std::string& directory);
 
+/// Those of two GPUs against one.
+std::vector<Part> rank_parts(const std::string& directory);
+
 /// What `part` prints, parsed. Null, after a line on stderr, where it fails.
 Json run_part(const Part& part, const std::string& binaries);
 
@@ -28,6 +31,7 @@ Json run_part(const Part& part, const std::string& binaries);
 /// same run; share is thaw's part of it, 1 being the best there could be. What no part has measured
 /// is null.
 Json gpu_table(const Json& parts);
+Json rank_table(const Json& parts);
 
 /// The table in Markdown.
 std::string to_markdown(const Json& table);

@@ -1,5 +1,6 @@
-// thaw_gpu_bench [--output FILE] [--directory DIR] [--part NAME]...: runs the GPU benches beside it
-// one after the other, prints the table, and writes it with everything measured.
+// thaw_gpu_bench [--ranks] [--output FILE] [--directory DIR] [--part NAME]...: runs the GPU benches
+// beside it, or those of two GPUs, one after the other, prints the table, and writes it with
+// everything measured.
 
 #include <algorithm>
 #include <cstdio>
@@ -39,7 +40,10 @@ Json context(const Json& parts, const std::string& command) {
   };
   const char* commit = std::getenv("THAW_COMMIT");
   return {{"date", output_of("date -u +%Y-%m-%d")},
-          {"gpu", of_ops("gpu")},
+          {"gpu", parts.contains("ops")
+                      ? of_ops("gpu")
+                      : Json(output_of("nvidia-smi --query-gpu=name --format=csv,noheader | "
+                                       "sort | uniq -c | sed 's/^ *//'"))},
           {"driver",
            output_of("nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1")},
           {"cuda", of_ops("driver")},
@@ -58,8 +62,14 @@ int main(int argc, char** argv) try {
   std::string output;
   std::string directory = fs::temp_directory_path().string();
   std::vector<std::string> only;
+  bool ranks = false;
   for (int i = 1; i < argc; i += 2) {
     const std::string flag = argv[i];
+    if (flag == "--ranks") {
+      ranks = true;
+      --i;
+      continue;
+    }
     if (i + 1 == argc) throw std::invalid_argument(flag + " needs a value");
     const std::string value = argv[i + 1];
     if (flag == "--output") {
@@ -75,17 +85,19 @@ int main(int argc, char** argv) try {
   const std::string binaries = fs::read_symlink("/proc/self/exe").parent_path().string();
   Json parts = Json::object();
   bool all_measured = true;
-  for (const thaw::bench::Part& part : thaw::bench::gpu_parts(directory)) {
+  for (const thaw::bench::Part& part :
+       ranks ? thaw::bench::rank_parts(directory) : thaw::bench::gpu_parts(directory)) {
     if (!only.empty() && std::ranges::find(only, part.name) == only.end()) continue;
     std::fprintf(stderr, "measuring %s ...\n", part.name.c_str());
     parts[part.name] = thaw::bench::run_part(part, binaries);
     all_measured = all_measured && !parts[part.name].is_null();
   }
-  const Json table = thaw::bench::gpu_table(parts);
+  const Json table = ranks ? thaw::bench::rank_table(parts) : thaw::bench::gpu_table(parts);
   std::printf("%s", thaw::bench::to_markdown(table).c_str());
   if (!output.empty()) {
-    const Json all = {
-        {"context", context(parts, "thaw bench gpu")}, {"table", table}, {"parts", parts}};
+    const Json all = {{"context", context(parts, ranks ? "thaw bench ranks" : "thaw bench gpu")},
+                      {"table", table},
+                      {"parts", parts}};
     std::ofstream file(output);
     if (!(file << all.dump(1) << "\n").flush()) throw std::runtime_error("cannot write " + output);
     std::printf("\nwrote %s\n", output.c_str());

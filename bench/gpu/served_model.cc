@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <filesystem>
+#include <fstream>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -26,38 +27,47 @@ constexpr std::uint32_t kGenerated = 64;
 class OwnDirectory {
  public:
   explicit OwnDirectory(const std::string& parent)
-      : path_(fs::path(parent) / ("thaw-bench-" + std::to_string(::getpid()))) {
-    fs::create_directories(path_);
-  }
+      : OwnDirectory(fs::path(parent) / ("thaw-bench-" + std::to_string(::getpid())), false) {}
+  /// One that stays.
+  static OwnDirectory kept(const std::string& path) { return {path, true}; }
   ~OwnDirectory() {
     std::error_code ignored;
-    fs::remove_all(path_, ignored);
+    if (!stays_) fs::remove_all(path_, ignored);
   }
   OwnDirectory(const OwnDirectory&) = delete;
   OwnDirectory& operator=(const OwnDirectory&) = delete;
   std::string operator/(const char* name) const { return (path_ / name).string(); }
 
  private:
+  OwnDirectory(fs::path path, bool stays) : path_(std::move(path)), stays_(stays) {
+    fs::create_directories(path_);
+  }
   fs::path path_;
+  bool stays_;
 };
 
 class Served {
  public:
   explicit Served(const ServedOptions& options)
-      : options_(options), directory_(options.directory), random_(1) {
-    figures_.weight_bytes = write_random_checkpoint(directory_ / "model", options.shape, 1);
+      : options_(options),
+        directory_(options.prepared.empty() ? OwnDirectory(options.directory)
+                                            : OwnDirectory::kept(options.prepared)),
+        random_(1) {
+    packed_ = fs::exists(directory_ / "packed");
+    if (!packed_)
+      figures_.weight_bytes = write_random_checkpoint(directory_ / "model", options.shape, 1);
   }
 
   ServedFigures measure() {
-    figures_.packing_start_ms = start_once(true);
-    std::vector<double> starts;
-    for (int i = 0; i < options_.repeats; ++i)
-      starts.push_back(start_once());
-    figures_.start_ms = median(starts);
-    figures_.start_worst_ms = *std::ranges::max_element(starts);
+    if (!packed_) {
+      figures_.packing_start_ms = start_once(true);
+      std::ofstream(directory_ / "packed") << "1\n";
+    }
+    if (options_.measures_starts) measure_starts();
+    if (!options_.measures_starts && options_.branches.empty()) return figures_;
     ServedProcess server = serve();
     server.complete(random_prompt(64), 4);  // warms up
-    measure_respawn(server);
+    if (options_.measures_starts) measure_respawn(server);
     for (const std::size_t branches : options_.branches)
       measure_rounds(server, branches);
     server.stop();
@@ -65,8 +75,17 @@ class Served {
   }
 
  private:
+  void measure_starts() {
+    std::vector<double> starts;
+    for (int i = 0; i < options_.repeats; ++i)
+      starts.push_back(start_once());
+    figures_.start_ms = median(starts);
+    figures_.start_worst_ms = *std::ranges::max_element(starts);
+  }
+
   ServedProcess serve() {
     std::vector<std::string> arguments{directory_ / "model", "--device", options_.device};
+    arguments.insert(arguments.end(), options_.arguments.begin(), options_.arguments.end());
     // So that no more is taken than is used.
     if (options_.device == "cpu") arguments.insert(arguments.end(), {"--kv-bytes", "256MiB"});
     return {
@@ -176,11 +195,18 @@ class Served {
 
   ServedOptions options_;
   OwnDirectory directory_;
+  bool packed_ = false;  ///< the image is there
   std::mt19937 random_;
   ServedFigures figures_;
 };
 
 }  // namespace
+
+void prepare_served(ServedOptions options) {
+  options.measures_starts = false;
+  options.branches.clear();
+  measure_served(options);
+}
 
 ServedFigures measure_served(const ServedOptions& options) {
   return Served(options).measure();

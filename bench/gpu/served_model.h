@@ -19,6 +19,11 @@ struct ServedOptions {
   /// A directory of its own is made in it and removed again: for the checkpoint and the packed
   /// image, 32 GB of an 8B model. Where both fit the page cache nothing waits for a disk.
   std::string directory;
+  /// Not empty: a directory that keeps checkpoint and packed image for the next measurement; what
+  /// is not there yet is made.
+  std::string prepared;
+  std::vector<std::string> arguments;  ///< more of them, for `thaw serve`
+  bool measures_starts = true;  ///< and what comes after a kill -9
   std::size_t trunk_tokens = 4001;
   int repeats = 3;
   std::vector<std::size_t> branches = {4, 16};
@@ -45,6 +50,9 @@ struct ServedFigures {
   double respawn_boot_ms = 0;  ///< of the worker, from its first frame to ready
   std::vector<ServedRound> rounds;
 };
+
+/// Makes what options.prepared shall keep, on the first GPU or the CPU; nothing where it is there.
+void prepare_served(ServedOptions options);
 
 /// Throws std::runtime_error with the end of the server's log.
 ServedFigures measure_served(const ServedOptions& options);
