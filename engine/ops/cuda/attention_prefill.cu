@@ -23,6 +23,7 @@ constexpr int kProducers = 4;  // warps
 constexpr int kChunkKeys = 128;
 constexpr int kChunkBlocks = kChunkKeys / kBlockSize;
 constexpr int kChunkSteps = kChunkKeys / 16;
+constexpr int kOwnBarrier = 1;  // and 2: of one warpgroup
 
 template <int D>
 struct Layout {
@@ -33,46 +34,72 @@ struct Layout {
   static constexpr int kRows8 = D * 16;  // bytes of 8 rows: the stride between groups of 8
 };
 
-// This thread's two rows of a warpgroup's 64: lane / 4 and 8 further.
-struct Rows {
-  int token[2];  // of the batch; -1 where there is none
-  int head[2];
-  int position[2];
-  int first_key[2];
+// The work of a block, round by round. Tiles come with the most keys first; every other round runs
+// backwards, so that nobody has the longest of all rounds.
+struct Work {
+  int count;
+
+  __device__ bool has_round(int round) const { return round * static_cast<int>(gridDim.x) < count; }
+  // -1: there is nothing for this block.
+  __device__ int at(int round) const {
+    const auto blocks = static_cast<int>(gridDim.x);
+    const auto block = static_cast<int>(blockIdx.x);
+    const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+    return index < count ? index : -1;
+  }
 };
 
-__device__ Rows rows_of(const AttentionKernelParams& p, const AttentionTile& tile, int kv_head,
-                        int first_row) {
-  Rows rows;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = first_row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4 + half * 8;
-    const int token = row / p.group;
-    const bool there = token < tile.num_tokens;
-    rows.token[half] = there ? tile.first_row + token : -1;
-    rows.head[half] = kv_head * p.group + row % p.group;
-    // A row that is not there sees every key; nobody sees its result.
-    rows.position[half] = there ? tile.first_position + token : 1 << 30;
-    rows.first_key[half] = first_key(tile.first_position + (there ? token : 0), p.window);
-  }
-  return rows;
+// Rows of a tile are heads of one token after another. Dividing by their number, which the compiler
+// does not know, by a multiplication: exact for rows below 128 and at most 16 heads.
+struct Group {
+  int heads;
+  int inverse;
+
+  __device__ explicit Group(int group) : heads(group), inverse(65536 / group + 1) {}
+  __device__ int token(int row) const { return row * inverse >> 16; }
+  __device__ int head(int row) const { return row - token(row) * heads; }
+};
+
+// A thread's row of a warpgroup's 64: lane / 4 of its warp's 16, and 8 further.
+__device__ __forceinline__ int row_of(int first_row, int half) {
+  return first_row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 +
+         static_cast<int>(threadIdx.x) % 32 / 4 + half * 8;
 }
 
-// Copies the queries of 64 rows to shared memory in core matrices.
+// What this thread's two rows see.
+struct Rows {
+  int position[2];
+  int first_key[2];
+
+  __device__ Rows(const AttentionKernelParams& p, const Group& g, const AttentionTile& tile,
+                  int first_row) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int token = g.token(row_of(first_row, half));
+      const bool there = token < tile.num_tokens;
+      // A row that is not there sees every key; nobody sees its result.
+      position[half] = there ? tile.first_position + token : 1 << 30;
+      first_key[half] = ops::cuda::first_key(tile.first_position + (there ? token : 0), p.window);
+    }
+  }
+};
+
+// Begins to copy the queries of 64 rows to shared memory, in core matrices.
 template <int D>
-__device__ void load_queries(const AttentionKernelParams& p, const AttentionTile& tile, int kv_head,
-                             int first_row, unsigned char* to) {
-  for (int i = threadIdx.x % 128; i < 64 * D / 8; i += 128) {
-    const int row = first_row + i / (D / 8);
-    const int dim = i % (D / 8) * 8;
-    const int token = row / p.group;
-    uint4 value = {};
-    if (token < tile.num_tokens)
-      value = *reinterpret_cast<const uint4*>(p.q + (tile.first_row + token) * p.q_stride +
-                                              (kv_head * p.group + row % p.group) * D + dim);
-    const int local = i / (D / 8);
-    *reinterpret_cast<uint4*>(to + local / 8 * Layout<D>::kRows8 + dim / 8 * 128 + local % 8 * 16) =
-        value;
+__device__ __forceinline__ void load_queries(const AttentionKernelParams& p, const Group& g,
+                                             const AttentionTile& tile, int kv_head, int first_row,
+                                             std::uint32_t to) {
+  constexpr int kRows = 128 * 8 / D;  // at a time; 16 bytes a thread
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int dim = thread % (D / 8) * 8;
+  const Bf16* const from = p.q + tile.first_row * p.q_stride + kv_head * g.heads * D + dim;
+#pragma unroll 1
+  for (int local = thread / (D / 8); local < 64; local += kRows) {
+    const int token = g.token(first_row + local);
+    const bool there = token < tile.num_tokens;
+    ptx::copy_or_zero(to + local / 8 * Layout<D>::kRows8 + dim / 8 * 128 + local % 8 * 16,
+                      from + (there ? token * p.q_stride + g.head(first_row + local) * D : 0),
+                      there);
   }
 }
 
@@ -84,6 +111,28 @@ __device__ void clear_values(unsigned char* chunk, int keys) {
     const int key = keys + i / (D / 8);
     *reinterpret_cast<uint4*>(chunk + key / 8 * Layout<D>::kRows8 + i % (D / 8) * 128 +
                               key % 8 * 16) = {};
+  }
+}
+
+// Keys behind a row's position or its split's last key, and those before its window, count as
+// -infinity.
+__device__ __forceinline__ void mask_scores(const Rows& rows, int first, int num_keys,
+                                            float (&s)[2][kChunkKeys / 2]) {
+  const int own = static_cast<int>(threadIdx.x) % 4 * 2;  // the lane's first key of each 8
+  if (first + kSplitKeys - 1 > min(rows.position[0], rows.position[1]) || num_keys < kSplitKeys) {
+    const int last[2] = {min(rows.position[0] - first, num_keys - 1) - own,
+                         min(rows.position[1] - first, num_keys - 1) - own};
+#pragma unroll
+    for (int i = 0; i < kChunkKeys; ++i)
+      if (i / 4 * 8 + i % 2 > last[i % 4 / 2])
+        s[i / (kChunkKeys / 2)][i % (kChunkKeys / 2)] = -INFINITY;
+  }
+  if (first < max(rows.first_key[0], rows.first_key[1])) {
+    const int begin[2] = {rows.first_key[0] - first - own, rows.first_key[1] - first - own};
+#pragma unroll
+    for (int i = 0; i < kChunkKeys; ++i)
+      if (i / 4 * 8 + i % 2 < begin[i % 4 / 2])
+        s[i / (kChunkKeys / 2)][i % (kChunkKeys / 2)] = -INFINITY;
   }
 }
 
@@ -110,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   ptx::wait_for_previous_kernel();
   const AttentionPlanHeader header = header_of(p);
   const auto* tiles = reinterpret_cast<const AttentionTile*>(p.plan + header.tiles_at);
-  const int work = header.num_tiles * p.kv.num_kv_heads;
+  const Work work{header.num_tiles * p.kv.num_kv_heads};
   int stage = 0;
   int phase = 0;
   const auto next_stage = [&] {
@@ -121,10 +170,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x % 32 == 0) {
       const int producer = threadIdx.x / 32;
-      for (int w = blockIdx.x; w < work; w += gridDim.x) {
+      for (int round = 0; work.has_round(round); ++round) {
+        const int w = work.at(round);
+        if (w < 0) break;
         const AttentionTile tile = tiles[w / p.kv.num_kv_heads];
         const std::int32_t* table = p.plan + tile.table_at;
         const int all_keys = tile.first_position + tile.num_tokens;
@@ -151,82 +202,101 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
   const int group = threadIdx.x / 128 - 1;
   const int lane = threadIdx.x % 32;
   const bool elected = threadIdx.x % 128 == 0;
-  unsigned char* const own_queries = queries + group * 64 * D * 2;
+  const std::uint32_t own_queries = ptx::shared_address(queries) + group * 64 * D * 2;
+  const Group heads(p.group);
   const auto release = [&](int s) {
     if (elected) ptx::barrier_arrive(ptx::shared_address(&empty[s]));
   };
-  for (int w = blockIdx.x; w < work; w += gridDim.x) {
-    const AttentionTile tile = tiles[w / p.kv.num_kv_heads];
-    const int kv_head = w % p.kv.num_kv_heads;
-    const int all_keys = tile.first_position + tile.num_tokens;
-    ptx::named_barrier(1 + group, 128);  // the queries before are no longer read
-    load_queries<D>(p, tile, kv_head, group * 64, own_queries);
-    ptx::fence_shared_proxy();
-    ptx::named_barrier(1 + group, 128);
-    const Rows rows = rows_of(p, tile, kv_head, group * 64);
-    const std::uint64_t q = wgmma::descriptor(ptx::shared_address(own_queries), 128, L::kRows8);
-    float out[D / 2];
-    float max[2];
-    float sum[2];
+  const auto chunk_at = [&](int s) { return ring + s * L::kChunkBytes; };
+  const auto sync_own = [&] { ptx::named_barrier(kOwnBarrier + group, 128); };
+  const auto begin_queries = [&](int w) {
+    if (w >= 0)
+      load_queries<D>(p, heads, tiles[w / p.kv.num_kv_heads], w % p.kv.num_kv_heads, group * 64,
+                      own_queries);
+  };
+  const std::uint64_t q = wgmma::descriptor(own_queries, 128, L::kRows8);
+  begin_queries(work.at(0));
 
-    for (int first = first_split(tile.first_position, p.window) * kSplitKeys; first < all_keys;
-         first += kSplitKeys) {
+  for (int round = 0; work.has_round(round); ++round) {
+    const int w = work.at(round);
+    if (w < 0) break;
+    const AttentionTile tile = tiles[w / p.kv.num_kv_heads];
+    const int all_keys = tile.first_position + tile.num_tokens;
+    ptx::wait_for_copies();
+    ptx::fence_shared_proxy();
+    sync_own();
+    const Rows rows(p, heads, tile, group * 64);
+    // Before any split: the first one merged into this, by weights 0 and 1, is as it was, the signs
+    // of its zeros too.
+    float out[D / 2];
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i)
+      out[i] = -0.0F;
+    float max[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.0F, 0.0F};
+
+    for (int first = first_split(tile.first_position, p.window) * kSplitKeys;;) {
       const int num_keys = min(kSplitKeys, all_keys - first);
-      // Scores of both chunks. Where the second does not exist, all its keys are masked.
-      const int chunks = ceil_div(num_keys, kChunkKeys);
       float s[2][kChunkKeys / 2];
+      // Scores of one or both chunks. Where the second does not exist, all its keys are masked.
+      const auto begin_scores = [&](float(&scores)[kChunkKeys / 2]) {
+        const std::uint64_t k =
+            wgmma::descriptor(ptx::shared_address(chunk_at(stage)), 128, L::kRows8);
+        ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
+        wgmma::fence();
+        wgmma::product<true>(scores, q, k);
 #pragma unroll
-      for (int c = 0; c < 2; ++c)
-#pragma unroll
-        for (int i = 0; i < kChunkKeys / 2; ++i)
-          s[c][i] = 0.0F;
-      const int first_stage = stage;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if (c < chunks) {
-          ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
-          wgmma::fence();
-          const std::uint64_t k =
-              wgmma::descriptor(ptx::shared_address(ring) + stage * L::kChunkBytes, 128, L::kRows8);
-#pragma unroll
-          for (int step = 0; step < kSteps; ++step)
-            wgmma::product(s[c], wgmma::advance(q, step * 256), wgmma::advance(k, step * 256));
-          wgmma::commit();
-          next_stage();
-        }
-      }
-      wgmma::wait<0>();
-      release(first_stage);
-      if (chunks == 2) release(first_stage + 1 == L::kStages ? 0 : first_stage + 1);
-      const int own_position = min(rows.position[0], rows.position[1]);
-      if (first + kSplitKeys - 1 > own_position || num_keys < kSplitKeys ||
-          first < ::max(rows.first_key[0], rows.first_key[1])) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-          for (int i = 0; i < kChunkKeys / 2; ++i) {
-            const int key = c * kChunkKeys + i / 4 * 8 + lane % 4 * 2 + i % 2;
-            if (first + key > rows.position[i % 4 / 2] || key >= num_keys ||
-                first + key < rows.first_key[i % 4 / 2])
-              s[c][i] = -INFINITY;
-          }
-      }
-      float new_max[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
+        for (int step = 1; step < kSteps; ++step)
+          wgmma::product(scores, wgmma::advance(q, step * 256), wgmma::advance(k, step * 256));
+        wgmma::commit();
+      };
+      const int key_stage = stage;
+      begin_scores(s[0]);
+      next_stage();
+      if (num_keys > kChunkKeys) {
+        begin_scores(s[1]);
+        wgmma::wait<1>();
+        release(key_stage);
+        wgmma::wait<0>();
+        release(stage);
+        next_stage();
+      } else {
+        wgmma::wait<0>();
+        release(key_stage);
 #pragma unroll
         for (int i = 0; i < kChunkKeys / 2; ++i)
-          new_max[i % 4 / 2] = fmaxf(new_max[i % 4 / 2], s[c][i]);
+          s[1][i] = 0.0F;
+      }
+      const int next = first + kSplitKeys;
+      if (next >= all_keys) {  // the queries are no longer read: the next tile's may come
+        sync_own();
+        begin_queries(work.at(round + 1));
+      }
+      mask_scores(rows, first, num_keys, s);
+      float new_max[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float best[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};  // short chains
+#pragma unroll
+        for (int i = 0; i < kChunkKeys / 2; ++i)
+          best[i % 4] =
+              fmaxf(best[i % 4],
+                    s[i / (kChunkKeys / 4)][i % (kChunkKeys / 4) / 2 * 4 + i % 2 + half * 2]);
+        new_max[half] = fmaxf(fmaxf(best[0], best[1]), fmaxf(best[2], best[3]));
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         new_max[half] = fmaxf(new_max[half], __shfl_xor_sync(0xffffffff, new_max[half], 1));
         new_max[half] = fmaxf(new_max[half], __shfl_xor_sync(0xffffffff, new_max[half], 2));
       }
-      // Weights, in the order of the rule: a lane's keys of each quarter of 64, then the quarters.
+      const float base[2] = {attention_base(new_max[0], p.factor),
+                             attention_base(new_max[1], p.factor)};
+      // Weights; their sums in the order of the rule: a lane's keys of each quarter of 64, then the
+      // quarters.
       float new_sum[2] = {0.0F, 0.0F};
       std::uint32_t weights[2][kChunkSteps][4];
 #pragma unroll
@@ -238,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int i = (quarter % 2 * 8 + j) * 4 + half * 2;
-            const float one = attention_weight(s[c][i], new_max[half], p.factor);
-            const float two = attention_weight(s[c][i + 1], new_max[half], p.factor);
+            const float one = attention_weight(s[c][i], base[half], p.factor);
+            const float two = attention_weight(s[c][i + 1], base[half], p.factor);
             part[half] = __fadd_rn(__fadd_rn(part[half], one), two);
             weights[c][quarter % 2 * 4 + j / 2][j % 2 * 2 + half] = ptx::pack_bf16(one, two);
           }
@@ -254,85 +324,101 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 
       float values[D / 2];
+      if (num_keys == kSplitKeys) {
+        const int value_stage = stage;
 #pragma unroll
-      for (int i = 0; i < D / 2; ++i)
-        values[i] = 0.0F;
-      const int value_stage = stage;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int left = num_keys - c * kChunkKeys;
-        if (left >= kChunkKeys) {
-          ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
+        for (int c = 0; c < 2; ++c) {
           const std::uint64_t v =
-              wgmma::descriptor(ptx::shared_address(ring) + stage * L::kChunkBytes, L::kRows8, 128);
+              wgmma::descriptor(ptx::shared_address(chunk_at(stage)), L::kRows8, 128);
+          ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
           wgmma::fence();
+          if (c == 0)
+            wgmma::product_transposed<true>(values, weights[c][0], v);
+          else
+            wgmma::product_transposed(values, weights[c][0], v);
 #pragma unroll
-          for (int step = 0; step < kChunkSteps; ++step)
+          for (int step = 1; step < kChunkSteps; ++step)
             wgmma::product_transposed(values, weights[c][step],
                                       wgmma::advance(v, step * 2 * L::kRows8));
           wgmma::commit();
-          next_stage();
+          if (c == 0) next_stage();
         }
-      }
-      wgmma::wait<0>();
-      // The last chunk of the tile: only the steps that have keys, garbage cleared.
+        wgmma::wait<1>();
+        release(value_stage);
+        wgmma::wait<0>();
+        release(stage);
+        next_stage();
+      } else {
+        // The last chunks of the tile: only the steps that have keys, garbage cleared.
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int left = num_keys - c * kChunkKeys;
-        if (left > 0 && left < kChunkKeys) {
-          ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
-          unsigned char* const chunk = ring + stage * L::kChunkBytes;
-          const std::uint64_t v = wgmma::descriptor(ptx::shared_address(chunk), L::kRows8, 128);
-          clear_values<D>(chunk, left);
-          ptx::fence_shared_proxy();
-          ptx::named_barrier(1 + group, 128);
+        for (int i = 0; i < D / 2; ++i)
+          values[i] = 0.0F;
 #pragma unroll
-          for (int step = 0; step < kChunkSteps; ++step) {
-            if (step * 16 < left) {
-              wgmma::fence();
-              wgmma::product_transposed(values, weights[c][step],
-                                        wgmma::advance(v, step * 2 * L::kRows8));
-              wgmma::commit();
-              wgmma::wait<0>();
+        for (int c = 0; c < 2; ++c) {
+          const int left = num_keys - c * kChunkKeys;
+          if (left > 0) {
+            ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
+            unsigned char* const chunk = chunk_at(stage);
+            const std::uint64_t v = wgmma::descriptor(ptx::shared_address(chunk), L::kRows8, 128);
+            if (left < kChunkKeys) clear_values<D>(chunk, left);
+            ptx::fence_shared_proxy();
+            sync_own();
+#pragma unroll
+            for (int step = 0; step < kChunkSteps; ++step) {
+              if (step * 16 < left) {
+                wgmma::fence();
+                wgmma::product_transposed(values, weights[c][step],
+                                          wgmma::advance(v, step * 2 * L::kRows8));
+                wgmma::commit();
+                wgmma::wait<0>();
+              }
             }
+            release(stage);
+            next_stage();
           }
-          next_stage();
         }
       }
-      release(value_stage);
-      if (chunks == 2) release(value_stage + 1 == L::kStages ? 0 : value_stage + 1);
 
+      // A row of which the split holds no key passes it by: as it is, plus -0.
+      const bool none[2] = {first + num_keys <= rows.first_key[0] || first > rows.position[0],
+                            first + num_keys <= rows.first_key[1] || first > rows.position[1]};
+      if (none[0] || none[1]) {
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i)
+          if (none[i % 4 / 2]) values[i] = -0.0F;
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int begin = rows.first_key[half] / kSplitKeys * kSplitKeys;
-        if (first == begin) {
-          max[half] = new_max[half];
-          sum[half] = new_sum[half];
-#pragma unroll
-          for (int i = 0; i < D / 2; ++i)
-            if (i % 4 / 2 == half) out[i] = values[i];
-        } else if (first > begin && first <= rows.position[half]) {
-          const float larger = fmaxf(max[half], new_max[half]);
-          const float a = merge_weight(max[half], larger, p.factor);
-          const float b = merge_weight(new_max[half], larger, p.factor);
-#pragma unroll
-          for (int i = 0; i < D / 2; ++i)
-            if (i % 4 / 2 == half) out[i] = merge(out[i], a, values[i], b);
-          sum[half] = merge(sum[half], a, new_sum[half], b);
-          max[half] = larger;
+        const bool is_first = rows.first_key[half] / kSplitKeys * kSplitKeys == first;
+        const float larger = none[half] ? max[half] : fmaxf(max[half], new_max[half]);
+        float a = merge_weight(max[half], larger, p.factor);
+        float b = merge_weight(new_max[half], larger, p.factor);
+        if (is_first || none[half]) {
+          a = none[half] ? 1.0F : 0.0F;
+          b = none[half] ? 0.0F : 1.0F;
         }
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i)
+          if (i % 4 / 2 == half) out[i] = merge(out[i], a, values[i], b);
+        sum[half] = merge(sum[half], a, new_sum[half], b);
+        max[half] = larger;
       }
+      if (next >= all_keys) break;
+      first = next;
     }
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (rows.token[half] < 0) continue;
+      const int row = row_of(group * 64, half);
+      const int token = heads.token(row);
+      if (token >= tile.num_tokens) continue;
+      const int head = w % p.kv.num_kv_heads * p.group + heads.head(row);
       const float scale = __frcp_rn(sum[half]);
 #pragma unroll
       for (int g = 0; g < D / 8; ++g)
-        *reinterpret_cast<std::uint32_t*>(
-            p.out +
-            tiles_index(rows.token[half], rows.head[half] * D + g * 8 + lane % 4 * 2, p.out_cols)) =
+        *reinterpret_cast<std::uint32_t*>(p.out + tiles_index(tile.first_row + token,
+                                                              head * D + g * 8 + lane % 4 * 2,
+                                                              p.out_cols)) =
             ptx::pack_bf16(__fmul_rn(out[g * 4 + half * 2], scale),
                            __fmul_rn(out[g * 4 + half * 2 + 1], scale));
     }

@@ -284,13 +284,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       }
       float sum[2] = {0.0F, 0.0F};
       if (quarter < chunks) {
+        const float base[2] = {attention_base(max[0], p.factor), attention_base(max[1], p.factor)};
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           unsigned char* at = weights + (quarter * 8 + j) * 256 + lane * 4;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const float first = attention_weight(s[j][half * 2], max[half], p.factor);
-            const float second = attention_weight(s[j][half * 2 + 1], max[half], p.factor);
+            const float first = attention_weight(s[j][half * 2], base[half], p.factor);
+            const float second = attention_weight(s[j][half * 2 + 1], base[half], p.factor);
             sum[half] = __fadd_rn(__fadd_rn(sum[half], first), second);
             *reinterpret_cast<std::uint32_t*>(at + half * 128) = ptx::pack_bf16(first, second);
           }

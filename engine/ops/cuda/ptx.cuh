@@ -129,6 +129,23 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Counts this thread as one of the `threads` that named_barrier() waits for, and goes on.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Begins to copy 16 bytes to shared memory, or to clear them there.
+__device__ __forceinline__ void copy_or_zero(std::uint32_t to, const void* from, bool copy) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(copy ? 16 : 0)
+               : "memory");
+}
+
+/// Waits for all that this thread began.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// Waits for the kernels before this one in the stream. What does not depend on them (weights) may
 /// be read earlier; nothing may be written earlier.
 __device__ __forceinline__ void wait_for_previous_kernel() {

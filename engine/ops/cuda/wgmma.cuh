@@ -48,128 +48,141 @@ __device__ __forceinline__ std::uint64_t advance(std::uint64_t descriptor, std::
 
 // clang-format off
 
-/// d += a * b^T: 64 x 256 outputs, one step of k16, both operands K-major in shared memory.
+// The registers of an accumulator, as the instruction lists them and as operands; by MODE they are
+// added to or written alone.
+#define THAW_ADDED(x) "+f"(x)
+#define THAW_WRITTEN(x) "=f"(x)
+#define THAW_REGISTERS_128 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define THAW_OPERANDS_128(MODE) \
+  MODE(d[0]), MODE(d[1]), MODE(d[2]), MODE(d[3]), MODE(d[4]), MODE(d[5]), MODE(d[6]), \
+  MODE(d[7]), MODE(d[8]), MODE(d[9]), MODE(d[10]), MODE(d[11]), MODE(d[12]), MODE(d[13]), \
+  MODE(d[14]), MODE(d[15]), MODE(d[16]), MODE(d[17]), MODE(d[18]), MODE(d[19]), MODE(d[20]), \
+  MODE(d[21]), MODE(d[22]), MODE(d[23]), MODE(d[24]), MODE(d[25]), MODE(d[26]), MODE(d[27]), \
+  MODE(d[28]), MODE(d[29]), MODE(d[30]), MODE(d[31]), MODE(d[32]), MODE(d[33]), MODE(d[34]), \
+  MODE(d[35]), MODE(d[36]), MODE(d[37]), MODE(d[38]), MODE(d[39]), MODE(d[40]), MODE(d[41]), \
+  MODE(d[42]), MODE(d[43]), MODE(d[44]), MODE(d[45]), MODE(d[46]), MODE(d[47]), MODE(d[48]), \
+  MODE(d[49]), MODE(d[50]), MODE(d[51]), MODE(d[52]), MODE(d[53]), MODE(d[54]), MODE(d[55]), \
+  MODE(d[56]), MODE(d[57]), MODE(d[58]), MODE(d[59]), MODE(d[60]), MODE(d[61]), MODE(d[62]), \
+  MODE(d[63]), MODE(d[64]), MODE(d[65]), MODE(d[66]), MODE(d[67]), MODE(d[68]), MODE(d[69]), \
+  MODE(d[70]), MODE(d[71]), MODE(d[72]), MODE(d[73]), MODE(d[74]), MODE(d[75]), MODE(d[76]), \
+  MODE(d[77]), MODE(d[78]), MODE(d[79]), MODE(d[80]), MODE(d[81]), MODE(d[82]), MODE(d[83]), \
+  MODE(d[84]), MODE(d[85]), MODE(d[86]), MODE(d[87]), MODE(d[88]), MODE(d[89]), MODE(d[90]), \
+  MODE(d[91]), MODE(d[92]), MODE(d[93]), MODE(d[94]), MODE(d[95]), MODE(d[96]), MODE(d[97]), \
+  MODE(d[98]), MODE(d[99]), MODE(d[100]), MODE(d[101]), MODE(d[102]), MODE(d[103]), \
+  MODE(d[104]), MODE(d[105]), MODE(d[106]), MODE(d[107]), MODE(d[108]), MODE(d[109]), \
+  MODE(d[110]), MODE(d[111]), MODE(d[112]), MODE(d[113]), MODE(d[114]), MODE(d[115]), \
+  MODE(d[116]), MODE(d[117]), MODE(d[118]), MODE(d[119]), MODE(d[120]), MODE(d[121]), \
+  MODE(d[122]), MODE(d[123]), MODE(d[124]), MODE(d[125]), MODE(d[126]), MODE(d[127])
+#define THAW_REGISTERS_64 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define THAW_OPERANDS_64(MODE) \
+  MODE(d[0]), MODE(d[1]), MODE(d[2]), MODE(d[3]), MODE(d[4]), MODE(d[5]), MODE(d[6]), \
+  MODE(d[7]), MODE(d[8]), MODE(d[9]), MODE(d[10]), MODE(d[11]), MODE(d[12]), MODE(d[13]), \
+  MODE(d[14]), MODE(d[15]), MODE(d[16]), MODE(d[17]), MODE(d[18]), MODE(d[19]), MODE(d[20]), \
+  MODE(d[21]), MODE(d[22]), MODE(d[23]), MODE(d[24]), MODE(d[25]), MODE(d[26]), MODE(d[27]), \
+  MODE(d[28]), MODE(d[29]), MODE(d[30]), MODE(d[31]), MODE(d[32]), MODE(d[33]), MODE(d[34]), \
+  MODE(d[35]), MODE(d[36]), MODE(d[37]), MODE(d[38]), MODE(d[39]), MODE(d[40]), MODE(d[41]), \
+  MODE(d[42]), MODE(d[43]), MODE(d[44]), MODE(d[45]), MODE(d[46]), MODE(d[47]), MODE(d[48]), \
+  MODE(d[49]), MODE(d[50]), MODE(d[51]), MODE(d[52]), MODE(d[53]), MODE(d[54]), MODE(d[55]), \
+  MODE(d[56]), MODE(d[57]), MODE(d[58]), MODE(d[59]), MODE(d[60]), MODE(d[61]), MODE(d[62]), \
+  MODE(d[63])
+#define THAW_REGISTERS_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define THAW_OPERANDS_32(MODE) \
+  MODE(d[0]), MODE(d[1]), MODE(d[2]), MODE(d[3]), MODE(d[4]), MODE(d[5]), MODE(d[6]), \
+  MODE(d[7]), MODE(d[8]), MODE(d[9]), MODE(d[10]), MODE(d[11]), MODE(d[12]), MODE(d[13]), \
+  MODE(d[14]), MODE(d[15]), MODE(d[16]), MODE(d[17]), MODE(d[18]), MODE(d[19]), MODE(d[20]), \
+  MODE(d[21]), MODE(d[22]), MODE(d[23]), MODE(d[24]), MODE(d[25]), MODE(d[26]), MODE(d[27]), \
+  MODE(d[28]), MODE(d[29]), MODE(d[30]), MODE(d[31])
+
+/// d += a * b^T: 64 x 256 outputs, one step of k16, both operands K-major in shared memory. The first
+/// step of a sum does without what d held, as if it were +0.
+template <bool kFirst = false>
 __device__ __forceinline__ void product(float (&d)[128], std::uint64_t a, std::uint64_t b) {
 #if THAW_HOPPER
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127 "
-      "}, %128, %129, 1, 1, 1, 0, 0;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),
-        "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
-        "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),
-        "+f"(d[62]), "+f"(d[63]), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]),
-        "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]),
-        "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
-        "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]),
-        "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]),
-        "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]),
-        "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]),
-        "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]),
-        "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
-        "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
-        "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "l"(a), "l"(b));
+  if constexpr (kFirst)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" THAW_REGISTERS_128 "}, %128, %129, 0, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_128(THAW_WRITTEN) : "l"(a), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" THAW_REGISTERS_128 "}, %128, %129, 1, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_128(THAW_ADDED) : "l"(a), "l"(b));
 #endif
 }
 
-/// d += a * b^T: 64 x 128 outputs, one step of k16, both operands K-major in shared memory.
+/// d += a * b^T: 64 x 128 outputs, one step of k16, both operands K-major in shared memory. The first
+/// step of a sum does without what d held, as if it were +0.
+template <bool kFirst = false>
 __device__ __forceinline__ void product(float (&d)[64], std::uint64_t a, std::uint64_t b) {
 #if THAW_HOPPER
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-      "}, %64, %65, 1, 1, 1, 0, 0;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),
-        "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
-        "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),
-        "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b));
+  if constexpr (kFirst)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" THAW_REGISTERS_64 "}, %64, %65, 0, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_64(THAW_WRITTEN) : "l"(a), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" THAW_REGISTERS_64 "}, %64, %65, 1, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_64(THAW_ADDED) : "l"(a), "l"(b));
 #endif
 }
 
-/// d += a * b^T: 64 x 64 outputs, one step of k16, both operands K-major in shared memory.
+/// d += a * b^T: 64 x 64 outputs, one step of k16, both operands K-major in shared memory. The first
+/// step of a sum does without what d held, as if it were +0.
+template <bool kFirst = false>
 __device__ __forceinline__ void product(float (&d)[32], std::uint64_t a, std::uint64_t b) {
 #if THAW_HOPPER
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-      "}, %32, %33, 1, 1, 1, 0, 0;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b));
+  if constexpr (kFirst)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" THAW_REGISTERS_32 "}, %32, %33, 0, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_32(THAW_WRITTEN) : "l"(a), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" THAW_REGISTERS_32 "}, %32, %33, 1, 1, 1, 0, 0;\n"
+                 : THAW_OPERANDS_32(THAW_ADDED) : "l"(a), "l"(b));
 #endif
 }
 
 /// d += a * b: 64 x 128 outputs, one step of k16, a in registers (mma fragment order), b with rows along N.
+template <bool kFirst = false>
 __device__ __forceinline__ void product_transposed(float (&d)[64], const std::uint32_t* a, std::uint64_t b) {
 #if THAW_HOPPER
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),
-        "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
-        "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),
-        "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  if constexpr (kFirst)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" THAW_REGISTERS_64 "}, {%64, %65, %66, %67}, %68, 0, 1, 1, 1;\n"
+                 : THAW_OPERANDS_64(THAW_WRITTEN) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" THAW_REGISTERS_64 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : THAW_OPERANDS_64(THAW_ADDED) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
 
 /// d += a * b: 64 x 64 outputs, one step of k16, a in registers (mma fragment order), b with rows along N.
+template <bool kFirst = false>
 __device__ __forceinline__ void product_transposed(float (&d)[32], const std::uint32_t* a, std::uint64_t b) {
 #if THAW_HOPPER
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  if constexpr (kFirst)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" THAW_REGISTERS_32 "}, {%32, %33, %34, %35}, %36, 0, 1, 1, 1;\n"
+                 : THAW_OPERANDS_32(THAW_WRITTEN) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" THAW_REGISTERS_32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+                 : THAW_OPERANDS_32(THAW_ADDED) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
+
+#undef THAW_ADDED
+#undef THAW_WRITTEN
+#undef THAW_REGISTERS_128
+#undef THAW_OPERANDS_128
+#undef THAW_REGISTERS_64
+#undef THAW_OPERANDS_64
+#undef THAW_REGISTERS_32
+#undef THAW_OPERANDS_32
 
 // clang-format on
 
