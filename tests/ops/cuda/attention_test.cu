@@ -188,6 +188,13 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
   ASSERT_TRUE(plan_attention({32, 8, 128}, two_splits, 1, words));
   EXPECT_EQ(words[0], 1);  // num_tiles
   says({32, 8, 128}, good, 10, 12, Errc::kResourceExhausted, "room for 12");
+  // Chunks go to the tile kernel where they are many rows together, each a tile of its own.
+  std::vector<AttentionSequence> chunks;
+  for (int i = 0; i < 4; ++i) {
+    chunks.push_back({longer, i * 20, 20, 300});
+    ASSERT_TRUE(plan_attention({32, 8, 128}, chunks, 1000, words));
+    EXPECT_EQ(words[0], i < 3 ? 0 : 4) << i + 1 << " chunks";
+  }
   const AttentionSequence beyond[] = {{table, 0, 1, 64}};
   says({32, 8, 128}, beyond, 10, 1000, Errc::kInvalidArgument, "4 blocks");
 }
