@@ -13,7 +13,7 @@
 namespace thaw::ops::cuda {
 namespace {
 
-constexpr int kSharedHeads = 8;  // of one warp, where there are many rows
+constexpr int kSharedHeads = 2;  // of one warp, where there are many rows
 constexpr int kManyRows = 256;
 
 void require(bool holds, const char* what, std::int64_t value, const char* right) {
