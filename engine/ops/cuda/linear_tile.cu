@@ -300,7 +300,10 @@ __global__ void __launch_bounds__(kThreads, 1) tile_kernel(const __grid_constant
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    const int group = threadIdx.x / 128 - 1;  // which 64 rows of the block
+    // Which 64 rows of the block: the same in all threads of a warp, and known to be, so that what
+    // follows from it is computed once a warp. The GPU runs this kernel at the limit of its power:
+    // what lanes do not compute is time.
+    const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0) - 1;
     const bool elected = threadIdx.x % 128 == 0;
     const auto release = [&](int s) {
       if (elected) ptx::barrier_arrive(ptx::shared_address(&empty[s]));
