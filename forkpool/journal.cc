@@ -5,7 +5,8 @@
 
 namespace thaw::forkpool {
 
-Ongoing::Ongoing(GenerateRequest request, Clock::TimePoint now) : request_(std::move(request)) {
+Ongoing::Ongoing(GenerateRequest request, Clock::TimePoint now)
+    : request_(std::move(request)), prompt_scored_(request_.prompt_scored) {
   if (request_.deadline) deadline_ = now + *request_.deadline;
   choices_.resize(request_.num_choices);
   for (Choice& choice : choices_)
@@ -24,6 +25,17 @@ Result<bool> Ongoing::accept(GenerateEvent& event) {
     return make_error(Errc::kProtocol, "request " + std::to_string(id()) + ": " + what);
   };
   if (std::holds_alternative<AdmittedEvent>(event)) return !std::exchange(admitted_, true);
+  if (const auto* scored = std::get_if<PromptLogprobsEvent>(&event)) {
+    const std::size_t last = scored->first + scored->tokens.size();
+    if (request_.prompt_logprobs < 0 || scored->first != prompt_scored_ + 1 ||
+        last > request_.prompt.size()) {
+      return violation("log-probabilities of prompt tokens " + std::to_string(scored->first) +
+                       " to " + std::to_string(last) + ", after those of " +
+                       std::to_string(prompt_scored_));
+    }
+    prompt_scored_ += static_cast<std::uint32_t>(scored->tokens.size());
+    return true;
+  }
   if (auto* token = std::get_if<TokenEvent>(&event)) {
     if (token->choice >= choices_.size() || !choices_[token->choice].active) {
       return violation("a token for choice " + std::to_string(token->choice) +
@@ -68,6 +80,7 @@ Result<bool> Ongoing::accept(GenerateEvent& event) {
 
 GenerateRequest Ongoing::to_send(Clock::TimePoint now) const {
   GenerateRequest request = request_;
+  request.prompt_scored = prompt_scored_;
   if (deadline_) {
     request.deadline =
         std::max(std::chrono::milliseconds(1),
@@ -95,7 +108,9 @@ std::vector<GenerateEvent> Ongoing::settle_after_death() {
   for (std::uint32_t index = 0; index < choices_.size(); ++index) {
     Choice& choice = choices_[index];
     if (!choice.active || choice.finished) continue;
-    if (choice.tokens.size() < request_.sampling.max_tokens) continue;
+    // Where nothing is generated, its end is all that it says.
+    const std::uint32_t max_tokens = request_.sampling.max_tokens;
+    if (max_tokens == 0 || choice.tokens.size() < max_tokens) continue;
     choice.finished = true;
     events.emplace_back(FinishedEvent{id(), index, FinishReason::kLength, std::nullopt});
   }

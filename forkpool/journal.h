@@ -66,6 +66,7 @@ class Ongoing {
   std::vector<Choice> choices_;
   bool admitted_ = false;
   std::uint32_t cached_tokens_ = 0;
+  std::uint32_t prompt_scored_ = 0;  ///< rows whose log-probabilities were forwarded
 };
 
 }  // namespace thaw::forkpool

@@ -29,16 +29,33 @@ Result<void> check_request(const GenerateRequest& request) {
                  std::to_string(kMaxChoices));
   }
   const SamplingParams& sampling = request.sampling;
-  if (sampling.logit_bias.size() > kMaxListItems ||
-      sampling.stop_token_ids.size() > kMaxListItems) {
-    return wrong("sampling: logit_bias or stop_token_ids has more than " +
-                 std::to_string(kMaxListItems) + " items");
+  const std::pair<const char*, std::size_t> sizes[] = {
+      {"logit_bias", sampling.logit_bias.size()},
+      {"stop_token_ids", sampling.stop_token_ids.size()},
+      {"allowed_token_ids", sampling.allowed_token_ids.size()},
+      {"bad_words", sampling.bad_words.size()}};
+  for (const auto& [name, size] : sizes) {
+    if (size <= kMaxListItems) continue;
+    return wrong(std::string("sampling.") + name + " has " + std::to_string(size) +
+                 " items; at most " + std::to_string(kMaxListItems));
   }
   std::size_t num_tokens = request.prompt.size();
   const auto negative = [](TokenId token) { return token < 0; };
   if (std::ranges::any_of(request.prompt, negative)) return wrong("prompt holds a negative token");
   if (std::ranges::any_of(sampling.stop_token_ids, negative)) {
     return wrong("sampling.stop_token_ids holds a negative token");
+  }
+  if (std::ranges::any_of(sampling.allowed_token_ids, negative)) {
+    return wrong("sampling.allowed_token_ids holds a negative token");
+  }
+  for (const auto& word : sampling.bad_words) {
+    if (word.size() > kMaxListItems || std::ranges::any_of(word, negative))
+      return wrong("sampling.bad_words holds a negative token or a word that is too long");
+    num_tokens += word.size();
+  }
+  if (request.prompt_scored >= request.prompt.size()) {
+    return wrong("prompt_scored is " + std::to_string(request.prompt_scored) +
+                 "; below the prompt's " + std::to_string(request.prompt.size()) + " tokens");
   }
   std::vector<bool> seen(request.num_choices, false);
   for (const ResumedChoice& choice : request.resumed) {
@@ -99,10 +116,31 @@ static_assert(sizeof(EngineStats) == std::size(kStats) * sizeof(std::uint64_t));
 
 constexpr std::int64_t kMaxToken = std::numeric_limits<TokenId>::max();
 
+Json pairs(const std::vector<TokenLogprob>& logprobs) {
+  Json list = Json::array();
+  for (const TokenLogprob& item : logprobs)
+    list.push_back(Json::array({item.token, item.logprob}));
+  return list;
+}
+
+std::vector<TokenLogprob> read_pairs(const Fields& fields, const Json& list, const char* name) {
+  std::vector<TokenLogprob> logprobs;
+  if (!list.is_array() || list.size() > kMaxListItems) fields.wrong(name, "is no list of pairs");
+  for (const Json& item : list) {
+    if (!item.is_array() || item.size() != 2) fields.wrong(name, "is no list of pairs");
+    logprobs.push_back({static_cast<TokenId>(fields.integer(item[0], name, 0, kMaxToken)),
+                        fields.number(item[1], name)});
+  }
+  return logprobs;
+}
+
 Json to_json(const SamplingParams& sampling) {
   Json bias = Json::array();
   for (const auto& [token, value] : sampling.logit_bias)
     bias.push_back(Json::array({token, value}));
+  Json bad_words = Json::array();
+  for (const auto& word : sampling.bad_words)
+    bad_words.push_back(pack(word));
   return {{"temperature", sampling.temperature},
           {"top_k", sampling.top_k},
           {"top_p", sampling.top_p},
@@ -111,6 +149,8 @@ Json to_json(const SamplingParams& sampling) {
           {"presence_penalty", sampling.presence_penalty},
           {"frequency_penalty", sampling.frequency_penalty},
           {"logit_bias", std::move(bias)},
+          {"allowed_token_ids", pack(sampling.allowed_token_ids)},
+          {"bad_words", std::move(bad_words)},
           {"max_tokens", sampling.max_tokens},
           {"min_tokens", sampling.min_tokens},
           {"stop_token_ids", pack(sampling.stop_token_ids)},
@@ -135,6 +175,9 @@ SamplingParams read_sampling(const Json& value) {
         static_cast<TokenId>(fields.integer(item[0], "logit_bias", 0, kMaxToken)),
         fields.number(item[1], "logit_bias"));
   }
+  sampling.allowed_token_ids = fields.tokens("allowed_token_ids", kMaxListItems);
+  for (const Json& item : fields.array("bad_words", kMaxListItems))
+    sampling.bad_words.push_back(fields.tokens(item, "bad_words", kMaxListItems));
   sampling.max_tokens = fields.u32("max_tokens");
   sampling.min_tokens = fields.u32("min_tokens");
   sampling.stop_token_ids = fields.tokens("stop_token_ids", kMaxListItems);
@@ -177,6 +220,8 @@ Json to_json(const GenerateRequest& request) {
           {"prompt", pack(request.prompt)},
           {"num_choices", request.num_choices},
           {"sampling", to_json(request.sampling)},
+          {"prompt_logprobs", request.prompt_logprobs},
+          {"prompt_scored", request.prompt_scored},
           {"resumed", std::move(resumed)}};
 }
 
@@ -203,6 +248,8 @@ GenerateRequest read_request(const Json& value) {
   request.prompt = fields.tokens("prompt", kMaxTokens);
   request.num_choices = fields.u32("num_choices", kMaxChoices);
   request.sampling = read_sampling(fields.at("sampling"));
+  request.prompt_logprobs = fields.i32("prompt_logprobs");
+  request.prompt_scored = fields.u32("prompt_scored");
   for (const Json& item : fields.array("resumed", kMaxChoices)) {
     const Fields choice(item, "request.resumed");
     request.resumed.push_back({choice.u32("choice"), choice.tokens("generated", kMaxTokens)});
@@ -216,17 +263,23 @@ Json to_json(const GenerateEvent& event) {
     Json operator()(const AdmittedEvent& admitted) const {
       return {{"type", "admitted"}, {"request", admitted.request}, {"worker", admitted.worker}};
     }
+    Json operator()(const PromptLogprobsEvent& scored) const {
+      Json tokens = Json::array();
+      for (const PromptLogprob& token : scored.tokens)
+        tokens.push_back(Json::array({token.logprob, token.rank, pairs(token.best)}));
+      return {{"type", "prompt_logprobs"},
+              {"request", scored.request},
+              {"first", scored.first},
+              {"tokens", std::move(tokens)}};
+    }
     Json operator()(const TokenEvent& token) const {
-      Json best = Json::array();
-      for (const TokenLogprob& item : token.top_logprobs)
-        best.push_back(Json::array({item.token, item.logprob}));
       return {{"type", "token"},
               {"request", token.request},
               {"choice", token.choice},
               {"index", token.index},
               {"token", token.token},
               {"logprob", token.logprob},
-              {"top_logprobs", std::move(best)}};
+              {"top_logprobs", pairs(token.top_logprobs)}};
     }
     Json operator()(const FinishedEvent& finished) const {
       const auto* reason = std::ranges::find(kReasons, finished.reason,
@@ -262,13 +315,20 @@ GenerateEvent read_event(const Json& value) {
                      .token = static_cast<TokenId>(fields.u32("token", kMaxToken)),
                      .logprob = fields.f32("logprob"),
                      .top_logprobs = {}};
-    for (const Json& item : fields.array("top_logprobs", kMaxListItems)) {
-      if (!item.is_array() || item.size() != 2) fields.wrong("top_logprobs", "is no list of pairs");
-      token.top_logprobs.push_back(
-          {static_cast<TokenId>(fields.integer(item[0], "top_logprobs", 0, kMaxToken)),
-           fields.number(item[1], "top_logprobs")});
-    }
+    token.top_logprobs = read_pairs(fields, fields.at("top_logprobs"), "top_logprobs");
     return token;
+  }
+  if (type == "prompt_logprobs") {
+    PromptLogprobsEvent scored{request, fields.u32("first"), {}};
+    for (const Json& item : fields.array("tokens", kMaxListItems)) {
+      if (!item.is_array() || item.size() != 3)
+        fields.wrong("tokens", "is no list of log-probability, rank and others");
+      scored.tokens.push_back({fields.number(item[0], "tokens"),
+                               static_cast<std::uint32_t>(fields.integer(
+                                   item[1], "tokens", 0, std::numeric_limits<std::int32_t>::max())),
+                               read_pairs(fields, item[2], "tokens")});
+    }
+    return scored;
   }
   if (type == "admitted") return AdmittedEvent{request, fields.u32("worker")};
   if (type == "finished") {
@@ -292,7 +352,7 @@ GenerateEvent read_event(const Json& value) {
                            .generated_tokens = fields.u32("generated_tokens")}};
   }
   if (type == "failed") return FailedEvent{request, read_error(fields.at("error"))};
-  fields.wrong("type", "is none of admitted, token, finished, completed, failed");
+  fields.wrong("type", "is none of admitted, prompt_logprobs, token, finished, completed, failed");
 }
 
 Json to_json(const kvsnap::Manifest& manifest) {

@@ -224,7 +224,11 @@ std::vector<Hash128> Fields::hashes(const char* name, std::size_t max_hashes) co
 }
 
 std::vector<TokenId> Fields::tokens(const char* name, std::size_t max_tokens) const {
-  const Json& value = at(name);
+  return tokens(at(name), name, max_tokens);
+}
+
+std::vector<TokenId> Fields::tokens(const Json& value, const char* name,
+                                    std::size_t max_tokens) const {
   if (!value.is_binary()) {
     wrong(name, std::string("is ") + value.type_name() + ", not a byte string");
   }

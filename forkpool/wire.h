@@ -62,6 +62,7 @@ class Fields {
                        std::int64_t max) const;
   float number(const Json& value, const char* name) const;
   Hash128 hash(const Json& value, const char* name) const;
+  std::vector<TokenId> tokens(const Json& value, const char* name, std::size_t max_tokens) const;
 
   [[noreturn]] void wrong(const char* name, const std::string& what) const;
 

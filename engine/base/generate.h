@@ -24,7 +24,10 @@ struct SamplingParams {
   float presence_penalty = 0.0F;  ///< in [-2, 2], over output since generation_start
   float frequency_penalty = 0.0F;  ///< in [-2, 2], over output since generation_start
   std::vector<std::pair<TokenId, float>> logit_bias;  ///< bias in [-100, 100]
-  std::uint32_t max_tokens = 16;  ///< generated tokens per choice, at least 1
+  std::vector<TokenId> allowed_token_ids;  ///< no other is sampled; empty: any may be
+  std::vector<std::vector<TokenId>> bad_words;  ///< never generated in whole; none is empty
+  /// Generated tokens per choice. 0: the prompt is computed, each choice ends with kLength.
+  std::uint32_t max_tokens = 16;
   std::uint32_t min_tokens = 0;  ///< no stop token may be sampled before that many
   std::vector<TokenId> stop_token_ids;  ///< besides the model's EOS ids
   bool ignore_eos = false;
@@ -60,6 +63,11 @@ struct GenerateRequest {
   std::vector<TokenId> prompt;  ///< at least one token
   std::uint32_t num_choices = 1;
   SamplingParams sampling;
+  /// Log-probabilities of the prompt's own tokens: -1 none, 0 the token's, n also the n best. All
+  /// of the prompt is computed for them, whatever is cached.
+  std::int32_t prompt_logprobs = -1;
+  /// Positions whose log-probabilities were sent before a worker's death.
+  std::uint32_t prompt_scored = 0;
   /// Not empty: only these choices run, each going on after its `generated` tokens.
   std::vector<ResumedChoice> resumed;
 };
@@ -85,6 +93,21 @@ struct TokenEvent {
   TokenId token = 0;
   float logprob = 0.0F;  ///< only where top_logprobs >= 0
   std::vector<TokenLogprob> top_logprobs;  ///< best first
+};
+
+/// What the model expected of one prompt token, before it saw it.
+struct PromptLogprob {
+  float logprob = 0.0F;
+  std::uint32_t rank = 0;  ///< 1: no token was likelier, ties by lower id
+  std::vector<TokenLogprob> best;  ///< best first
+};
+
+/// Log-probabilities of the prompt tokens from `first` on. These events come in order, from token 1
+/// (of the first token nothing is expected) to the last, and before any TokenEvent.
+struct PromptLogprobsEvent {
+  RequestId request = 0;
+  std::uint32_t first = 1;
+  std::vector<PromptLogprob> tokens;
 };
 
 /// A choice has ended. A stop token is not sent as a TokenEvent; it is named here.
@@ -115,8 +138,8 @@ struct FailedEvent {
 };
 
 /// Exactly one CompletedEvent or FailedEvent ends a request.
-using GenerateEvent =
-    std::variant<AdmittedEvent, TokenEvent, FinishedEvent, CompletedEvent, FailedEvent>;
+using GenerateEvent = std::variant<AdmittedEvent, TokenEvent, FinishedEvent, CompletedEvent,
+                                   FailedEvent, PromptLogprobsEvent>;
 
 /// The request that `event` belongs to.
 inline RequestId event_request(const GenerateEvent& event) {

@@ -25,7 +25,9 @@ std::optional<DeviceDraw> DeviceDraw::of(const SamplingParams& params) {
       params.min_tokens > 0 && !(params.ignore_eos && params.stop_token_ids.empty());
   const bool has_penalties = params.repetition_penalty != 1.0F || params.presence_penalty != 0.0F ||
                              params.frequency_penalty != 0.0F;
-  if (cuts || bars_stops || has_penalties || !params.logit_bias.empty() || params.top_logprobs >= 0)
+  const bool bars_tokens =
+      !params.logit_bias.empty() || !params.allowed_token_ids.empty() || !params.bad_words.empty();
+  if (cuts || bars_stops || has_penalties || bars_tokens || params.top_logprobs >= 0)
     return std::nullopt;
   DeviceDraw draw;
   draw.temperature = is_greedy ? 0.0F : params.temperature;

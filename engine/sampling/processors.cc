@@ -1,5 +1,6 @@
 #include "engine/sampling/processors.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace thaw::sampling {
@@ -34,16 +35,38 @@ void apply_output_penalties(std::span<float> logits, float presence, float frequ
   }
 }
 
+void keep_allowed(std::span<float> logits, std::span<const TokenId> allowed,
+                  std::vector<std::uint32_t>& marks) {
+  for (TokenId token : allowed)
+    marks[token] = 1;
+  for (std::size_t token = 0; token < logits.size(); ++token)
+    if (marks[token] == 0) logits[token] = kExcluded;
+  for (TokenId token : allowed)
+    marks[token] = 0;
+}
+
+/// The last token of each word whose others have just been generated.
+void exclude_bad_words(std::span<float> logits, const std::vector<std::vector<TokenId>>& words,
+                       std::span<const TokenId> generated) {
+  for (const auto& word : words) {
+    const auto begun = std::span(word).first(word.size() - 1);
+    if (begun.size() > generated.size()) continue;
+    if (std::ranges::equal(begun, generated.last(begun.size()))) logits[word.back()] = kExcluded;
+  }
+}
+
 }  // namespace
 
 bool needs_processing(const SamplingParams& params, const SamplingContext& context) {
-  return !params.logit_bias.empty() || params.repetition_penalty != 1.0F ||
+  return !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
+         !params.logit_bias.empty() || params.repetition_penalty != 1.0F ||
          params.presence_penalty != 0.0F || params.frequency_penalty != 0.0F ||
          stops_are_off(params, context);
 }
 
 void process_logits(std::span<float> logits, const SamplingParams& params,
                     const SamplingContext& context, std::vector<std::uint32_t>& counts) {
+  if (!params.allowed_token_ids.empty()) keep_allowed(logits, params.allowed_token_ids, counts);
   for (const auto& [token, bias] : params.logit_bias) {
     logits[token] = bias <= kExcludingBias ? kExcluded : logits[token] + bias;
   }
@@ -53,6 +76,7 @@ void process_logits(std::span<float> logits, const SamplingParams& params,
     apply_output_penalties(logits, params.presence_penalty, params.frequency_penalty,
                            context.generated(), counts);
   }
+  exclude_bad_words(logits, params.bad_words, context.generated());
   if (stops_are_off(params, context)) {
     for (TokenId token : params.stop_token_ids)
       logits[token] = kExcluded;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "engine/base/random.h"
 #include "engine/sampling/processors.h"
@@ -47,6 +48,23 @@ Result<SampledToken> Sampler::sample(std::span<const float> logits, const Sampli
   }
   if (params.top_logprobs >= 0) add_logprobs(logits, *raw_largest, params.top_logprobs, sampled);
   return sampled;
+}
+
+Result<PromptLogprob> Sampler::score(std::span<const float> logits, TokenId token,
+                                     std::int32_t num_top) {
+  const auto largest = checked_max(logits);
+  if (!largest) return largest.error();
+  SampledToken sampled;
+  sampled.token = token;
+  add_logprobs(logits, *largest, num_top, sampled);
+  const auto is_likelier = [&](std::size_t other) {
+    return logits[other] > logits[token] ||
+           (logits[other] == logits[token] && other < static_cast<std::size_t>(token));
+  };
+  std::uint32_t rank = 1;
+  for (std::size_t other = 0; other < logits.size(); ++other)
+    rank += is_likelier(other) ? 1 : 0;
+  return PromptLogprob{sampled.logprob, rank, std::move(sampled.top_logprobs)};
 }
 
 TokenId Sampler::draw(std::span<const float> logits, float largest, const SamplingParams& params,

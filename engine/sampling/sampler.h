@@ -42,11 +42,11 @@ struct SampledToken {
   std::vector<TokenLogprob> top_logprobs;  ///< best first
 };
 
-/// Picks the next token. Processors in order: mask, logit_bias (-100 excludes), repetition penalty,
-/// presence and frequency penalties, min_tokens (stop tokens off), temperature, top_k, min_p,
-/// top_p; then the draw token_uniform(seed, choice_index, tokens.size()) over what is left. Ties go
-/// to the lower id; sums run in a fixed order, in double; NaN and +infinity are errors, and so is a
-/// row that leaves no token.
+/// Picks the next token. Processors in order: mask, allowed_token_ids, logit_bias (-100 excludes),
+/// repetition penalty, presence and frequency penalties, bad_words, min_tokens (stop tokens off),
+/// temperature, top_k, min_p, top_p; then the draw token_uniform(seed, choice_index, tokens.size())
+/// over what is left. Ties go to the lower id; sums run in a fixed order, in double; NaN and
+/// +infinity are errors, and so is a row that leaves no token.
 ///
 /// A result is a function of the arguments alone: the object keeps only scratch memory between
 /// calls. One thread.
@@ -56,6 +56,10 @@ class Sampler {
   /// vocab_size.
   Result<SampledToken> sample(std::span<const float> logits, const SamplingParams& params,
                               const SamplingContext& context, MaskSource* mask = nullptr);
+
+  /// What `logits` expect of `token`, with the `num_top` best: the very bits that sample() gives
+  /// where it draws that token with top_logprobs. REQUIRES: token is below vocab_size.
+  Result<PromptLogprob> score(std::span<const float> logits, TokenId token, std::int32_t num_top);
 
  private:
   TokenId draw(std::span<const float> logits, float largest, const SamplingParams& params,

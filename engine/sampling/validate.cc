@@ -49,7 +49,17 @@ Result<void> validate(const SamplingParams& params, int vocab_size) {
   for (TokenId token : params.stop_token_ids) {
     if (auto checked = check_token("stop_token_ids", token, vocab_size); !checked) return checked;
   }
-  if (params.max_tokens == 0) return out_of_range("max_tokens", 0, "at least 1");
+  for (TokenId token : params.allowed_token_ids) {
+    if (auto checked = check_token("allowed_token_ids", token, vocab_size); !checked)
+      return checked;
+  }
+  for (const auto& word : params.bad_words) {
+    if (word.empty())
+      return make_error(Errc::kInvalidArgument,
+                        "bad_words holds an empty one; each must have at least one token");
+    for (TokenId token : word)
+      if (auto checked = check_token("bad_words", token, vocab_size); !checked) return checked;
+  }
   if (params.min_tokens > params.max_tokens)
     return out_of_range("min_tokens", params.min_tokens,
                         "at most max_tokens, " + std::to_string(params.max_tokens));

@@ -88,7 +88,14 @@ void Scheduler::State::add_to_batch(const PlannedRows& rows) {
   }
   added.first_position = static_cast<int>(first);
   added.block_table = std::span(sequence.kv.blocks).first(blocks_for(end));
-  if (rows.samples) added.logit_rows = {&rows.last_row, 1};
+  const bool gives_last = rows.samples && rows.num_scored == 0;
+  if (gives_last) {
+    added.logit_rows = std::span(row_numbers).subspan(rows.num_rows - 1, 1);
+  } else {
+    // The row that is sampled follows the last one that is scored.
+    added.logit_rows =
+        std::span(row_numbers).subspan(rows.first_scored, rows.num_scored + (rows.samples ? 1 : 0));
+  }
   if (rows.is_drawn) added.draw = draw_of(sequence, end);
 }
 
@@ -100,13 +107,13 @@ Result<void> Scheduler::State::collect_step() {
   int row = 0;
   std::size_t num_drawn = 0;
   for (const PlannedRows& rows : step.rows) {
-    TokenId drawn = -1;
-    std::span<const float> logits;
-    if (rows.is_drawn) {
-      drawn = output->drawn[num_drawn++];
-    } else if (rows.samples) {
-      logits = output->row(row++);
-    }
+    const TokenId drawn = rows.is_drawn ? output->drawn[num_drawn++] : -1;
+    const int num_logits =
+        static_cast<int>(rows.num_scored) + (rows.samples && !rows.is_drawn ? 1 : 0);
+    const auto width = static_cast<std::size_t>(output->vocab_size);
+    const auto logits = output->values.subspan(static_cast<std::size_t>(row) * width,
+                                               static_cast<std::size_t>(num_logits) * width);
+    row += num_logits;
     if (rows.sequence == nullptr) {
       stats.tokens_discarded += rows.num_rows;
       continue;
@@ -193,6 +200,7 @@ void Scheduler::State::plan_prefill_rows() {
   }
   std::erase_if(shares, [&](const auto& share) { return !levels.contains(share.first); });
   std::uint32_t budget = options.prefill_chunk_tokens;
+  std::uint32_t logit_room = max_scored;
   for (auto& [priority, jobs] : levels) {
     budget = shares[priority].share(jobs, budget);
     for (const DeficitRoundRobin::Job& job : jobs) {
@@ -200,22 +208,42 @@ void Scheduler::State::plan_prefill_rows() {
       Sequence& sequence = *by_order.at(job.order);
       const std::uint32_t launched = sequence.kv.launched;
       // Admission has reserved these blocks; where someone outside holds them, fewer rows run.
-      kv.grow(sequence.kv, launched + job.grant);
+      const std::uint32_t wanted = cut_to_logits(sequence, job.grant, logit_room);
+      kv.grow(sequence.kv, launched + wanted);
       const auto room = static_cast<std::uint32_t>(sequence.kv.blocks.size() * kBlockSize);
-      if (room > launched) add_rows(sequence, std::min(job.grant, room - launched));
+      if (wanted > 0 && room > launched) add_rows(sequence, std::min(wanted, room - launched));
     }
   }
+}
+
+// Rows are scored as long as there is room for their logits.
+std::uint32_t Scheduler::State::cut_to_logits(const Sequence& sequence, std::uint32_t num_rows,
+                                              std::uint32_t& logit_room) const {
+  const Request& request = *sequence.request;
+  const std::uint32_t begin = std::max(sequence.kv.launched, request.num_scored);
+  const std::uint32_t end = std::min(sequence.kv.launched + num_rows, request.num_to_score());
+  if (begin >= end) return num_rows;
+  const std::uint32_t taken = std::min(end - begin, logit_room);
+  logit_room -= taken;
+  return taken == end - begin ? num_rows : begin + taken - sequence.kv.launched;
 }
 
 void Scheduler::State::add_rows(Sequence& sequence, std::uint32_t num_rows) {
   PlannedRows rows;
   rows.sequence = &sequence;
   rows.num_rows = num_rows;
-  rows.last_row = static_cast<int>(num_rows) - 1;
-  rows.samples = num_rows == sequence.num_pending();
+  const Request& request = *sequence.request;
+  const std::uint32_t first = sequence.kv.launched;
+  const std::uint32_t scored_begin = std::max(first, request.num_scored);
+  const std::uint32_t scored_end = std::min(first + num_rows, request.num_to_score());
+  if (scored_begin < scored_end) {
+    rows.first_scored = scored_begin - first;
+    rows.num_scored = scored_end - scored_begin;
+  }
+  rows.samples = num_rows == sequence.num_pending() && request.call.sampling.max_tokens > 0;
   // The other choices of a request start from its first row of logits.
-  rows.is_drawn = rows.samples && sequence.request->draw &&
-                  (sequence.is_past_prefill() || !has_forks(*sequence.request));
+  rows.is_drawn =
+      rows.samples && request.draw && (sequence.is_past_prefill() || !has_forks(request));
   planned.push_back(rows);
 }
 

@@ -24,14 +24,13 @@ BlockId KvStore::take_block() {
 
 Result<bool> KvStore::attach(const Hash128& root, std::span<const TokenId> tokens,
                              std::size_t num_positions, std::size_t headroom, SequenceKv& kv) {
-  const auto prefix = tokens.first(tokens.size() - 1);
-  auto attached = attach_match(root, prefix, num_positions, headroom, kv);
+  auto attached = attach_match(root, tokens, num_positions, headroom, kv);
   if (!attached || *attached) return attached;
   // A block that matches in part is needed twice while it is copied. Where that is one too many,
   // computing its few tokens again does without.
-  const auto match = index_->match(root, prefix);
+  const auto match = index_->match(root, tokens);
   if (match.partial_block < 0) return false;
-  return attach_match(root, prefix.first(match.full_blocks.size() * kBlockSize), num_positions,
+  return attach_match(root, tokens.first(match.full_blocks.size() * kBlockSize), num_positions,
                       headroom, kv);
 }
 

@@ -32,8 +32,8 @@ class KvStore {
  public:
   KvStore(kv::BlockPool& pool, kv::RadixIndex& index, model::Model& model, EngineStats& stats);
 
-  /// Fills `kv` with the longest prefix alive of all tokens but the last, and reserves what
-  /// `num_positions` positions need beyond that. A block that matches in part is copied. False, and
+  /// Fills `kv` with the longest prefix alive of `tokens`, and reserves what `num_positions`
+  /// positions need beyond that. A block that matches in part is copied. False, and
   /// nothing held, where that many blocks are not to be had beside `headroom` more. REQUIRES: `kv`
   /// is empty. Errors: the copy's.
   Result<bool> attach(const Hash128& root, std::span<const TokenId> tokens,

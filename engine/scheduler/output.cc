@@ -21,6 +21,18 @@ void Scheduler::State::take_rows(const PlannedRows& rows, std::span<const float>
   if (prefilling || sequence.kv.computed % kBlockSize == 0)
     kv.publish(sequence.request->root, sequence.tokens, sequence.kv);
   if (prefilling) trunks.advance(sequence);
+  Request& request = *sequence.request;
+  const std::size_t scored = rows.num_scored * static_cast<std::size_t>(model.config().vocab_size);
+  if (rows.num_scored > 0) {
+    if (auto done = score(request, rows, logits.first(scored)); !done)
+      return fail(request, done.error());
+    logits = logits.subspan(scored);
+  }
+  if (request.call.sampling.max_tokens == 0 && sequence.kv.computed == sequence.num_tokens()) {
+    for (const auto& choice : request.choices)
+      finish(*choice, FinishReason::kLength, std::nullopt);
+    return;
+  }
   if (!rows.samples) return;
   if (prefilling) {
     trunks.leave(sequence);  // it is past everything that anyone could wait for
@@ -29,6 +41,23 @@ void Scheduler::State::take_rows(const PlannedRows& rows, std::span<const float>
   if (rows.is_drawn) return take_drawn(sequence, drawn);
   sample(sequence, logits);
   if (prefilling) fork_from(sequence, logits);
+}
+
+// Each row is what the model expects of the token behind it.
+Result<void> Scheduler::State::score(Request& request, const PlannedRows& rows,
+                                     std::span<const float> logits) {
+  const auto width = static_cast<std::size_t>(model.config().vocab_size);
+  PromptLogprobsEvent event{request.call.id, request.num_scored + 1, {}};
+  for (std::uint32_t row = 0; row < rows.num_scored; ++row) {
+    auto scored =
+        sampler.score(logits.subspan(row * width, width), request.call.prompt[event.first + row],
+                      request.call.prompt_logprobs);
+    if (!scored) return scored.error();
+    event.tokens.push_back(std::move(*scored));
+  }
+  request.num_scored += rows.num_scored;
+  sink(std::move(event));
+  return {};
 }
 
 void Scheduler::State::take_drawn(Sequence& sequence, TokenId token) {

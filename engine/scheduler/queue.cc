@@ -46,11 +46,21 @@ Result<void> Scheduler::State::check(const GenerateRequest& call) const {
     if (std::count_if(call.resumed.begin(), call.resumed.end(), same) > 1)
       return invalid("choice " + std::to_string(choice.choice_index) + " is resumed twice");
   }
-  if (call.prompt.size() + 1 > max_tokens) {
+  if (call.prompt_logprobs < -1 || call.prompt_logprobs > sampling::kMaxTopLogprobs) {
+    return invalid("prompt_logprobs is " + std::to_string(call.prompt_logprobs) +
+                   "; it must be between 0 and " + std::to_string(sampling::kMaxTopLogprobs));
+  }
+  if (call.prompt_scored >= call.prompt.size()) {
+    return invalid("prompt_scored is " + std::to_string(call.prompt_scored) +
+                   "; it must be below the prompt's " + std::to_string(call.prompt.size()) +
+                   " tokens");
+  }
+  const bool decodes = call.sampling.max_tokens > 0;
+  if (call.prompt.size() + (decodes ? 1 : 0) > max_tokens) {
     const std::size_t pool_tokens = kv.num_blocks() * kBlockSize;
-    return invalid("the prompt has " + std::to_string(call.prompt.size()) +
-                   " tokens; with one generated token at most " + std::to_string(max_tokens) +
-                   " fit the " +
+    return invalid("the prompt has " + std::to_string(call.prompt.size()) + " tokens; " +
+                   (decodes ? "with one generated token " : "") + "at most " +
+                   std::to_string(max_tokens) + " fit the " +
                    (pool_tokens == max_tokens ? "KV pool of " + std::to_string(kv.num_blocks()) +
                                                     " blocks of " + std::to_string(kBlockSize)
                                               : std::string("context")));
@@ -71,6 +81,7 @@ void Scheduler::State::accept(GenerateRequest call) {
   request.root = make_cache_root(options.engine_fingerprint, request.call.tenant,
                                  request.call.cache_salt, request.call.adapter);
   request.arrival = next_arrival++;
+  request.num_scored = request.call.prompt_scored;
   requests.emplace(request.call.id, std::move(owned));
   if (!options.on_logits && model.can_draw(request.call.sampling))
     request.draw = model::DeviceDraw::of(request.call.sampling);
@@ -93,6 +104,7 @@ void Scheduler::State::accept(GenerateRequest call) {
       add_choice(i);
     Sequence& leader = *request.choices.front();
     leader.tokens = request.call.prompt;
+    leader.resumed_below = request.call.prompt_scored;
     enter_queue(leader);
     return;
   }
@@ -119,11 +131,22 @@ void Scheduler::State::enter_queue(Sequence& sequence) {
   sequence.ticket = next_ticket++;
   waiting.push_back(&sequence);
   trunks.enter(sequence);
-  const auto prefix = std::span(std::as_const(sequence.tokens)).first(sequence.num_tokens() - 1);
-  if (trunks.wait_for_best(sequence, kv.num_alive(sequence.request->root, prefix), false) &&
-      !std::exchange(sequence.has_waited, true)) {
+  if (wait_for_prefill(sequence, false) && !std::exchange(sequence.has_waited, true))
     ++stats.trunk_waits;
-  }
+}
+
+std::uint32_t Scheduler::State::num_shareable(const Sequence& sequence) {
+  const Request& request = *sequence.request;
+  const std::uint32_t all = sequence.num_tokens() - 1;
+  // What is to be scored has to be computed here.
+  return request.num_scored < request.num_to_score() ? std::min(request.num_scored, all) : all;
+}
+
+bool Scheduler::State::wait_for_prefill(Sequence& sequence, bool running_only) {
+  const std::uint32_t shareable = num_shareable(sequence);
+  if (shareable < sequence.num_tokens() - 1) return false;
+  const auto prefix = std::span(std::as_const(sequence.tokens)).first(shareable);
+  return trunks.wait_for_best(sequence, kv.num_alive(sequence.request->root, prefix), running_only);
 }
 
 void Scheduler::State::withdraw(Sequence& sequence) {
@@ -135,11 +158,8 @@ void Scheduler::State::withdraw(Sequence& sequence) {
   if (was_running) abandon_rows(sequence);
   kv.release(sequence.kv);
   if (!sequence.is_unfinished_prefill()) return;
-  for (Sequence* waiter : trunks.leave(sequence)) {
-    const auto prefix = std::span(std::as_const(waiter->tokens)).first(waiter->num_tokens() - 1);
-    const std::uint32_t alive = kv.num_alive(waiter->request->root, prefix);
-    if (!trunks.wait_for_best(*waiter, alive, false)) waiter->goes_first = was_running;
-  }
+  for (Sequence* waiter : trunks.leave(sequence))
+    if (!wait_for_prefill(*waiter, false)) waiter->goes_first = was_running;
 }
 
 void Scheduler::State::preempt(Sequence& sequence) {
@@ -182,15 +202,16 @@ Result<void> Scheduler::State::admit() {
     const std::span<const TokenId> tokens = sequence->tokens;
     const Hash128& root = sequence->request->root;
     // While it stood in the queue, its prefix may have gone and another may be computing it.
-    if (trunks.wait_for_best(*sequence, kv.num_alive(root, tokens.first(tokens.size() - 1)),
-                             true)) {
+    if (wait_for_prefill(*sequence, true)) {
       if (!std::exchange(sequence->has_waited, true)) ++stats.trunk_waits;
       continue;
     }
     // One position more than the tokens: a prefill must leave room to decode. Who was preempted
     // comes back when the others have some air, else both would take turns.
     const std::size_t headroom = sequence->was_preempted ? running.size() : 0;
-    const auto attached = kv.attach(root, tokens, tokens.size() + 1, headroom, sequence->kv);
+    const bool decodes = sequence->request->call.sampling.max_tokens > 0;
+    const auto attached = kv.attach(root, tokens.first(num_shareable(*sequence)),
+                                    tokens.size() + (decodes ? 1 : 0), headroom, sequence->kv);
     if (!attached) return attached.error();
     if (!*attached) return {};
     start(*sequence);

@@ -1,6 +1,7 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -9,6 +10,9 @@
 
 namespace thaw::scheduler {
 namespace {
+
+/// Of the logits that prompt_logprobs take in one step.
+constexpr std::size_t kMaxScoredBytes = std::size_t{16} << 20;
 
 void check_options(const SchedulerOptions& options, const model::Model& model,
                    const kv::BlockPool& pool) {
@@ -45,6 +49,10 @@ Scheduler::State::State(const SchedulerOptions& scheduler_options, model::Model&
                                   ? options.max_model_len
                                   : static_cast<std::size_t>(model.config().max_positions);
   max_tokens = static_cast<std::uint32_t>(std::min(context, pool.num_blocks() * kBlockSize));
+  row_numbers.resize(options.prefill_chunk_tokens);
+  std::iota(row_numbers.begin(), row_numbers.end(), 0);
+  const auto row_bytes = static_cast<std::size_t>(model.config().vocab_size) * sizeof(float);
+  max_scored = static_cast<std::uint32_t>(std::max<std::size_t>(1, kMaxScoredBytes / row_bytes));
   settle();
 }
 

@@ -33,7 +33,8 @@ struct Scheduler::State {
   struct PlannedRows {
     Sequence* sequence = nullptr;  ///< null once it has ended, or lost its blocks, before collect()
     std::uint32_t num_rows = 0;
-    int last_row = 0;  ///< what logit_rows points at
+    std::uint32_t first_scored = 0;  ///< row that `num_scored` begin with; they give their logits
+    std::uint32_t num_scored = 0;
     bool samples = false;
     bool is_drawn = false;  ///< on the device; else a row that samples gives its logits
   };
@@ -53,6 +54,9 @@ struct Scheduler::State {
   Result<void> admit();
   Sequence* next_to_admit() const;
   void start(Sequence& sequence);
+  /// How many of the sequence's first tokens it may take from others.
+  static std::uint32_t num_shareable(const Sequence& sequence);
+  bool wait_for_prefill(Sequence& sequence, bool running_only);
 
   // batch.cc
   Result<void> run_step();
@@ -66,12 +70,15 @@ struct Scheduler::State {
   void add_to_batch(const PlannedRows& rows);
   bool may_decode(const Sequence& sequence) const;
   bool make_room_for(Sequence& sequence);
+  std::uint32_t cut_to_logits(const Sequence& sequence, std::uint32_t num_rows,
+                              std::uint32_t& logit_room) const;
   void account(Sequence& sequence, std::uint32_t num_rows);
   /// Nobody waits any more for what steps in flight compute for this sequence.
   void abandon_rows(const Sequence& sequence);
 
   // output.cc
   void take_rows(const PlannedRows& rows, std::span<const float> logits, TokenId drawn);
+  Result<void> score(Request& request, const PlannedRows& rows, std::span<const float> logits);
   void take_drawn(Sequence& sequence, TokenId token);
   void sample(Sequence& sequence, std::span<const float> logits);
   void fork_from(Sequence& leader, std::span<const float> logits);
@@ -116,6 +123,8 @@ struct Scheduler::State {
   std::list<Step> idle;  ///< keep their memory
   std::vector<PlannedRows> planned;
   std::vector<Sequence*> decoding;  ///< scratch of plan_decode_rows()
+  std::vector<int> row_numbers;  ///< 0, 1, ...: what logit_rows points into
+  std::uint32_t max_scored = 0;  ///< rows of a step that prompt_logprobs take logits of
   model::Batch batch;
 };
 

@@ -89,7 +89,12 @@ struct Request {
   std::uint32_t charged = 0;
   std::uint32_t charge_begin = std::numeric_limits<std::uint32_t>::max();
   std::uint32_t num_generated = 0;
+  std::uint32_t num_scored = 0;  ///< rows whose log-probabilities were sent
 
+  /// Rows that log-probabilities of the prompt are asked for: all but its last one's.
+  std::uint32_t num_to_score() const {
+    return call.prompt_logprobs < 0 ? 0 : static_cast<std::uint32_t>(call.prompt.size()) - 1;
+  }
   Usage usage() const {
     const auto prompt = static_cast<std::uint32_t>(call.prompt.size());
     return {prompt, prompt - std::min(charged, prompt), num_generated};

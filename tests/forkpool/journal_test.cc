@@ -53,6 +53,29 @@ TEST(Ongoing, ForwardsEverythingOnce) {
   EXPECT_EQ(usage.generated_tokens, 4U);  // three tokens and a stop token
 }
 
+TEST(Ongoing, PromptLogprobsGoOnAfterADeath) {
+  const auto scored = [](std::uint32_t first, std::size_t count) {
+    return PromptLogprobsEvent{7, first, std::vector<PromptLogprob>(count)};
+  };
+  GenerateRequest asked = request(1, 0);
+  asked.prompt = {1, 2, 3, 4, 5};
+  asked.prompt_logprobs = 1;
+  Ongoing entry(asked, kStart);
+  EXPECT_THAT(violation(entry, scored(2, 1)), HasSubstr("tokens 2 to 3, after those of 0"));
+  EXPECT_TRUE(forwarded(entry, scored(1, 2)));
+  EXPECT_THAT(violation(entry, scored(3, 3)), HasSubstr("tokens 3 to 6"));
+  // Nothing is generated, so that nothing but the end can be missing.
+  EXPECT_TRUE(entry.settle_after_death().empty());
+  const GenerateRequest again = entry.to_send(kStart);
+  EXPECT_EQ(again.prompt_scored, 2U);
+  EXPECT_TRUE(again.resumed.empty());
+  EXPECT_TRUE(forwarded(entry, scored(3, 2)));
+  EXPECT_TRUE(forwarded(entry, FinishedEvent{7, 0, FinishReason::kLength, {}}));
+  EXPECT_TRUE(forwarded(entry, CompletedEvent{7, {5, 0, 0}}));
+  Ongoing plain(request(), kStart);
+  EXPECT_THAT(violation(plain, scored(1, 1)), HasSubstr("log-probabilities of prompt tokens"));
+}
+
 TEST(Ongoing, NamesBrokenPromises) {
   Ongoing entry(request(2), kStart);
   EXPECT_THAT(violation(entry, token(0, 1)), HasSubstr("got token 1, not 0"));

@@ -73,19 +73,31 @@ class RandomFrames {
     sampling.frequency_penalty = f32();
     for (std::uint64_t i = number(3); i > 0; --i)
       sampling.logit_bias.emplace_back(tokens(1)[0], f32());
+    sampling.allowed_token_ids = tokens(number(3));
+    for (std::uint64_t i = number(2); i > 0; --i)
+      sampling.bad_words.push_back(tokens(1 + number(2)));
     sampling.max_tokens = u32();
     sampling.min_tokens = u32();
     sampling.stop_token_ids = tokens(number(3));
     sampling.ignore_eos = number(1) != 0;
     sampling.seed = u64();
     sampling.top_logprobs = static_cast<std::int32_t>(u32());
+    request.prompt_logprobs = static_cast<std::int32_t>(number(21)) - 1;
+    request.prompt_scored = static_cast<std::uint32_t>(number(request.prompt.size() - 1));
     for (std::uint32_t choice = 0; choice < request.num_choices; ++choice) {
       if (number(1)) request.resumed.push_back({choice, tokens(number(5))});
     }
     return request;
   }
   GenerateEvent event() {
-    switch (number(4)) {
+    switch (number(5)) {
+      case 5: {
+        PromptLogprobsEvent event{u64(), u32(), {}};
+        for (std::uint64_t i = number(3); i > 0; --i)
+          event.tokens.push_back({f32(), static_cast<std::uint32_t>(number(1 << 20)), {}});
+        if (!event.tokens.empty()) event.tokens.back().best.push_back({tokens(1)[0], f32()});
+        return event;
+      }
       case 0:
         return AdmittedEvent{u64(), u32()};
       case 1: {

@@ -314,5 +314,63 @@ TEST_F(SamplerTest, MaskComesFirst) {
   }
 }
 
+TEST_F(SamplerTest, OnlyAllowedTokensAreSampled) {
+  const auto logits = random_logits(500, 3);
+  params_.allowed_token_ids = {7, 400, 7, 33};
+  EXPECT_EQ(drawn(logits), (std::set<TokenId>{7, 33, 400}));
+  params_.temperature = 0.0F;
+  const TokenId best = sample(logits);
+  EXPECT_EQ(logits[best], std::max({logits[7], logits[33], logits[400]}));
+  // Nothing stays behind for those who may sample everything.
+  params_ = {};
+  params_.temperature = 0.0F;
+  EXPECT_EQ(sample(logits), argmax(logits));
+}
+
+TEST_F(SamplerTest, BadWordsAreNeverGeneratedInWhole) {
+  const auto logits = random_logits(500, 4);
+  const TokenId best = argmax(logits);
+  params_.temperature = 0.0F;
+  params_.bad_words = {{best}};
+  EXPECT_NE(sample(logits), best);
+  // Of several tokens only the last one is excluded, and only behind the others.
+  params_.bad_words = {{20, 21, best}};
+  EXPECT_EQ(sample(logits), best);
+  tokens_ = {1, 2, 3, 20, 21};
+  EXPECT_NE(sample(logits), best);
+  // What the prompt ends with begins no word.
+  generation_start_ = 4;
+  EXPECT_EQ(sample(logits), best);
+}
+
+TEST_F(SamplerTest, ScoreHasTheBitsOfTheSampledLogprob) {
+  params_.top_logprobs = 4;
+  for (std::uint32_t seed = 0; seed < 50; ++seed) {
+    auto logits = random_logits(777, seed);
+    logits[5] = logits[argmax(logits)];  // a tie
+    params_.seed = seed;
+    const auto sampled = sampler_.sample(logits, params_, context());
+    ASSERT_TRUE(sampled);
+    const auto scored = sampler_.score(logits, sampled->token, 4);
+    ASSERT_TRUE(scored);
+    EXPECT_EQ(scored->logprob, sampled->logprob);
+    ASSERT_EQ(scored->best.size(), sampled->top_logprobs.size());
+    for (std::size_t i = 0; i < scored->best.size(); ++i) {
+      EXPECT_EQ(scored->best[i].token, sampled->top_logprobs[i].token);
+      EXPECT_EQ(scored->best[i].logprob, sampled->top_logprobs[i].logprob);
+      if (scored->best[i].token == sampled->token) {
+        EXPECT_EQ(scored->rank, i + 1);
+      }
+    }
+    std::uint32_t before = 0;
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const bool ties_before =
+          logits[i] == logits[sampled->token] && static_cast<TokenId>(i) < sampled->token;
+      before += logits[i] > logits[sampled->token] || ties_before ? 1 : 0;
+    }
+    EXPECT_EQ(scored->rank, before + 1);
+  }
+}
+
 }  // namespace
 }  // namespace thaw::sampling

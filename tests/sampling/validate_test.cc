@@ -42,7 +42,21 @@ const Case kCases[] = {
        p.stop_token_ids = {3, -7};
      },
      "-7"},
-    {"max_tokens", [](SamplingParams& p) { p.max_tokens = 0; }, "0"},
+    {"allowed_token_ids",
+     [](SamplingParams& p) {
+       p.allowed_token_ids = {1, kVocab};
+     },
+     "100"},
+    {"bad_words",
+     [](SamplingParams& p) {
+       p.bad_words = {{1}, {}};
+     },
+     "empty"},
+    {"bad_words",
+     [](SamplingParams& p) {
+       p.bad_words = {{1, -2}};
+     },
+     "-2"},
     {"min_tokens", [](SamplingParams& p) { p.min_tokens = 17; }, "17"},
     {"top_logprobs", [](SamplingParams& p) { p.top_logprobs = 21; }, "21"},
 };

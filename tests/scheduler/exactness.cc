@@ -1,6 +1,7 @@
 #include "tests/scheduler/exactness.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 #include "engine/base/hash.h"
@@ -46,7 +47,13 @@ ExactBed::ExactBed(model::Model& model, std::size_t blocks_in_memory, const BedO
       scheduler, options.look_ahead && model.max_in_flight() == 1 ? ahead_ : model, index_, pool_,
       clock_, [this](const GenerateEvent& event) {
         if (const auto* token = std::get_if<TokenEvent>(&event)) {
-          run_[{token->request - first_id_, token->choice}].tokens.push_back(token->token);
+          Generated& generated = run_[{token->request - first_id_, token->choice}];
+          generated.tokens.push_back(token->token);
+          generated.scored.push_back({token->logprob, 0, token->top_logprobs});
+        } else if (const auto* prompt = std::get_if<PromptLogprobsEvent>(&event)) {
+          auto& scored = run_[{prompt->request - first_id_, 0}].prompt;
+          EXPECT_EQ(prompt->first, scored.size() + 1);
+          scored.insert(scored.end(), prompt->tokens.begin(), prompt->tokens.end());
         }
         num_completed_ += std::holds_alternative<CompletedEvent>(event) ? 1 : 0;
       });
@@ -124,7 +131,9 @@ void ExactnessSuite::expect_reference(const Run& run, std::size_t skip) const {
   for (const auto& [key, generated] : run) {
     const Generated& whole = reference_[key.first];
     const Generated rest{{whole.tokens.begin() + skip, whole.tokens.end()},
-                         {whole.logits.begin() + skip, whole.logits.end()}};
+                         {whole.logits.begin() + skip, whole.logits.end()},
+                         {},
+                         {}};
     EXPECT_EQ(generated.tokens, rest.tokens) << "prompt " << key.first;
     EXPECT_TRUE(matches(generated, rest)) << "logit bits differ, prompt " << key.first;
   }
@@ -270,6 +279,54 @@ void ExactnessSuite::fed_again() {
   EXPECT_EQ(warm.stats().tokens_prefilled - prefilled, requests.size());
 }
 
+void ExactnessSuite::scored_again() {
+  constexpr std::int32_t kBest = 3;
+  std::vector<GenerateRequest> requests;
+  for (std::size_t i = 0; i < options_.prompts.size(); i += 5) {
+    requests.push_back(request(i));
+    requests.back().sampling.top_logprobs = kBest;
+  }
+  ExactBed decoding = bed();
+  const Run decoded = decoding.run(requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const auto& tokens = decoded.at({i, 0}).tokens;
+    EXPECT_EQ(tokens, reference_[i * 5].tokens);
+    requests[i].prompt.insert(requests[i].prompt.end(), tokens.begin(), tokens.end());
+    requests[i].prompt_logprobs = kBest;
+    // Two choices, or none at all.
+    requests[i].num_choices = 2;
+    requests[i].sampling.max_tokens = i % 2;
+  }
+  const auto expect_same = [&](const Run& run) {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const auto& generated = decoded.at({i, 0}).scored;
+      const auto& scored = run.at({i, 0}).prompt;
+      ASSERT_EQ(scored.size() + 1, requests[i].prompt.size());
+      const std::size_t start = scored.size() - generated.size();
+      for (std::size_t at = 0; at < generated.size(); ++at) {
+        const PromptLogprob& again = scored[start + at];
+        SCOPED_TRACE("prompt " + std::to_string(i * 5) + " token " + std::to_string(at));
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(again.logprob),
+                  std::bit_cast<std::uint32_t>(generated[at].logprob));
+        ASSERT_EQ(again.best.size(), static_cast<std::size_t>(kBest));
+        for (std::size_t best = 0; best < again.best.size(); ++best) {
+          ASSERT_EQ(again.best[best].token, generated[at].best[best].token);
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(again.best[best].logprob),
+                    std::bit_cast<std::uint32_t>(generated[at].best[best].logprob));
+        }
+      }
+    }
+  };
+  // Behind the KV that decoding wrote, which is not used; then cold, in other chunks.
+  const std::uint64_t cached = decoding.cached();
+  expect_same(decoding.run(requests));
+  EXPECT_EQ(decoding.cached(), cached);
+  BedOptions options;
+  options.chunk = options_.chunks.front() + 4;
+  ExactBed cold = bed(options);
+  expect_same(cold.run(requests));
+}
+
 std::size_t ExactnessSuite::move_blocks(ExactBed& from, SuiteModel& from_model, ExactBed& to,
                                         SuiteModel& to_model,
                                         const std::vector<TokenId>& tokens) const {
@@ -342,7 +399,9 @@ void ExactnessSuite::restored_elsewhere() {
     const Generated rest{{reference_[i].tokens.begin() + static_cast<std::ptrdiff_t>(cut),
                           reference_[i].tokens.end()},
                          {reference_[i].logits.begin() + static_cast<std::ptrdiff_t>(cut),
-                          reference_[i].logits.end()}};
+                          reference_[i].logits.end()},
+                         {},
+                         {}};
     EXPECT_TRUE(matches(run.begin()->second, rest));
   }
 }

@@ -21,6 +21,8 @@ namespace thaw::scheduler {
 struct Generated {
   std::vector<TokenId> tokens;
   std::vector<Hash128> logits;
+  std::vector<PromptLogprob> scored;  ///< of `tokens`, where asked for
+  std::vector<PromptLogprob> prompt;  ///< of the prompt's tokens but the first, where asked for
 };
 
 /// (index of the request in its run, choice) -> what it generated.
@@ -98,6 +100,8 @@ class ExactnessSuite {
   void after_preemption();
   void resumed();
   void fed_again();
+  /// Log-probabilities of generated tokens against prompt_logprobs of the same tokens.
+  void scored_again();
   /// Snapshots of prompt and answer, restored into another KV memory.
   void restored_elsewhere();
   /// Evicted, and restored from a snapshot into the same KV memory.

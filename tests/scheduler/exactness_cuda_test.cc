@@ -122,6 +122,9 @@ TEST_P(CudaExactness, Resumed) {
 TEST_P(CudaExactness, FedAgain) {
   suite().fed_again();
 }
+TEST_P(CudaExactness, ScoredAgain) {
+  suite().scored_again();
+}
 TEST_P(CudaExactness, RestoredElsewhere) {
   suite().restored_elsewhere();
 }

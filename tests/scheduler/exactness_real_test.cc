@@ -52,6 +52,9 @@ TEST_P(RealExactness, Resumed) {
 TEST_P(RealExactness, FedAgain) {
   suite().fed_again();
 }
+TEST_P(RealExactness, ScoredAgain) {
+  suite().scored_again();
+}
 TEST_P(RealExactness, RestoredElsewhere) {
   suite().restored_elsewhere();
 }

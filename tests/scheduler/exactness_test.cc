@@ -94,6 +94,9 @@ TEST_P(Exactness, Resumed) {
 TEST_P(Exactness, FedAgain) {
   suite().fed_again();
 }
+TEST_P(Exactness, ScoredAgain) {
+  suite().scored_again();
+}
 TEST_P(Exactness, RestoredElsewhere) {
   suite().restored_elsewhere();
 }

@@ -104,7 +104,13 @@ void TestBed::record(const GenerateEvent& event) {
   Outcome& outcome = outcomes_[id];
   EXPECT_EQ(known, !std::holds_alternative<AdmittedEvent>(event));
   EXPECT_FALSE(outcome.ended()) << "an event after the last one of request " << id;
-  if (const auto* token = std::get_if<TokenEvent>(&event)) {
+  if (const auto* scored = std::get_if<PromptLogprobsEvent>(&event)) {
+    if (outcome.prompt.empty()) outcome.first_scored = scored->first;
+    EXPECT_EQ(scored->first, outcome.first_scored + outcome.prompt.size());
+    EXPECT_TRUE(outcome.choices.empty()) << "prompt tokens are scored before any is generated";
+    EXPECT_FALSE(scored->tokens.empty());
+    outcome.prompt.insert(outcome.prompt.end(), scored->tokens.begin(), scored->tokens.end());
+  } else if (const auto* token = std::get_if<TokenEvent>(&event)) {
     const bool first = !outcome.choices.contains(token->choice);
     auto& choice = outcome.choices[token->choice];
     if (first) {

@@ -32,6 +32,8 @@ struct Outcome {
     std::uint32_t first_index = 0;
   };
   std::map<std::uint32_t, Choice> choices;
+  std::vector<PromptLogprob> prompt;  ///< of its tokens from `first_scored` on
+  std::uint32_t first_scored = 0;
   std::optional<Usage> usage;
   std::optional<Error> error;
 
