@@ -350,7 +350,7 @@ void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason)
     return fail(id, make_error(Errc::kUnavailable, "the server is shutting down"));
   }
   if (was_alone) {
-    return fail(id, make_error(Errc::kUnavailable,
+    return fail(id, make_error(Errc::kInternal,
                                "its worker died " + std::to_string(entry.deaths) +
                                    " times, the last time with nothing else to do: " + reason));
   }

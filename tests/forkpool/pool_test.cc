@@ -140,7 +140,8 @@ TEST(ForkPool, OnlyTheRequestThatKillsItsWorkerAloneFails) {
   const auto failed = harness.stream(poison.id);
   ASSERT_TRUE(failed.failed);
   EXPECT_EQ(failed.ends, 1);
-  EXPECT_EQ(failed.failed->code, Errc::kUnavailable);
+  // Nobody shall try it again.
+  EXPECT_EQ(failed.failed->code, Errc::kInternal);
   EXPECT_THAT(failed.failed->message, HasSubstr("died 3 times"));
   EXPECT_EQ(harness.pool().status().worker_deaths, 3U);
   // Service goes on.
