@@ -133,6 +133,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.session_limits.max_sessions = settings.max_sessions;
   options.session_limits.max_history_bytes = settings.session_history_bytes;
   options.session_kept_bytes = session_bytes(settings).value();
+  options.prompt_cache_bytes = prompt_cache_bytes(settings).value();
   options.session_dir = settings.session_dir;
   options.max_body_bytes = settings.max_body_bytes;
   options.max_connections = settings.max_connections;

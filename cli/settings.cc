@@ -100,12 +100,14 @@ Result<void> settle_device(ServeSettings& settings) {
   return {};
 }
 
-Result<std::uint64_t> session_bytes(const ServeSettings& settings) {
-  std::string text = settings.session_bytes;
-  if (text == "auto") return settings.arena_bytes / 2;
-  const auto wrong = [&](const std::string& right) {
-    return make_error(Errc::kInvalidArgument,
-                      "--session-bytes is " + settings.session_bytes + "; it must be " + right);
+namespace {
+
+/// KV that is kept in the arena: `auto` is that part of it.
+Result<std::uint64_t> kept_bytes(const ServeSettings& settings, const std::string& flag,
+                                 std::string text, std::uint64_t part, const std::string& whose) {
+  if (text == "auto") return settings.arena_bytes / part;
+  const auto wrong = [&, given = text](const std::string& right) {
+    return make_error(Errc::kInvalidArgument, flag + " is " + given + "; it must be " + right);
   };
   std::uint64_t bytes = 0;
   try {
@@ -117,9 +119,19 @@ Result<std::uint64_t> session_bytes(const ServeSettings& settings) {
   }
   if (bytes > settings.arena_bytes) {
     return wrong("at most --arena-bytes, here " + std::to_string(settings.arena_bytes) +
-                 ", where the KV of sessions lies");
+                 ", where the KV of " + whose + " lies");
   }
   return bytes;
+}
+
+}  // namespace
+
+Result<std::uint64_t> session_bytes(const ServeSettings& settings) {
+  return kept_bytes(settings, "--session-bytes", settings.session_bytes, 2, "sessions");
+}
+
+Result<std::uint64_t> prompt_cache_bytes(const ServeSettings& settings) {
+  return kept_bytes(settings, "--prompt-cache-bytes", settings.prompt_cache_bytes, 4, "prompts");
 }
 
 Result<void> check_sessions(const ServeSettings& settings) {
@@ -130,6 +142,7 @@ Result<void> check_sessions(const ServeSettings& settings) {
                                                   std::to_string(settings.session_max_ttl_s));
   }
   if (const auto bytes = session_bytes(settings); !bytes) return bytes.error();
+  if (const auto bytes = prompt_cache_bytes(settings); !bytes) return bytes.error();
   return {};
 }
 
@@ -247,6 +260,10 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(sessions);
   add(command, "--session-bytes", s.session_bytes,
       "KV kept for sessions, in the arena (64MiB, ...); auto: half of it; 0 keeps none")
+      ->group(sessions);
+  add(command, "--prompt-cache-bytes", s.prompt_cache_bytes,
+      "KV kept for prompts that ask for it, in the arena (64MiB, ...); auto: a quarter of it; 0 "
+      "keeps none")
       ->group(sessions);
   add(command, "--session-history-bytes", s.session_history_bytes,
       "Tokens and messages of all sessions")

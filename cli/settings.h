@@ -57,6 +57,7 @@ struct ServeSettings {
   std::uint64_t session_max_ttl_s = 604800;
   std::uint32_t max_sessions = 1024;
   std::string session_bytes = "auto";  ///< KV kept for sessions; auto: half of the arena
+  std::string prompt_cache_bytes = "auto";  ///< for prompts; auto: a quarter of the arena
   std::uint64_t session_history_bytes = 256ULL << 20;
   std::string session_dir;
   std::uint64_t max_body_bytes = 32ULL << 20;
@@ -77,6 +78,8 @@ Result<void> settle_device(ServeSettings& settings);
 
 /// Bytes of KV kept for sessions. Errors: --session-bytes is no size, or more than the arena has.
 Result<std::uint64_t> session_bytes(const ServeSettings& settings);
+/// The same of KV kept for prompts that ask for it (--prompt-cache-bytes).
+Result<std::uint64_t> prompt_cache_bytes(const ServeSettings& settings);
 
 /// Errors: session settings that contradict each other, named.
 Result<void> check_sessions(const ServeSettings& settings);

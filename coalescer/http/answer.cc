@@ -101,6 +101,8 @@ net::awaitable<bool> Session::answer(Request request) {
       co_return co_await answer_call(ApiKind::kChat, std::move(request));
     if (request.route.endpoint == Endpoint::kCompletions)
       co_return co_await answer_call(ApiKind::kCompletions, std::move(request));
+    if (request.route.endpoint == Endpoint::kForks)
+      co_return co_await answer_forks(std::move(request));
     if (request.route.endpoint >= Endpoint::kSessions)
       co_return co_await answer_session(std::move(request));
     Request seen;
@@ -226,6 +228,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   auto live = std::make_shared<LiveCall>(
       socket_.get_executor(), Completion(call, num_prompts, label, codec), call.stream,
       &context_->dispatcher, &context_->metrics, codec, request.received);
+  live->completion().set_prompts(call, prepared.prompts);
   if (kind == ApiKind::kChat) {
     record->prompt = prepared.prompts.front().tokens;
     record->generated.resize(call.num_choices);
@@ -237,6 +240,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     if (const auto& plan = record->turn) used.common_tokens = plan->common_tokens;
     live->completion().set_session(std::move(used));
   }
+  keep_prompts(*live, call, request.tenant, prepared.prompts);
   auto submitted = context_->dispatcher.submit(
       make_requests(call, std::move(prepared.prompts), call.served->name(), request.tenant,
                     context_->random()),
@@ -271,6 +275,28 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   co_return open;
 }
 
+void Session::keep_prompts(LiveCall& live, const ApiCall& call, const std::string& tenant,
+                           const std::vector<PreparedPrompt>& prompts) {
+  std::vector<std::vector<TokenId>> kept;
+  bool keeps_any = false;
+  for (const PreparedPrompt& prompt : prompts) {
+    keeps_any = keeps_any || prompt.kept_tokens > 0;
+    kept.emplace_back(prompt.tokens.begin(), prompt.tokens.begin() + prompt.kept_tokens);
+  }
+  if (!keeps_any) return;
+  const TrunkOwner owner{tenant, call.cache_salt, call.served->name(), ""};
+  live.set_on_prefilled([pins = &context_->cache_pins, owner, cache = call.cache,
+                         kept = std::move(kept)](std::size_t slot) mutable {
+    pins->keep(owner, cache.key, std::move(kept[slot]), cache.ttl);
+  });
+}
+
+ApiError Session::with_retry(ApiError error) {
+  // The pool's queue is full where ours is not: it moves at the same rate.
+  if (error.status == 429) error.retry_after = context_->dispatcher.next_retry();
+  return error;
+}
+
 net::awaitable<std::string> Session::explanation(std::vector<RequestId> requests) {
   co_return co_await net::co_spawn(
       context_->text_pool, explain_on_pool(context_, std::move(requests)), net::use_awaitable);
@@ -286,7 +312,7 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
     co_return false;
   }
   if (const auto& error = completion.error())
-    co_return co_await reply(request, error_reply(*error));
+    co_return co_await reply(request, error_reply(with_retry(*error)));
   std::string explained;
   if (explain) explained = co_await explanation(call->requests());
   completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
@@ -312,7 +338,7 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     if (call->hung_up()) break;
     // What failed before it began is an ordinary error with its own status.
     const auto& error = completion.error();
-    if (error && !head_written) co_return co_await reply(request, error_reply(*error));
+    if (error && !head_written) co_return co_await reply(request, error_reply(with_retry(*error)));
     std::string explained;
     if (last && explain && !error) explained = co_await explanation(call->requests());
     std::string bytes;

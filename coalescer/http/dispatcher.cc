@@ -9,6 +9,9 @@ namespace thaw::coalescer {
 namespace {
 
 constexpr std::size_t kRememberedTenants = 4096;
+constexpr std::chrono::milliseconds kShortestRetry{20};
+/// Clients do not wait for more than two minutes, and rates change.
+constexpr std::chrono::milliseconds kLongestRetry{30000};
 
 }  // namespace
 
@@ -23,29 +26,41 @@ Dispatcher::Dispatcher(Clock::Duration window, std::uint32_t max_queued, Backend
 
 ApiResult<std::vector<RequestId>> Dispatcher::submit(
     std::vector<GenerateRequest> requests, const std::shared_ptr<EventReceiver>& receiver) {
+  std::vector<Submission> submissions;
+  submissions.push_back({std::move(requests), receiver});
+  auto submitted = submit_all(std::move(submissions));
+  if (auto* error = std::get_if<ApiError>(&submitted)) return std::move(*error);
+  return std::move(std::get<std::vector<std::vector<RequestId>>>(submitted).front());
+}
+
+ApiResult<std::vector<std::vector<RequestId>>> Dispatcher::submit_all(
+    std::vector<Submission> submissions) {
   // A call of many prompts is let in as a whole while the queue has any room: it could never run
   // otherwise where it is longer than the queue.
   if (num_queued_ >= max_queued_) {
     ApiError full = to_api_error(make_error(
         Errc::kResourceExhausted, "the queue is full: " + std::to_string(num_queued_) +
                                       " requests wait for their first token; try again later"));
-    full.retry_after = estimated_wait();
+    full.retry_after = next_retry();
     return full;
   }
   const Clock::TimePoint now = clock_->now();
-  std::vector<RequestId> ids;
-  for (std::size_t slot = 0; slot < requests.size(); ++slot) {
-    GenerateRequest& request = requests[slot];
-    request.id = next_id_++;
-    ids.push_back(request.id);
-    recent_tenants_.push_back(request.tenant);
-    if (recent_tenants_.size() > kRememberedTenants) recent_tenants_.pop_front();
-    const bool idle = routes_.empty();
-    routes_.emplace(request.id, Route{receiver, slot, now, false});
-    ++num_queued_;
-    window_.add(std::move(request), now, idle);
+  std::vector<std::vector<RequestId>> all;
+  for (Submission& submission : submissions) {
+    std::vector<RequestId>& ids = all.emplace_back();
+    for (std::size_t slot = 0; slot < submission.requests.size(); ++slot) {
+      GenerateRequest& request = submission.requests[slot];
+      request.id = next_id_++;
+      ids.push_back(request.id);
+      recent_tenants_.push_back(request.tenant);
+      if (recent_tenants_.size() > kRememberedTenants) recent_tenants_.pop_front();
+      const bool idle = routes_.empty();
+      routes_.emplace(request.id, Route{submission.receiver, slot, now, false});
+      ++num_queued_;
+      window_.add(std::move(request), now, idle);
+    }
   }
-  return ids;
+  return all;
 }
 
 void Dispatcher::flush() {
@@ -75,7 +90,10 @@ void Dispatcher::abandon(RequestId request) {
 }
 
 void Dispatcher::erase(std::unordered_map<RequestId, Route>::iterator route) {
-  if (!route->second.has_token) --num_queued_;
+  if (!route->second.has_token) {
+    --num_queued_;
+    on_left_queue(clock_->now());
+  }
   routes_.erase(route);
 }
 
@@ -93,8 +111,7 @@ void Dispatcher::deliver(const std::vector<GenerateEvent>& events) {
     if (std::holds_alternative<TokenEvent>(event) && !route.has_token) {
       route.has_token = true;
       --num_queued_;
-      const std::chrono::duration<double> wait = clock_->now() - route.submitted;
-      mean_wait_seconds_ += 0.1 * (wait.count() - mean_wait_seconds_);
+      on_left_queue(clock_->now());
     }
     const std::shared_ptr<EventReceiver> receiver = route.receiver;
     const std::size_t slot = route.slot;
@@ -109,9 +126,24 @@ void Dispatcher::deliver(const std::vector<GenerateEvent>& events) {
     receiver->on_batch_end();
 }
 
-std::chrono::milliseconds Dispatcher::estimated_wait() const {
-  const double seconds = std::clamp(mean_wait_seconds_, 0.1, 30.0);
-  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+void Dispatcher::on_left_queue(Clock::TimePoint now) {
+  if (last_left_) {
+    const std::chrono::duration<double> gap = now - *last_left_;
+    mean_gap_seconds_ += 0.1 * (gap.count() - mean_gap_seconds_);
+  }
+  // The time in which nobody waits says nothing of how fast the queue moves.
+  last_left_ = num_queued_ > 0 ? std::optional(now) : std::nullopt;
+}
+
+std::chrono::milliseconds Dispatcher::next_retry() {
+  const Clock::TimePoint now = clock_->now();
+  double gap = mean_gap_seconds_;
+  // It may have come to a halt.
+  if (last_left_) gap = std::max(gap, std::chrono::duration<double>(now - *last_left_).count());
+  const auto step = std::chrono::duration_cast<Clock::Duration>(std::chrono::duration<double>(gap));
+  promised_until_ = std::min(std::max(promised_until_, now) + step, now + kLongestRetry);
+  const auto wait = std::chrono::ceil<std::chrono::milliseconds>(promised_until_ - now);
+  return std::max(wait, kShortestRetry);
 }
 
 std::optional<std::string> Dispatcher::tenant_of(RequestId request) const {

@@ -41,6 +41,14 @@ class Dispatcher {
   ApiResult<std::vector<RequestId>> submit(std::vector<GenerateRequest> requests,
                                            const std::shared_ptr<EventReceiver>& receiver);
 
+  /// Requests of one receiver.
+  struct Submission {
+    std::vector<GenerateRequest> requests;
+    std::shared_ptr<EventReceiver> receiver;
+  };
+  /// The same for several receivers, all of them or none.
+  ApiResult<std::vector<std::vector<RequestId>>> submit_all(std::vector<Submission> submissions);
+
   /// Asks the backend to end a request; its last event still arrives, unless it had not been sent.
   void cancel(RequestId request);
   /// The same for a receiver that wants no more events.
@@ -61,6 +69,10 @@ class Dispatcher {
   /// Lets all receivers go, at the end of the server.
   void drop_receivers();
 
+  /// When to come back who is refused now: requests leave the queue one by one at a measured rate,
+  /// and each one refused is given a place behind those refused before it.
+  std::chrono::milliseconds next_retry();
+
   /// Tenant of a recent request; nullopt once it has been forgotten.
   std::optional<std::string> tenant_of(RequestId request) const;
 
@@ -73,7 +85,7 @@ class Dispatcher {
   };
 
   void erase(std::unordered_map<RequestId, Route>::iterator route);
-  std::chrono::milliseconds estimated_wait() const;
+  void on_left_queue(Clock::TimePoint now);
 
   Window window_;
   std::uint32_t max_queued_;
@@ -85,7 +97,9 @@ class Dispatcher {
   std::unordered_map<RequestId, Route> routes_;
   std::size_t num_queued_ = 0;  // routes without a token yet
   std::deque<std::string> recent_tenants_;  // of the ids just below next_id_
-  double mean_wait_seconds_ = 0.1;  // moving average of the time to the first token
+  double mean_gap_seconds_ = 0.1;  // moving average of the time between first tokens
+  std::optional<Clock::TimePoint> last_left_;  // the queue, while others stayed
+  Clock::TimePoint promised_until_;  // to those who were refused
 };
 
 }  // namespace thaw::coalescer

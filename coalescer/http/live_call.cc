@@ -1,5 +1,6 @@
 #include "coalescer/http/live_call.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <boost/asio/as_tuple.hpp>
@@ -27,6 +28,15 @@ LiveCall::LiveCall(const net::any_io_executor& executor, Completion completion, 
       wake_timer_(executor) {}
 
 void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
+  const bool is_prefilled =
+      std::holds_alternative<TokenEvent>(event) || std::holds_alternative<CompletedEvent>(event);
+  if (on_prefilled_ && is_prefilled) {
+    prefilled_.resize(std::max(prefilled_.size(), slot + 1), false);
+    if (!prefilled_[slot]) {
+      prefilled_[slot] = true;
+      on_prefilled_(slot);
+    }
+  }
   if (!has_token_ && std::holds_alternative<TokenEvent>(event)) {
     has_token_ = true;
     metrics_->time_to_first_token.observe(std::chrono::steady_clock::now() - received_);
@@ -49,17 +59,25 @@ void LiveCall::on_batch_end() {
   if (completion_.ended() || (streamed_ && completion_.started())) wake();
 }
 
+void LiveCall::add_sibling(const std::shared_ptr<LiveCall>& sibling) {
+  sibling->leader_ = this;
+  siblings_.push_back(sibling);
+}
+
 void LiveCall::hang_up() {
   hung_up_ = true;
   wake();
 }
 
 void LiveCall::fail(ApiError error) {
+  for (const auto& sibling : siblings_)
+    sibling->fail(error);
   completion_.fail(std::move(error));
   wake();
 }
 
 void LiveCall::wake() {
+  if (leader_ != nullptr) return leader_->wake();
   woken_ = true;
   wake_timer_.cancel();
 }
@@ -73,6 +91,11 @@ net::awaitable<void> LiveCall::wait() {
 }
 
 void LiveCall::abandon() {
+  for (const auto& sibling : siblings_) {
+    sibling->leader_ = nullptr;  // it may outlive this one
+    sibling->abandon();
+  }
+  siblings_.clear();
   turn_ = nullptr;
   for (const RequestId request : requests_)
     dispatcher_->abandon(request);

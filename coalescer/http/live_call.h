@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,13 @@ class LiveCall final : public EventReceiver {
   void on_event(std::size_t slot, const GenerateEvent& event) override;
   void on_batch_end() override;
 
+  /// Called once for each prompt, as soon as its KV is computed.
+  void set_on_prefilled(std::function<void(std::size_t slot)> on_prefilled) {
+    on_prefilled_ = std::move(on_prefilled);
+  }
+  /// A call that is answered together with this one: it ends with it, and this one wakes for it.
+  void add_sibling(const std::shared_ptr<LiveCall>& sibling);
+
   /// The client hung up: nothing more will be written.
   void hang_up();
   bool hung_up() const { return hung_up_; }
@@ -62,6 +70,10 @@ class LiveCall final : public EventReceiver {
   std::vector<RequestId> requests_;
   std::shared_ptr<CallRecord> record_;
   std::shared_ptr<RunningTurn> turn_;
+  std::function<void(std::size_t slot)> on_prefilled_;
+  std::vector<bool> prefilled_;  // by slot
+  std::vector<std::shared_ptr<LiveCall>> siblings_;
+  LiveCall* leader_ = nullptr;  // whose sibling this is
   bool woken_ = false;
   bool hung_up_ = false;
   bool has_token_ = false;

@@ -223,6 +223,9 @@ std::string Metrics::render(const PoolStatus& status, const std::string& version
   append_single(out, "thaw_planned_trunks_total", "Trunks in the fork plans.", "counter", trunks);
 
   append_sessions(out, sessions);
+  append_single(out, "thaw_prompt_cache_pins", "Prompts whose KV is kept for a time.", "gauge",
+                cache_pins);
+  append_single(out, "thaw_prompt_cache_pin_bytes", "KV kept for them.", "gauge", cache_pin_bytes);
 
   append_single(out, "thaw_ready", "1 while at least one worker serves.", "gauge",
                 status.ready ? 1 : 0);

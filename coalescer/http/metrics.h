@@ -54,6 +54,8 @@ struct Metrics {
   std::uint64_t windows = 0;
   std::uint64_t trunks = 0;
   SessionCounts sessions;
+  std::uint64_t cache_pins = 0;  ///< prompts kept for a time
+  std::uint64_t cache_pin_bytes = 0;
 
   /// Prometheus text format 0.0.4, with the pool's counters.
   std::string render(const PoolStatus& status, const std::string& version) const;

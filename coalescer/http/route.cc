@@ -11,8 +11,8 @@ struct Entry {
   Route route;
 };
 
-const std::array<Entry, 12>& table() {
-  static const std::array<Entry, 12> entries = {{
+const std::array<Entry, 13>& table() {
+  static const std::array<Entry, 13> entries = {{
       {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, "", ""}},
       {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, "", ""}},
       {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, "", ""}},
@@ -21,6 +21,7 @@ const std::array<Entry, 12>& table() {
       {"/health", {Endpoint::kHealth, "/health", false, false, "", ""}},
       {"/version", {Endpoint::kVersion, "/version", false, false, "", ""}},
       {"/metrics", {Endpoint::kMetrics, "/metrics", false, false, "", ""}},
+      {"/v1/forks", {Endpoint::kForks, "/v1/forks", true, true, "", ""}},
       {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, "", ""}},
       {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, "", ""}},
       {"/admin/preload", {Endpoint::kAdminPreload, "/admin/preload", true, true, "", ""}},

@@ -19,6 +19,7 @@ enum class Endpoint : std::uint8_t {
   kHealth,
   kVersion,
   kMetrics,
+  kForks,
   kForksRecent,
   kAdminPool,
   kAdminSnapshots,

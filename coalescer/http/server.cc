@@ -150,6 +150,8 @@ void Server::Impl::connect_backend() {
   }
   context.sessions.set_post(
       [inbox = inbox](std::function<void()> task) { run_on_io(*inbox, std::move(task)); });
+  context.cache_pins.set_post(
+      [inbox = inbox](std::function<void()> task) { run_on_io(*inbox, std::move(task)); });
   context.backend->set_event_sink(
       [inbox = inbox](GenerateEvent event) { put(*inbox, std::move(event)); });
 }

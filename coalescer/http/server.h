@@ -47,6 +47,7 @@ struct ServerOptions {
   std::uint32_t num_text_threads = 1;  ///< tokenize long prompts off the I/O thread
   SessionLimits session_limits;
   std::uint64_t session_kept_bytes = 128ULL << 20;  ///< KV kept for sessions; 0: none is
+  std::uint64_t prompt_cache_bytes = 64ULL << 20;  ///< KV kept for prompts that ask for it
   std::string session_dir;  ///< sessions are written there; empty: nowhere
   std::string version;
 };

@@ -15,6 +15,11 @@ constexpr std::size_t kHistoryTokens = 4U << 20;
 /// Bodies that are held at the same time, in multiples of the largest one.
 constexpr std::uint64_t kBodyBudgetFactor = 4;
 
+/// After which another process may have taken a draining one's place.
+constexpr std::chrono::milliseconds kSuccessorWait{1000};
+constexpr std::chrono::milliseconds kShortestLoad{100};
+constexpr std::chrono::milliseconds kLongestLoad{10000};
+
 std::uint64_t random_seed() {
   std::random_device device;
   return (std::uint64_t{device()} << 32) | device();
@@ -35,11 +40,19 @@ std::string text_of(const ServedModels& models, const std::string& name,
 }  // namespace
 
 ApiError not_ready(ServerContext& context) {
-  if (context.draining)
-    return to_api_error(make_error(Errc::kUnavailable, "the server is shutting down"));
+  if (context.draining) {
+    ApiError error = to_api_error(make_error(Errc::kUnavailable, "the server is shutting down"));
+    error.retry_after = kSuccessorWait;
+    return error;
+  }
   const std::string failure = context.backend->status().failure;
-  return to_api_error(
+  ApiError error = to_api_error(
       make_error(Errc::kUnavailable, failure.empty() ? "the model is still loading" : failure));
+  // How long it loads nobody knows; as long again as it has been is never far off.
+  const auto waited =
+      std::chrono::ceil<std::chrono::milliseconds>(context.clock.now() - context.started);
+  error.retry_after = std::clamp(waited, kShortestLoad, kLongestLoad);
+  return error;
 }
 
 BodyLease::~BodyLease() {
@@ -65,6 +78,7 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
               }),
       sessions(options.session_limits, options.session_kept_bytes,
                options.served_model_names.front(), backend_in, &clock),
+      cache_pins(options.prompt_cache_bytes, backend_in, &clock),
       dispatcher(options.window, options.max_queued_requests, backend_in, &history, &metrics,
                  &clock),
       keys(options.api_keys),
@@ -104,8 +118,11 @@ ApiError ServerContext::unknown_model(const std::string& requested) const {
 }
 
 std::string ServerContext::next_response_id(ApiKind kind) {
-  return fmt::format("{}-{}-{}", kind == ApiKind::kChat ? "chatcmpl" : "cmpl", nonce,
-                     next_response_++);
+  return next_response_id(kind == ApiKind::kChat ? "chatcmpl" : "cmpl");
+}
+
+std::string ServerContext::next_response_id(const char* prefix) {
+  return fmt::format("{}-{}-{}", prefix, nonce, next_response_++);
 }
 
 std::string ServerContext::metrics_text() {
@@ -113,6 +130,8 @@ std::string ServerContext::metrics_text() {
   metrics.requests_in_flight = dispatcher.num_in_flight();
   sessions.store().expire();
   metrics.sessions = sessions.counts();
+  metrics.cache_pins = cache_pins.num_pinned();
+  metrics.cache_pin_bytes = cache_pins.bytes();
   return metrics.render(backend->status(), options.version);
 }
 

@@ -11,6 +11,7 @@
 
 #include "coalescer/core/history.h"
 #include "coalescer/http/api_keys.h"
+#include "coalescer/http/cache_pins.h"
 #include "coalescer/http/dispatcher.h"
 #include "coalescer/http/metrics.h"
 #include "coalescer/http/server.h"
@@ -50,9 +51,11 @@ struct ServerContext {
   ServedModelPtr first;  ///< when the server started: the one that sessions are of
   const TextCodec* codec;  ///< of `first`
   SteadyClock clock;
+  Clock::TimePoint started = clock.now();
   ForkHistory history;
   Metrics metrics;
   SessionService sessions;
+  CachePins cache_pins;
   Dispatcher dispatcher;
   KeyTable keys;
   boost::asio::thread_pool text_pool;
@@ -77,6 +80,8 @@ struct ServerContext {
   ApiError unknown_model(const std::string& requested) const;
   /// "chatcmpl-<process>-<number>".
   std::string next_response_id(ApiKind kind);
+  /// The same with another word in front.
+  std::string next_response_id(const char* prefix);
   std::string metrics_text();
   static std::int64_t unix_seconds();
 

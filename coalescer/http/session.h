@@ -14,6 +14,8 @@
 #include "coalescer/http/request_reader.h"
 #include "coalescer/http/route.h"
 #include "coalescer/http/server_context.h"
+#include "coalescer/openai/fork_call.h"
+#include "coalescer/openai/session_call.h"
 
 namespace thaw::coalescer {
 
@@ -34,6 +36,13 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Ends the running call with an error.
   void cut(const ApiError& error);
   void close();
+
+  /// A trunk that the server has, and where to cut it.
+  struct ForkTrunk {
+    SharedState state;
+    SessionCut cut;
+    std::string cache_salt;
+  };
 
  private:
   struct Request {
@@ -68,6 +77,16 @@ class Session : public std::enable_shared_from_this<Session> {
                                              std::string id, bool explain);
   boost::asio::awaitable<bool> answer_whole(std::shared_ptr<LiveCall> call, Request request,
                                             std::string id, bool explain);
+  /// POST /v1/forks.
+  struct ForkRun;
+  boost::asio::awaitable<bool> answer_forks(Request request);
+  /// Everything up to the submission.
+  boost::asio::awaitable<ApiResult<std::shared_ptr<ForkRun>>> start_forks(
+      std::string tenant, std::string body, std::unique_ptr<BodyLease> lease,
+      Clock::TimePoint received);
+  boost::asio::awaitable<ApiResult<ForkTrunk>> find_trunk(std::string tenant, StoredTrunk stored);
+  boost::asio::awaitable<bool> whole_forks(std::shared_ptr<ForkRun> run, Request request);
+  boost::asio::awaitable<bool> stream_forks(std::shared_ptr<ForkRun> run, Request request);
   /// What a session's turn begins with.
   struct TurnStart {
     std::shared_ptr<RunningTurn> turn;
@@ -88,6 +107,11 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Computes the KV of tokens that is not there; a client that hangs up ends it.
   boost::asio::awaitable<ApiResult<CompletionUsage>> prefill(GenerateRequest request,
                                                              Clock::TimePoint received);
+  /// Has the KV kept that the call asks to keep, once it is computed.
+  void keep_prompts(LiveCall& live, const ApiCall& call, const std::string& tenant,
+                    const std::vector<PreparedPrompt>& prompts);
+  /// The error with the time after which trying again may help.
+  ApiError with_retry(ApiError error);
   boost::asio::awaitable<std::string> explanation(std::vector<RequestId> requests);
 
   void watch_client(const std::shared_ptr<LiveCall>& call);

@@ -7,7 +7,9 @@
 #include <variant>
 #include <vector>
 
+#include "coalescer/openai/answer_options.h"
 #include "coalescer/openai/api_error.h"
+#include "coalescer/openai/cache_fields.h"
 #include "coalescer/openai/served_models.h"
 #include "coalescer/openai/text_codec.h"
 #include "engine/base/generate.h"
@@ -26,12 +28,17 @@ struct ApiCall {
   ServedModelPtr served;  ///< the one it means; null where the body was read without a table
   std::vector<ApiPrompt> prompts;  ///< one for chat
   std::uint32_t num_choices = 1;  ///< for each prompt
+  std::uint32_t num_returned = 0;  ///< of these, the best are shown; 0: all of them
   std::optional<std::uint32_t> max_tokens;
   std::optional<std::uint64_t> seed;
   SamplingParams sampling;  ///< max_tokens and seed are not resolved here
   std::vector<std::string> stop;
   bool logprobs = false;
   bool keep_special = false;  ///< special tokens show in the text
+  AnswerOptions show;
+  CacheFields cache;
+  std::optional<std::int64_t> truncate_prompt;  ///< tokens kept at its end; -1: as many as fit
+  bool add_special = true;  ///< text prompts begin with BOS where the model has one
   bool stream = false;
   bool include_usage = false;
   bool explain = false;
@@ -53,6 +60,7 @@ struct ParseLimits {
   std::uint32_t max_choices = 64;  ///< bound of n, and of n times the number of prompts
   int vocab_size = 0;  ///< token ids in requests are below
   const SamplingParams* default_sampling = nullptr;  ///< for what is left out; null: OpenAI's
+  const TextCodec* codec = nullptr;  ///< of words that are given as text; null: none can be
 };
 
 /// Reads a body. Fields that are not known are ignored; a known one of a wrong type or out of range
@@ -67,6 +75,7 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ServedM
 struct PreparedPrompt {
   std::vector<TokenId> tokens;
   std::uint32_t max_tokens = 0;
+  std::uint32_t kept_tokens = 0;  ///< of the prompt, whose KV is to be kept (CacheFields)
 };
 
 /// Renders and tokenizes the prompts (slow for long ones) and checks them against the context.

@@ -1,12 +1,25 @@
 #include "coalescer/openai/chunk_writer.h"
 
+#include <algorithm>
+
 #include "coalescer/openai/json_text.h"
 
 namespace thaw::coalescer {
 namespace {
 
 std::string head(const CompletionLabel& label, std::string_view object) {
-  std::string out = R"({"id":)";
+  std::string out = "{";
+  if (label.branch) {
+    out += R"("branch":)";
+    append_json_integer(out, static_cast<std::int64_t>(*label.branch));
+    out += ',';
+  }
+  if (!label.branch_label.empty()) {
+    out += R"("label":)";
+    append_json_string(out, label.branch_label);
+    out += ',';
+  }
+  out += R"("id":)";
   append_json_string(out, label.id);
   out += R"(,"object":)";
   append_json_string(out, object);
@@ -29,24 +42,29 @@ void append_bytes(std::string& out, std::string_view bytes) {
   out += ']';
 }
 
-void append_candidate(std::string& out, const LogprobEntry::Candidate& candidate) {
+/// How a token is shown: its text, or its id where clients want to tell tokens apart.
+std::string shown(const LogprobEntry::Candidate& candidate, bool as_id) {
+  return as_id ? "token_id:" + std::to_string(candidate.token) : candidate.bytes;
+}
+
+void append_candidate(std::string& out, const LogprobEntry::Candidate& candidate, bool as_id) {
   out += R"({"token":)";
-  append_json_string(out, candidate.bytes);
+  append_json_string(out, shown(candidate, as_id));
   out += R"(,"logprob":)";
   append_json_float(out, candidate.logprob);
   out += R"(,"bytes":)";
   append_bytes(out, candidate.bytes);
 }
 
-void append_chat_logprobs(std::string& out, const std::vector<LogprobEntry>& entries) {
+void append_chat_logprobs(std::string& out, const std::vector<LogprobEntry>& entries, bool as_ids) {
   out += R"({"content":[)";
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (i > 0) out += ',';
-    append_candidate(out, entries[i].chosen);
+    append_candidate(out, entries[i].chosen, as_ids);
     out += R"(,"top_logprobs":[)";
     for (std::size_t j = 0; j < entries[i].best.size(); ++j) {
       if (j > 0) out += ',';
-      append_candidate(out, entries[i].best[j]);
+      append_candidate(out, entries[i].best[j], as_ids);
       out += '}';
     }
     out += "]}";
@@ -54,9 +72,25 @@ void append_chat_logprobs(std::string& out, const std::vector<LogprobEntry>& ent
   out += R"(],"refusal":null})";
 }
 
-/// The older form of /v1/completions: parallel lists. Two tokens that read alike (parts of
-/// characters) keep the better one.
-void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& entries) {
+/// Two tokens that read alike (parts of characters) keep the better one.
+void append_best(std::string& out, const LogprobEntry& entry, bool as_ids) {
+  std::vector<std::string> seen;
+  out += '{';
+  for (const auto& candidate : entry.best) {
+    std::string key;
+    append_json_string(key, shown(candidate, as_ids));
+    if (std::ranges::find(seen, key) != seen.end()) continue;
+    if (!seen.empty()) out += ',';
+    out += key;
+    out += ':';
+    append_json_float(out, candidate.logprob);
+    seen.push_back(std::move(key));
+  }
+  out += '}';
+}
+
+/// The older form of /v1/completions: parallel lists.
+void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& entries, bool as_ids) {
   const auto list = [&](const char* name, auto&& append_one) {
     out += name;
     for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -65,26 +99,19 @@ void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& ent
     }
     out += ']';
   };
-  list(R"({"tokens":[)", [&](const LogprobEntry& e) { append_json_string(out, e.chosen.bytes); });
-  list(R"(,"token_logprobs":[)",
-       [&](const LogprobEntry& e) { append_json_float(out, e.chosen.logprob); });
-  list(R"(,"top_logprobs":[)", [&](const LogprobEntry& entry) {
-    std::vector<std::string> seen;
-    out += '{';
-    for (const auto& candidate : entry.best) {
-      std::string key;
-      append_json_string(key, candidate.bytes);
-      bool repeated = false;
-      for (const std::string& other : seen)
-        repeated = repeated || other == key;
-      if (repeated) continue;
-      if (!seen.empty()) out += ',';
-      out += key;
-      out += ':';
-      append_json_float(out, candidate.logprob);
-      seen.push_back(std::move(key));
-    }
-    out += '}';
+  list(R"({"tokens":[)",
+       [&](const LogprobEntry& e) { append_json_string(out, shown(e.chosen, as_ids)); });
+  list(R"(,"token_logprobs":[)", [&](const LogprobEntry& e) {
+    if (e.is_known)
+      append_json_float(out, e.chosen.logprob);
+    else
+      out += "null";
+  });
+  list(R"(,"top_logprobs":[)", [&](const LogprobEntry& e) {
+    if (e.is_known)
+      append_best(out, e, as_ids);
+    else
+      out += "null";
   });
   list(R"(,"text_offset":[)", [&](const LogprobEntry& e) {
     append_json_integer(out, static_cast<std::int64_t>(e.text_offset));
@@ -110,8 +137,18 @@ void append_end(std::string& out, const std::optional<ChoiceEnd>& end) {
 
 }  // namespace
 
-ChunkWriter::ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage)
-    : kind_(kind), logprobs_(logprobs), null_usage_(null_usage) {
+void append_token_ids(std::string& out, std::span<const TokenId> tokens) {
+  out += '[';
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0) out += ',';
+    append_json_integer(out, tokens[i]);
+  }
+  out += ']';
+}
+
+ChunkWriter::ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage,
+                         const AnswerOptions& show)
+    : kind_(kind), logprobs_(logprobs), null_usage_(null_usage), show_(show) {
   const bool chat = kind == ApiKind::kChat;
   frame_head_ = "data: " + head(label, chat ? "chat.completion.chunk" : "text_completion");
   body_head_ = head(label, chat ? "chat.completion" : "text_completion");
@@ -123,9 +160,9 @@ void ChunkWriter::append_logprobs(std::string& out,
   if (!logprobs_ || entries.empty())
     out += "null";
   else if (kind_ == ApiKind::kChat)
-    append_chat_logprobs(out, entries);
+    append_chat_logprobs(out, entries, show_.tokens_as_ids);
   else
-    append_text_logprobs(out, entries);
+    append_text_logprobs(out, entries, show_.tokens_as_ids);
 }
 
 void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
@@ -146,7 +183,20 @@ void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
   }
   append_logprobs(out, delta.logprobs);
   append_end(out, delta.end);
-  out += null_usage_ ? "}],\"usage\":null}\n\n" : "}]}\n\n";
+  if (show_.token_ids) {
+    out += R"(,"token_ids":)";
+    append_token_ids(out, delta.token_ids);
+  }
+  if (kind_ == ApiKind::kCompletions) out += delta.prompt_fields;
+  out += "}]";
+  if (kind_ == ApiKind::kChat) out += delta.prompt_fields;
+  if (delta.usage) {
+    out += ',';
+    append_usage_object(out, *delta.usage);
+  } else if (null_usage_) {
+    out += R"(,"usage":null)";
+  }
+  out += "}\n\n";
 }
 
 void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& usage) {
@@ -158,6 +208,9 @@ void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& u
   number(R"(,"completion_tokens":)", usage.completion_tokens);
   number(R"(,"total_tokens":)", usage.prompt_tokens + usage.completion_tokens);
   number(R"(,"prompt_tokens_details":{"cached_tokens":)", usage.cached_tokens);
+  // What was computed is there for the next one.
+  number(R"(,"cache_write_tokens":)",
+         usage.prompt_tokens - std::min(usage.cached_tokens, usage.prompt_tokens));
   out += '}';
   if (const auto& session = usage.session) {
     const std::uint64_t common = session->common_tokens;
@@ -187,8 +240,9 @@ void ChunkWriter::append_explanation(std::string& out, const std::string& explan
 }
 
 void ChunkWriter::append_choice(std::string& out, std::size_t index, std::string_view text,
-                                const std::vector<LogprobEntry>& logprobs,
-                                const ChoiceEnd& end) const {
+                                const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end,
+                                std::span<const TokenId> token_ids,
+                                std::string_view prompt_fields) const {
   out += R"({"index":)";
   append_json_integer(out, static_cast<std::int64_t>(index));
   if (kind_ == ApiKind::kChat) {
@@ -201,6 +255,11 @@ void ChunkWriter::append_choice(std::string& out, std::size_t index, std::string
   }
   append_logprobs(out, logprobs);
   append_end(out, end);
+  if (show_.token_ids) {
+    out += R"(,"token_ids":)";
+    append_token_ids(out, token_ids);
+  }
+  out += prompt_fields;
   out += '}';
 }
 

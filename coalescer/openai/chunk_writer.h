@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,8 @@ struct CompletionLabel {
   std::int64_t created = 0;  ///< seconds since the epoch
   std::string model;
   std::string system_fingerprint;
+  std::optional<std::size_t> branch = std::nullopt;  ///< of POST /v1/forks
+  std::string branch_label = {};
 };
 
 /// What a session's turn did with the session.
@@ -37,10 +40,12 @@ struct LogprobEntry {
   struct Candidate {
     std::string bytes;  ///< may be a part of a character
     float logprob = 0.0F;
+    TokenId token = 0;
   };
   Candidate chosen;
   std::vector<Candidate> best;
-  std::size_t text_offset = 0;  ///< bytes of the choice's text before it
+  std::size_t text_offset = 0;  ///< characters of the choice's text before it
+  bool is_known = true;  ///< false: of a prompt's first token nothing is expected
 };
 
 /// How a choice ended. `reason` is "stop" or "length"; stop_reason the token or string that ended
@@ -58,13 +63,17 @@ struct Delta {
   std::string text;
   std::vector<LogprobEntry> logprobs;
   std::optional<ChoiceEnd> end;
+  std::vector<TokenId> token_ids;  ///< that it adds, where they are shown
+  std::string prompt_fields;  ///< PromptReport::fields(), in the first one
+  std::optional<CompletionUsage> usage;  ///< up to here, where chunks show it
 };
 
 /// Writes the JSON of answers. Frames of a stream are written straight into one string: this is the
 /// only JSON that is made for every token.
 class ChunkWriter {
  public:
-  ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage);
+  ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage,
+              const AnswerOptions& show = {});
 
   /// One SSE frame. `null_usage` from the constructor adds `"usage":null`, as OpenAI does where
   /// the usage chunk follows.
@@ -74,9 +83,11 @@ class ChunkWriter {
   /// A chunk without choices that holds only the explanation.
   void append_explanation(std::string& out, const std::string& explanation) const;
 
-  /// A choice of an unstreamed answer.
+  /// A choice of an unstreamed answer. `prompt_fields`: of its prompt; a chat has them elsewhere.
   void append_choice(std::string& out, std::size_t index, std::string_view text,
-                     const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end) const;
+                     const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end,
+                     std::span<const TokenId> token_ids = {},
+                     std::string_view prompt_fields = {}) const;
   /// Everything before the choices of an unstreamed answer; ends with `"choices":[`.
   std::string body_head() const { return body_head_; }
   static void append_usage_object(std::string& out, const CompletionUsage& usage);
@@ -87,9 +98,13 @@ class ChunkWriter {
   ApiKind kind_;
   bool logprobs_;
   bool null_usage_;
+  AnswerOptions show_;
   std::string frame_head_;
   std::string body_head_;
 };
+
+/// A JSON list.
+void append_token_ids(std::string& out, std::span<const TokenId> tokens);
 
 /// One SSE frame with an error object.
 std::string error_frame(const ApiError& error);

@@ -1,5 +1,6 @@
 #include "coalescer/openai/completion.h"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -14,9 +15,11 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
       streamed_(call.stream),
       logprobs_(call.logprobs),
       include_usage_(call.include_usage),
+      show_(call.show),
       num_choices_(call.num_choices),
+      num_returned_(call.num_returned > 0 ? call.num_returned : call.num_choices),
       min_tokens_(call.sampling.min_tokens),
-      writer_(call.kind, label, call.logprobs, call.include_usage),
+      writer_(call.kind, label, call.logprobs, call.include_usage, call.show),
       choices_(num_prompts * call.num_choices),
       prompt_open_(num_prompts, true),
       num_open_(num_prompts) {
@@ -29,7 +32,17 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
 void Completion::set_system_fingerprint(const std::string& fingerprint) {
   if (!label_.system_fingerprint.empty() || fingerprint.empty()) return;
   label_.system_fingerprint = fingerprint;
-  writer_ = ChunkWriter(kind_, label_, logprobs_, include_usage_);
+  writer_ = ChunkWriter(kind_, label_, logprobs_, include_usage_, show_);
+}
+
+void Completion::set_prompts(const ApiCall& call, std::span<const PreparedPrompt> prompts) {
+  const AnswerOptions defaults;
+  if (show_.echo == defaults.echo && show_.token_ids == defaults.token_ids &&
+      show_.prompt_logprobs == defaults.prompt_logprobs &&
+      show_.usage_in_chunks == defaults.usage_in_chunks)
+    return;
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    reports_.emplace_back(call, i, prompts[i], codec_);
 }
 
 std::size_t Completion::choice_index(std::size_t prompt, std::uint32_t choice) const {
@@ -45,6 +58,10 @@ void Completion::on_event(std::size_t prompt, const GenerateEvent& event) {
           fail(to_api_error(concrete.error));
         } else {
           begin();
+          if constexpr (std::is_same_v<Event, PromptLogprobsEvent>) {
+            if (!reports_.empty()) reports_[prompt].add(concrete);
+          }
+          show_prompt(prompt);
           if constexpr (std::is_same_v<Event, TokenEvent>) on_token(prompt, concrete);
           if constexpr (std::is_same_v<Event, FinishedEvent>) on_finished(prompt, concrete);
           if constexpr (std::is_same_v<Event, CompletedEvent>) on_completed(prompt, concrete);
@@ -59,10 +76,35 @@ void Completion::begin() {
   if (!streamed_ || kind_ != ApiKind::kChat) return;
   // Sent at admission: clients give up on a stream that shows no chunk for two minutes.
   for (std::size_t i = 0; i < choices_.size(); ++i) {
-    Delta& delta = pending_.emplace_back();
-    delta.choice = i;
+    Delta& delta = new_delta(i);
     delta.role = true;
+    if (i == 0 && !reports_.empty()) delta.prompt_fields = reports_.front().fields();
   }
+}
+
+void Completion::show_prompt(std::size_t prompt) {
+  if (reports_.empty() || !reports_[prompt].take_ready()) return;
+  const PromptReport& report = reports_[prompt];
+  // Those of a chat went with the role.
+  const bool has_fields = streamed_ && show_.token_ids && kind_ == ApiKind::kCompletions;
+  if (!show_.echo && !has_fields) return;
+  for (std::uint32_t i = 0; i < num_choices_; ++i) {
+    emit(choice_index(prompt, i), report.text(), report.logprobs());
+    if (has_fields) pending_.back().prompt_fields = report.fields();
+  }
+}
+
+Delta& Completion::new_delta(std::size_t index) {
+  Delta& delta = pending_.emplace_back();
+  delta.choice = index;
+  delta.token_ids = std::exchange(choices_[index].token_ids, {});
+  if (!show_.usage_in_chunks || reports_.empty()) return delta;
+  delta.usage.emplace();
+  for (const PromptReport& report : reports_)
+    delta.usage->prompt_tokens += report.num_tokens();
+  for (const Choice& choice : choices_)
+    delta.usage->completion_tokens += choice.num_tokens;
+  return delta;
 }
 
 void Completion::fail(ApiError error) {
@@ -71,7 +113,8 @@ void Completion::fail(ApiError error) {
 
 LogprobEntry Completion::logprob_entry(const TokenEvent& event) const {
   const auto candidate = [&](TokenId token, float logprob) {
-    return LogprobEntry::Candidate{codec_->decode({&token, 1}, /*keep_special=*/true), logprob};
+    return LogprobEntry::Candidate{codec_->decode({&token, 1}, /*keep_special=*/true), logprob,
+                                   token};
   };
   LogprobEntry entry;
   entry.chosen = candidate(event.token, event.logprob);
@@ -92,6 +135,8 @@ void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
     return;
   }
   const bool may_stop = ++choice.num_tokens > min_tokens_;
+  choice.sum_logprobs += static_cast<double>(event.logprob);
+  if (show_.token_ids) choice.token_ids.push_back(event.token);
   std::vector<LogprobEntry> logprobs;
   if (logprobs_) {
     logprobs.push_back(logprob_entry(event));
@@ -100,7 +145,9 @@ void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
   std::string text = choice.stream->push(event.token);
   // Text of the first min_tokens tokens cannot stop the choice and is not held back.
   if (may_stop) text = choice.matcher.push(text);
-  if (!text.empty() || !logprobs.empty()) emit(index, std::move(text), std::move(logprobs));
+  if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
+  if (!text.empty() || !logprobs.empty() || show_.token_ids)
+    emit(index, std::move(text), std::move(logprobs));
   if (choice.matcher.matched())
     end_choice(index, ChoiceEnd{"stop", std::nullopt, choice.matcher.matched()});
 }
@@ -111,9 +158,13 @@ void Completion::on_finished(std::size_t prompt, const FinishedEvent& event) {
   Choice& choice = choices_[index];
   if (choice.end) return;
   if (event.stop_token) ++usage_.completion_tokens;
-  std::string text = choice.stream->finish();
+  if (event.stop_token && show_.token_ids) choice.token_ids.push_back(*event.stop_token);
+  std::string text;
+  if (event.stop_token && show_.stop_in_text) text = choice.stream->push(*event.stop_token);
+  text += choice.stream->finish();
   text = choice.matcher.push(text);
   text += choice.matcher.finish();
+  if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
   if (!text.empty()) emit(index, std::move(text), {});
   ChoiceEnd end;
   end.reason = event.reason == FinishReason::kStop ? "stop" : "length";
@@ -136,10 +187,9 @@ void Completion::on_completed(std::size_t prompt, const CompletedEvent& event) {
 
 void Completion::emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs) {
   Choice& choice = choices_[index];
-  choice.text_length += text.size();
+  choice.text_length += count_characters(text);
   if (streamed_) {
-    Delta& delta = pending_.emplace_back();
-    delta.choice = index;
+    Delta& delta = new_delta(index);
     delta.text = std::move(text);
     delta.logprobs = std::move(logprobs);
     return;
@@ -153,8 +203,7 @@ void Completion::end_choice(std::size_t index, ChoiceEnd end) {
   Choice& choice = choices_[index];
   usage_.completion_tokens += choice.num_tokens;
   if (streamed_) {
-    Delta& delta = pending_.emplace_back();
-    delta.choice = index;
+    Delta& delta = new_delta(index);
     delta.end = end;
   }
   const bool by_string = end.stop_string.has_value();
@@ -181,23 +230,52 @@ std::string Completion::take_frames() {
 
 std::string Completion::last_frames(const std::string& explanation) const {
   if (error_) return error_frame(*error_);
+  std::string out = end_frames(explanation);
+  out += kDoneFrame;
+  return out;
+}
+
+std::string Completion::end_frames(const std::string& explanation) const {
   std::string out;
   if (include_usage_)
     writer_.append_usage(out, usage_, explanation);
   else if (!explanation.empty())
     writer_.append_explanation(out, explanation);
-  out += kDoneFrame;
   return out;
+}
+
+std::vector<std::size_t> Completion::shown_choices(std::size_t prompt) const {
+  std::vector<std::size_t> shown;
+  for (std::uint32_t i = 0; i < num_choices_; ++i)
+    shown.push_back(choice_index(prompt, i));
+  if (num_returned_ == num_choices_) return shown;
+  const auto mean = [&](std::size_t index) {
+    const Choice& choice = choices_[index];
+    return choice.sum_logprobs / std::max<double>(1, choice.num_tokens);
+  };
+  std::ranges::sort(shown, [&](std::size_t a, std::size_t b) {
+    return std::pair(-mean(a), a) < std::pair(-mean(b), b);
+  });
+  shown.resize(num_returned_);
+  return shown;
 }
 
 std::string Completion::body(const std::string& explanation) const {
   std::string out = writer_.body_head();
-  for (std::size_t i = 0; i < choices_.size(); ++i) {
-    if (i > 0) out += ',';
-    const Choice& choice = choices_[i];
-    writer_.append_choice(out, i, choice.text, choice.logprobs, choice.end.value_or(ChoiceEnd{}));
+  std::size_t number = 0;
+  for (std::size_t prompt = 0; prompt < prompt_open_.size(); ++prompt) {
+    std::string fields;
+    if (kind_ == ApiKind::kCompletions && !reports_.empty()) fields = reports_[prompt].fields();
+    for (const std::size_t index : shown_choices(prompt)) {
+      if (number > 0) out += ',';
+      const Choice& choice = choices_[index];
+      writer_.append_choice(out, number++, choice.text, choice.logprobs,
+                            choice.end.value_or(ChoiceEnd{}), choice.token_ids, fields);
+    }
   }
-  out += "],";
+  out += ']';
+  if (kind_ == ApiKind::kChat && !reports_.empty()) out += reports_.front().fields();
+  out += ',';
   ChunkWriter::append_usage_object(out, usage_);
   if (!explanation.empty()) out += ",\"thaw\":" + explanation;
   out += "}";

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/prompt_report.h"
 #include "coalescer/openai/stop_matcher.h"
 #include "coalescer/openai/text_codec.h"
 
@@ -29,6 +31,9 @@ class Completion {
   /// For a model that was not loaded yet when it was asked for; the first name stays. Call before
   /// anything is rendered.
   void set_system_fingerprint(const std::string& fingerprint);
+
+  /// The prompts, where the answer says something of them. Call before the first event.
+  void set_prompts(const ApiCall& call, std::span<const PreparedPrompt> prompts);
 
   /// An event of the request made from prompt `prompt`.
   void on_event(std::size_t prompt, const GenerateEvent& event);
@@ -54,6 +59,9 @@ class Completion {
   /// error frame instead.
   std::string last_frames(const std::string& explanation) const;
 
+  /// The same without an error and without [DONE]: of one of several answers in a stream.
+  std::string end_frames(const std::string& explanation) const;
+
   /// The body of an unstreamed answer. REQUIRES: ended() without error().
   std::string body(const std::string& explanation) const;
 
@@ -66,18 +74,26 @@ class Completion {
     StopMatcher matcher{{}};
     std::string text;  // unstreamed only
     std::vector<LogprobEntry> logprobs;  // unstreamed only
+    std::vector<TokenId> token_ids;  // unstreamed: all; else those that no delta has yet
+    double sum_logprobs = 0;
     std::uint32_t num_tokens = 0;
-    std::size_t text_length = 0;  // bytes given out, for text_offset
+    std::size_t text_length = 0;  // characters given out, for text_offset
     std::optional<ChoiceEnd> end;
   };
 
   void begin();
+  /// Puts the prompt before its replies, once it is known.
+  void show_prompt(std::size_t prompt);
   void on_token(std::size_t prompt, const TokenEvent& event);
   void on_finished(std::size_t prompt, const FinishedEvent& event);
   void on_completed(std::size_t prompt, const CompletedEvent& event);
   /// Gives text to the client's side: into the body or into the queue of deltas.
   void emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs);
   void end_choice(std::size_t index, ChoiceEnd end);
+  /// A delta of the choice with the tokens that wait for one. REQUIRES: streamed.
+  Delta& new_delta(std::size_t index);
+  /// Of a prompt, those that are shown, the best first where there are more of them.
+  std::vector<std::size_t> shown_choices(std::size_t prompt) const;
   std::size_t choice_index(std::size_t prompt, std::uint32_t choice) const;
   LogprobEntry logprob_entry(const TokenEvent& event) const;
 
@@ -88,10 +104,13 @@ class Completion {
   bool streamed_;
   bool logprobs_;
   bool include_usage_;
+  AnswerOptions show_;
   std::uint32_t num_choices_;
+  std::uint32_t num_returned_;  // of these
   std::uint32_t min_tokens_;
   ChunkWriter writer_;
   std::vector<Choice> choices_;
+  std::vector<PromptReport> reports_;  // by prompt; empty where nothing is said of them
   std::vector<bool> prompt_open_;
   std::size_t num_open_;
   std::vector<std::size_t> cancellations_;

@@ -6,139 +6,28 @@
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/parse_messages.h"
+#include "coalescer/openai/parse_sampling.h"
 
 namespace thaw::coalescer {
 namespace {
 
 using simdjson::dom::element;
 
-constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-constexpr std::int64_t kMinInt64 = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
-constexpr std::size_t kMaxStops = 64;
-constexpr std::size_t kMaxStopBytes = 1024;
-constexpr std::size_t kMaxLogitBias = 1024;
-constexpr std::int64_t kMaxTopLogprobs = 20;
-
-void read_sampling(JsonFields& fields, const ParseLimits& limits, ApiCall& call) {
-  SamplingParams& sampling = call.sampling;
-  fields.read("temperature", sampling.temperature, 0, 2);
-  fields.read("top_p", sampling.top_p, 0, 1);
-  if (!fields.failed() && sampling.top_p <= 0) {
-    fields.fail(invalid_field("top_p", "`top_p` is 0; it must be above 0 and at most 1"));
-    return;
-  }
-  // vLLM's clients write -1 for "off", we keep 0.
-  fields.read("top_k", sampling.top_k, -1, kMaxInt32);
-  sampling.top_k = std::max(sampling.top_k, 0);
-  fields.read("min_p", sampling.min_p, 0, 1);
-  fields.read("repetition_penalty", sampling.repetition_penalty, 0.01, 10);
-  fields.read("presence_penalty", sampling.presence_penalty, -2, 2);
-  fields.read("frequency_penalty", sampling.frequency_penalty, -2, 2);
-  fields.read("min_tokens", sampling.min_tokens, 0, kMaxInt32);
-  fields.read("ignore_eos", sampling.ignore_eos);
-  if (const auto seed = fields.integer("seed", kMinInt64, kMaxInt64))
-    call.seed = static_cast<std::uint64_t>(*seed);
-  if (const auto n = fields.integer("max_tokens", 1, kMaxInt32))
-    call.max_tokens = static_cast<std::uint32_t>(*n);
-  if (const auto n = fields.integer("max_completion_tokens", 1, kMaxInt32))
-    call.max_tokens = static_cast<std::uint32_t>(*n);
-  fields.read("n", call.num_choices, 1, limits.max_choices);
-
-  if (const auto ids = fields.array("stop_token_ids")) {
-    for (const element value : *ids) {
-      const auto token = as_token_id(value, limits.vocab_size);
-      if (!token) {
-        fields.fail("stop_token_ids", value,
-                    "a list of token ids below " + std::to_string(limits.vocab_size));
-        return;
-      }
-      sampling.stop_token_ids.push_back(*token);
-    }
-  }
-}
-
-void read_stop(JsonFields& fields, ApiCall& call) {
-  const auto value = fields.find("stop");
-  if (!value || fields.failed()) return;
-  const auto add = [&](element stop) {
-    std::string_view text;
-    if (stop.get(text) != simdjson::SUCCESS || text.empty() || text.size() > kMaxStopBytes) {
-      return fields.fail(
-          "stop", stop,
-          "a string of 1 to " + std::to_string(kMaxStopBytes) + " bytes or a list of such strings");
-    }
-    call.stop.emplace_back(text);
-  };
-  simdjson::dom::array list;
-  if (value->get(list) != simdjson::SUCCESS) return add(*value);
-  if (list.size() > kMaxStops) {
-    return fields.fail(invalid_field("stop", "`stop` has " + std::to_string(list.size()) +
-                                                 " strings; at most " + std::to_string(kMaxStops) +
-                                                 " are accepted"));
-  }
-  for (const element stop : list)
-    add(stop);
-}
-
-void read_logit_bias(JsonFields& fields, const ParseLimits& limits, ApiCall& call) {
-  const auto biases = fields.object("logit_bias");
-  if (!biases || fields.failed()) return;
-  for (const auto field : biases->raw()) {
-    const std::string key(field.key);
-    const std::string name = "logit_bias." + key;
-    const bool digits =
-        !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
-    if (!digits || std::stoi(key) >= limits.vocab_size) {
-      return fields.fail(invalid_field(
-          "logit_bias", "`logit_bias` has the key \"" + key.substr(0, 40) +
-                            "\"; keys must be token ids from 0 to " +
-                            std::to_string(limits.vocab_size - 1) + ", written as strings"));
-    }
-    double bias = 0;
-    if (!field.value.is_number() || field.value.get(bias) != simdjson::SUCCESS ||
-        !(bias >= -100 && bias <= 100)) {
-      return fields.fail(name, field.value, "a number from -100 to 100");
-    }
-    call.sampling.logit_bias.emplace_back(std::stoi(key), static_cast<float>(bias));
-    if (call.sampling.logit_bias.size() > kMaxLogitBias) {
-      return fields.fail(invalid_field(
-          "logit_bias",
-          "`logit_bias` has more than " + std::to_string(kMaxLogitBias) + " entries"));
-    }
-  }
-}
-
-void read_logprobs(JsonFields& fields, ApiCall& call) {
-  if (call.kind == ApiKind::kCompletions) {
-    if (const auto best = fields.integer("logprobs", 0, kMaxTopLogprobs)) {
-      call.logprobs = true;
-      call.sampling.top_logprobs = static_cast<std::int32_t>(*best);
-    }
-    return;
-  }
-  fields.read("logprobs", call.logprobs);
-  const auto best = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
-  if (best && *best > 0 && !call.logprobs) {
-    return fields.fail(
-        invalid_field("top_logprobs", "`top_logprobs` is " + std::to_string(*best) +
-                                          " but `logprobs` is not true; set it to true as well"));
-  }
-  if (call.logprobs) call.sampling.top_logprobs = static_cast<std::int32_t>(best.value_or(0));
-}
 
 /// What is well known but not served: better an error than another meaning.
 void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
-  if (const auto best_of = fields.integer("best_of", 1, kMaxInt32); best_of && *best_of > 1) {
-    return fields.fail(unsupported_field(
-        "best_of", "`best_of` is " + std::to_string(*best_of) + "; only 1 is supported, use `n`"));
-  }
-  bool flag = false;
-  fields.read("echo", flag);
-  if (flag) return fields.fail(unsupported_field("echo", "`echo` is not supported; leave it out"));
-  if (fields.find("prompt_logprobs")) {
+  bool beams = false;
+  fields.read("use_beam_search", beams);
+  if (beams) {
     return fields.fail(
-        unsupported_field("prompt_logprobs", "`prompt_logprobs` is not supported; leave it out"));
+        unsupported_field("use_beam_search",
+                          "`use_beam_search` is not supported; `best_of` samples several replies"));
+  }
+  for (const char* name : {"logits_processors", "prompt_embeds", "chat_template"}) {
+    if (!fields.find(name)) continue;
+    return fields.fail(
+        unsupported_field(name, "`" + std::string(name) + "` is not supported; leave it out"));
   }
   std::string suffix;
   if (call.kind == ApiKind::kCompletions) fields.read("suffix", suffix);
@@ -175,6 +64,7 @@ void read_delivery(JsonFields& fields, ApiCall& call) {
   fields.read("stream", call.stream);
   if (auto options = fields.object("stream_options")) {
     options->read("include_usage", call.include_usage);
+    options->read("continuous_usage_stats", call.show.usage_in_chunks);
     fields.fail_with(*options);
   }
   bool skip_special = true;
@@ -211,6 +101,16 @@ void read_session(JsonFields& fields, ApiCall& call) {
   if (call.num_choices != 1) {
     return wrong("n", "`n` is " + std::to_string(call.num_choices) +
                           " in a session's turn; it must be 1, fork the session for more");
+  }
+  if (call.cache.prewarm) {
+    return wrong("prompt_cache_options.prewarm",
+                 "`prompt_cache_options.prewarm` is true in a session's turn, which is a reply; a "
+                 "session's KV is computed when it is made");
+  }
+  if (call.truncate_prompt) {
+    return wrong("truncate_prompt_tokens",
+                 "`truncate_prompt_tokens` does not go with a session, whose beginning would be "
+                 "lost; leave it out");
   }
   call.has_tools = fields.find("tools").has_value();
   call.has_template_kwargs = fields.find("chat_template_kwargs").has_value();
@@ -270,11 +170,11 @@ void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& c
 /// `call.model` has been read.
 ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
-  read_sampling(fields, limits, call);
-  read_stop(fields, call);
-  read_logit_bias(fields, limits, call);
-  read_logprobs(fields, call);
+  read_sampling_fields(fields, limits, call);
   read_delivery(fields, call);
+  read_answer_fields(fields, call);
+  read_prompt_fields(fields, call);
+  call.cache = read_cache_fields(fields);
   read_thaw(fields, call);
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
@@ -282,6 +182,11 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
       read_session(fields, call);
       ChatPrompt prompt;
       read_chat_prompt(fields, prompt, /*may_be_empty=*/!call.session_id.empty() && !call.replace);
+      if (!call.session_id.empty() && prompt.continue_final_message) {
+        fields.fail(invalid_field("continue_final_message",
+                                  "`continue_final_message` is true in a session's turn; `append` "
+                                  "without messages goes on with the session's last reply"));
+      }
       if (!call.session_id.empty() && !prompt.add_generation_prompt) {
         fields.fail(
             invalid_field("add_generation_prompt",
@@ -322,7 +227,7 @@ ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ServedM
   if (auto* error = std::get_if<ApiError>(&served)) return std::move(*error);
   call.served = std::move(std::get<ServedModelPtr>(served));
   const ParseLimits limits{max_choices, call.served->codec->vocab_size(),
-                           &call.served->description.default_sampling};
+                           &call.served->description.default_sampling, call.served->codec.get()};
   return read_call(fields, limits, std::move(call));
 }
 

@@ -124,6 +124,29 @@ void read_tools(JsonFields& fields, ChatPrompt& prompt) {
   if (show_tools && !list.empty()) prompt.tools = std::move(list);
 }
 
+/// How the rendering ends, and what the template sees besides the messages.
+void read_template_fields(JsonFields& fields, ChatPrompt& prompt) {
+  fields.read("continue_final_message", prompt.continue_final_message);
+  const bool calls_for_reply = fields.find("add_generation_prompt").has_value();
+  fields.read("add_generation_prompt", prompt.add_generation_prompt);
+  if (const auto documents = fields.find("documents")) {
+    if (!documents->is_array()) return fields.fail("documents", *documents, "a list");
+    prompt.template_kwargs["documents"] = to_ordered_json(*documents);
+  }
+  if (fields.failed() || !prompt.continue_final_message) return;
+  if (prompt.messages.empty()) {
+    return fields.fail(invalid_field("continue_final_message",
+                                     "`continue_final_message` is true but there is no message"));
+  }
+  if (calls_for_reply && prompt.add_generation_prompt) {
+    return fields.fail(
+        invalid_field("continue_final_message",
+                      "`continue_final_message` and `add_generation_prompt` are both true; a reply "
+                      "either goes on with the last message or is a message of its own"));
+  }
+  prompt.add_generation_prompt = false;
+}
+
 void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt& prompt) {
   for (const element value : messages) {
     const std::string name = "messages[" + std::to_string(prompt.messages.size()) + "]";
@@ -147,9 +170,9 @@ void read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty)
         invalid_field("messages", "`messages` is empty; it must hold at least one message"));
   }
   read_tools(fields, prompt);
-  fields.read("add_generation_prompt", prompt.add_generation_prompt);
   if (const auto kwargs = fields.object("chat_template_kwargs"))
     prompt.template_kwargs = to_ordered_json(kwargs->raw());
+  read_template_fields(fields, prompt);
 }
 
 }  // namespace thaw::coalescer

@@ -24,7 +24,8 @@ ApiError too_long(const ApiCall& call, std::size_t prompt_tokens, std::uint32_t 
                        "context_length_exceeded");
 }
 
-ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec& codec) {
+ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec& codec,
+                                       bool add_special) {
   if (const auto* chat = std::get_if<ChatPrompt>(&prompt)) {
     auto tokens = codec.encode_chat(*chat);
     if (!tokens) {
@@ -35,8 +36,25 @@ ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec&
     return std::move(*tokens);
   }
   if (const auto* text = std::get_if<std::string>(&prompt))
-    return codec.encode_text(*text, /*add_special=*/true);
+    return codec.encode_text(*text, add_special);
   return std::get<std::vector<TokenId>>(prompt);
+}
+
+/// Keeps the end of a prompt that is longer than the call wants it.
+void truncate(const ApiCall& call, std::uint32_t max_model_len, std::vector<TokenId>& tokens) {
+  if (!call.truncate_prompt) return;
+  const std::uint32_t reply = std::min(call.max_tokens.value_or(1), max_model_len - 1);
+  const std::size_t most = *call.truncate_prompt < 0
+                               ? max_model_len - reply
+                               : static_cast<std::size_t>(*call.truncate_prompt);
+  if (tokens.size() > most)
+    tokens.erase(tokens.begin(), tokens.end() - static_cast<std::ptrdiff_t>(most));
+}
+
+/// What the worker is to say of the prompt's own tokens.
+std::int32_t prompt_logprobs_of(const ApiCall& call) {
+  const bool echoes = call.show.echo && call.logprobs && call.kind == ApiKind::kCompletions;
+  return std::max(call.show.prompt_logprobs, echoes ? call.sampling.top_logprobs : -1);
 }
 
 }  // namespace
@@ -51,7 +69,9 @@ ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> t
                          "the prompt is empty; it must have at least one token");
   }
   const std::size_t room = max_model_len > length ? max_model_len - length : 0;
-  if (room == 0 || call.max_tokens.value_or(1) > room) return too_long(call, length, max_model_len);
+  const std::uint32_t least = call.cache.prewarm ? 0 : call.max_tokens.value_or(1);
+  if (length > max_model_len || least > room) return too_long(call, length, max_model_len);
+  if (call.cache.prewarm) return result;
   const std::size_t wanted =
       call.kind == ApiKind::kChat ? room : std::min<std::size_t>(room, kDefaultCompletionTokens);
   result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
@@ -69,12 +89,16 @@ ApiResult<std::vector<PreparedPrompt>> prepare_prompts(const ApiCall& call, cons
   std::vector<PreparedPrompt> prepared;
   prepared.reserve(call.prompts.size());
   for (const ApiPrompt& prompt : call.prompts) {
-    auto encoded = encode(prompt, codec);
+    auto encoded = encode(prompt, codec, call.add_special);
     if (auto* error = std::get_if<ApiError>(&encoded)) return std::move(*error);
-    auto fitted =
-        fit_prompt(call, std::move(std::get<std::vector<TokenId>>(encoded)), max_model_len);
+    auto& tokens = std::get<std::vector<TokenId>>(encoded);
+    truncate(call, max_model_len, tokens);
+    auto fitted = fit_prompt(call, std::move(tokens), max_model_len);
     if (auto* error = std::get_if<ApiError>(&fitted)) return std::move(*error);
-    prepared.push_back(std::move(std::get<PreparedPrompt>(fitted)));
+    auto& ready = std::get<PreparedPrompt>(fitted);
+    ready.kept_tokens =
+        kept_tokens(call.cache, std::get_if<ChatPrompt>(&prompt), ready.tokens, codec);
+    prepared.push_back(std::move(ready));
   }
   return prepared;
 }
@@ -95,6 +119,10 @@ std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<Prep
     request.num_choices = call.num_choices;
     request.sampling = call.sampling;
     request.sampling.max_tokens = prompt.max_tokens;
+    // The best of several are found by their log-probabilities.
+    if (call.num_returned > 0)
+      request.sampling.top_logprobs = std::max(0, request.sampling.top_logprobs);
+    request.prompt_logprobs = prompt_logprobs_of(call);
     request.sampling.seed = call.seed.value_or(seed + requests.size() - 1);
     request.prompt = std::move(prompt.tokens);
   }

@@ -199,6 +199,7 @@ SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, co
 SessionTurn turn_of_chat(const ChatPrompt& chat, std::vector<TokenId> prompt) {
   SessionTurn turn;
   turn.prompt = std::move(prompt);
+  turn.continues_reply = chat.continue_final_message;
   set_chat(turn.next, chat);
   return turn;
 }

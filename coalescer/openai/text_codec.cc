@@ -24,6 +24,7 @@ class ModelTextCodec final : public TextCodec {
       : tokenizer_(tokenizer), chat_template_(chat_template) {}
 
   Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override {
+    if (prompt.continue_final_message) return encode_open(prompt);
     const auto rendered = render(prompt);
     if (!rendered) return rendered.error();
     return encode(*rendered);
@@ -35,24 +36,13 @@ class ModelTextCodec final : public TextCodec {
     // be told from the same text elsewhere.
     ChatPrompt marked = prompt;
     marked.messages[index]["content"] = "";
-    const std::string others =
-        marked.messages.dump() + marked.tools.dump() + marked.template_kwargs.dump();
-    std::string word = "contentends";
-    while (others.find(word) != std::string::npos)
-      word += 'x';
+    const std::string word = unused_word(marked);
     marked.messages[index]["content"] = word;
     auto rendered = render(marked);
     if (!rendered) return std::move(rendered).error();
     auto& spans = *rendered;
-    const auto holds_word = [&](const text::RenderedSpan& span) {
-      return span.text.find(word) != std::string::npos;
-    };
-    const auto found = std::find_if(spans.begin(), spans.end(), holds_word);
-    const auto twice = [&] {
-      return std::find_if(found + 1, spans.end(), holds_word) != spans.end() ||
-             found->text.find(word, found->text.find(word) + 1) != std::string::npos;
-    };
-    if (found == spans.end() || twice()) {
+    const auto found = find_once(spans, word);
+    if (found == spans.end()) {
       return make_error(Errc::kUnsupported,
                         "this model's chat template does not write message " +
                             std::to_string(index) +
@@ -84,6 +74,52 @@ class ModelTextCodec final : public TextCodec {
   int vocab_size() const override { return tokenizer_->vocab_size(); }
 
  private:
+  using Spans = std::vector<text::RenderedSpan>;
+
+  /// The rendering up to the end of the last message's content.
+  Result<std::vector<TokenId>> encode_open(const ChatPrompt& prompt) const {
+    ChatPrompt marked = prompt;
+    marked.continue_final_message = false;
+    marked.add_generation_prompt = false;
+    const std::string word = unused_word(marked);
+    auto& content = marked.messages.back()["content"];
+    content = content.get<std::string>() + word;
+    auto rendered = render(marked);
+    if (!rendered) return std::move(rendered).error();
+    auto& spans = *rendered;
+    const auto found = find_once(spans, word);
+    if (found == spans.end()) {
+      return make_error(Errc::kUnsupported,
+                        "this model's chat template does not write the last message as it is, so "
+                        "that it cannot be continued; leave `continue_final_message` out");
+    }
+    found->text.erase(found->text.find(word));
+    spans.erase(found + 1, spans.end());
+    return encode(spans);
+  }
+
+  /// One that stands nowhere in the prompt.
+  static std::string unused_word(const ChatPrompt& prompt) {
+    const std::string all =
+        prompt.messages.dump() + prompt.tools.dump() + prompt.template_kwargs.dump();
+    std::string word = "contentends";
+    while (all.find(word) != std::string::npos)
+      word += 'x';
+    return word;
+  }
+
+  /// The span that holds `word`; the end where none does, or it is there twice.
+  static Spans::iterator find_once(Spans& spans, const std::string& word) {
+    const auto holds_word = [&](const text::RenderedSpan& span) {
+      return span.text.find(word) != std::string::npos;
+    };
+    const auto found = std::find_if(spans.begin(), spans.end(), holds_word);
+    if (found == spans.end() || std::find_if(found + 1, spans.end(), holds_word) != spans.end() ||
+        found->text.find(word, found->text.find(word) + 1) != std::string::npos)
+      return spans.end();
+    return found;
+  }
+
   Result<std::vector<text::RenderedSpan>> render(const ChatPrompt& prompt) const {
     if (chat_template_ == nullptr) {
       return make_error(Errc::kUnsupported,

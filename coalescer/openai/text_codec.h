@@ -20,6 +20,8 @@ struct ChatPrompt {
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();
   nlohmann::ordered_json tools;  ///< null: none
   bool add_generation_prompt = true;
+  /// The rendering ends with the last message's content, which the reply goes on with.
+  bool continue_final_message = false;
   nlohmann::ordered_json template_kwargs = nlohmann::ordered_json::object();
 };
 

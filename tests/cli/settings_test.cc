@@ -164,6 +164,7 @@ TEST(Settings, SessionsKeepHalfOfTheArenaUnlessTold) {
   ServeSettings standard;
   EXPECT_EQ(parse(standard, {"--arena-bytes", "64MiB"}), "");
   EXPECT_EQ(session_bytes(standard).value(), 32ULL << 20);
+  EXPECT_EQ(prompt_cache_bytes(standard).value(), 16ULL << 20);
   ServeSettings given;
   EXPECT_EQ(parse(given, {"--session-bytes", "8MiB", "--session-ttl", "60", "--session-max-ttl",
                           "120", "--session-dir", "/s"}),
@@ -183,9 +184,13 @@ TEST(Settings, AbsurdSessionsAreRefused) {
     const auto checked = check_sessions(settings);
     return checked ? std::string() : checked.error().message;
   };
-  for (const char* bytes : {"-1", "x", "", "1.5.5MiB", "2TiB", "99999999999999999999"})
+  for (const char* bytes : {"-1", "x", "", "1.5.5MiB", "2TiB", "99999999999999999999"}) {
     EXPECT_NE(refusal({"--session-bytes", bytes}).find("--session-bytes"), std::string::npos)
         << bytes;
+    EXPECT_NE(refusal({"--prompt-cache-bytes", bytes}).find("--prompt-cache-bytes"),
+              std::string::npos)
+        << bytes;
+  }
   for (const char* ttl : {"0", "-1", "x", "31622401"})
     EXPECT_NE(refusal({"--session-ttl", ttl}).find("--session-ttl"), std::string::npos) << ttl;
   EXPECT_NE(refusal({"--session-ttl", "61", "--session-max-ttl", "60"}).find("at most"),

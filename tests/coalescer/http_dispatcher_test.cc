@@ -107,6 +107,45 @@ TEST_F(DispatcherTest, QueueIsBounded) {
   EXPECT_GT(std::get<ApiError>(refused).retry_after.count(), 0);
 }
 
+TEST_F(DispatcherTest, WhoIsRefusedIsToldWhenThereIsRoom) {
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 3; ++i)
+    ids.push_back(submit_one());
+  dispatcher.flush();
+  // One leaves the queue every two seconds, over and over.
+  for (int i = 0; i < 100; ++i) {
+    clock.advance(std::chrono::seconds(2));
+    TokenEvent token;
+    token.request = ids[static_cast<std::size_t>(i)];
+    dispatcher.deliver({token});
+    ids.push_back(submit_one());
+  }
+  const auto wait = [&] { return std::chrono::duration<double>(dispatcher.next_retry()).count(); };
+  EXPECT_NEAR(wait(), 2, 0.1);
+  EXPECT_NEAR(wait(), 4, 0.2);  // behind the one before
+  EXPECT_NEAR(wait(), 6, 0.3);
+  clock.advance(std::chrono::seconds(5));
+  EXPECT_NEAR(wait(), 6, 0.5);  // a place behind those who have not come yet, at the slower rate
+  for (int i = 0; i < 100; ++i)
+    EXPECT_LE(wait(), 30);
+}
+
+TEST_F(DispatcherTest, SeveralReceiversAtOnceOrNone) {
+  const auto other = std::make_shared<Recorder>();
+  std::vector<Dispatcher::Submission> submissions;
+  submissions.push_back({requests(2), recorder});
+  submissions.push_back({requests(1), other});
+  auto submitted = dispatcher.submit_all(std::move(submissions));
+  auto& ids = std::get<std::vector<std::vector<RequestId>>>(submitted);
+  ASSERT_EQ(ids.size(), 2U);
+  EXPECT_EQ(ids[0].size(), 2U);
+  dispatcher.flush();
+  EXPECT_EQ(backend.num_plans(), 1U);
+  dispatcher.deliver({CompletedEvent{ids[1][0], {}}});
+  EXPECT_EQ(other->slots.size(), 1U);
+  EXPECT_TRUE(recorder->slots.empty());
+}
+
 TEST_F(DispatcherTest, RemembersTenants) {
   auto batch = requests(2);
   batch[0].tenant = "a";

@@ -74,6 +74,7 @@ Result<std::vector<TokenId>> ByteCodec::encode_from(const ChatPrompt& prompt, st
   }
   if (!prompt.tools.is_null()) text += "tools: " + prompt.tools.dump() + "\n";
   if (prompt.add_generation_prompt) text += "assistant:";
+  if (prompt.continue_final_message) text.pop_back();
   return byte_tokens(text);
 }
 
@@ -123,6 +124,12 @@ void FakeBackend::submit(ForkPlan plan) {
 
 void FakeBackend::answer(const GenerateRequest& request) {
   emit(AdmittedEvent{request.id, 0});
+  if (request.prompt_logprobs >= 0 && request.prompt.size() > 1) {
+    PromptLogprobsEvent scored{request.id, 1, {}};
+    for (std::size_t i = 1; i < request.prompt.size(); ++i)
+      scored.tokens.push_back({-0.5F * static_cast<float>(i), 1, {}});
+    emit(std::move(scored));
+  }
   for (std::uint32_t choice = 0; choice < request.num_choices; ++choice) {
     const std::uint32_t count = std::min<std::uint32_t>(request.sampling.max_tokens,
                                                         static_cast<std::uint32_t>(reply.size()));

@@ -40,8 +40,8 @@ class ByteCodec final : public TextCodec {
 std::vector<TokenId> byte_tokens(std::string_view text);
 
 /// A backend of which tests are the model. In automatic mode each request is answered from
-/// submit(): with `reply` (repeated up to max_tokens) for each choice, then EOS. In manual mode
-/// tests send the events.
+/// submit(): with log-probabilities of the prompt where they are asked for, and with `reply`
+/// (repeated up to max_tokens) for each choice, then EOS. In manual mode tests send the events.
 class FakeBackend final : public Backend {
  public:
   explicit FakeBackend(bool automatic = true) : automatic_(automatic) {}

@@ -1,0 +1,163 @@
+#include "coalescer/openai/cache_fields.h"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "coalescer/core/token_trie.h"
+#include "coalescer/openai/json_fields.h"
+
+namespace thaw::coalescer {
+namespace {
+
+using simdjson::dom::element;
+
+constexpr std::size_t kMaxKeyBytes = 512;
+constexpr std::size_t kMaxBreakpoints = 16;
+constexpr std::chrono::seconds kLongestTtl{24 * 3600};
+/// Of a breakpoint without a time.
+constexpr std::chrono::seconds kDefaultTtl{30 * 60};
+
+void read_options(JsonFields& fields, CacheFields& cache) {
+  auto options = fields.object("prompt_cache_options");
+  if (!options) return;
+  std::string mode = "implicit";
+  options->read("mode", mode);
+  if (mode != "implicit" && mode != "explicit") {
+    options->fail(invalid_field("prompt_cache_options.mode",
+                                "`prompt_cache_options.mode` is \"" + mode.substr(0, 40) +
+                                    "\"; it must be \"implicit\" or \"explicit\""));
+  }
+  cache.is_explicit = mode == "explicit";
+  options->read("prewarm", cache.prewarm);
+  std::string ttl;
+  options->read("ttl", ttl);
+  if (!ttl.empty()) {
+    if (const auto time = parse_ttl(ttl)) {
+      cache.ttl = *time;
+    } else {
+      options->fail(invalid_field("prompt_cache_options.ttl",
+                                  "`prompt_cache_options.ttl` is \"" + ttl.substr(0, 40) +
+                                      "\"; it must be a time such as \"90s\", \"30m\" or \"12h\", "
+                                      "at most 24h"));
+    }
+  }
+  fields.fail_with(*options);
+}
+
+void read_retention(JsonFields& fields, CacheFields& cache) {
+  std::string retention;
+  fields.read("prompt_cache_retention", retention);
+  if (retention.empty() || fields.failed()) return;
+  if (retention == "24h") {
+    cache.ttl = std::max(cache.ttl, kLongestTtl);
+  } else if (retention != "in_memory" && retention != "in-memory") {
+    fields.fail(invalid_field("prompt_cache_retention",
+                              "`prompt_cache_retention` is \"" + retention.substr(0, 40) +
+                                  "\"; it must be \"in_memory\" or \"24h\""));
+  }
+}
+
+/// Whether a content part ends what is to be kept.
+bool is_breakpoint(JsonFields& fields, element part, const std::string& name) {
+  element mark;
+  if (part["prompt_cache_breakpoint"].get(mark) != simdjson::SUCCESS || mark.is_null())
+    return false;
+  std::string_view mode = "explicit";
+  if (!mark.is_object() ||
+      (mark["mode"].error() == simdjson::SUCCESS && mark["mode"].get(mode) != simdjson::SUCCESS) ||
+      mode != "explicit") {
+    fields.fail(invalid_field(name + ".prompt_cache_breakpoint",
+                              "`" + name +
+                                  ".prompt_cache_breakpoint` must be {\"mode\": "
+                                  "\"explicit\"}"));
+    return false;
+  }
+  return true;
+}
+
+/// Parts are joined by line feeds, as where messages are read.
+void read_breakpoints(JsonFields& fields, CacheFields& cache) {
+  simdjson::dom::array messages;
+  const auto given = fields.find("messages");
+  if (!given || given->get(messages) != simdjson::SUCCESS) return;  // said where they are read
+  std::size_t index = 0;
+  for (const element message : messages) {
+    const std::string name = "messages[" + std::to_string(index) + "].content";
+    simdjson::dom::array parts;
+    if (message["content"].get(parts) == simdjson::SUCCESS) {
+      std::size_t bytes = 0;
+      std::size_t number = 0;
+      for (const element part : parts) {
+        std::string_view text;
+        if (part["text"].get(text) == simdjson::SUCCESS) bytes += text.size() + (number > 0);
+        if (is_breakpoint(fields, part, name + "[" + std::to_string(number) + "]"))
+          cache.breakpoints.push_back({index, bytes});
+        ++number;
+      }
+    }
+    ++index;
+  }
+  if (cache.breakpoints.size() <= kMaxBreakpoints) return;
+  fields.fail(invalid_field("messages", "`messages` has " +
+                                            std::to_string(cache.breakpoints.size()) +
+                                            " cache breakpoints; at most " +
+                                            std::to_string(kMaxBreakpoints) + " are accepted"));
+}
+
+}  // namespace
+
+std::optional<std::chrono::seconds> parse_ttl(std::string_view text) {
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || number <= 0 || number > kLongestTtl.count()) return std::nullopt;
+  const std::string_view unit = text.substr(static_cast<std::size_t>(end - text.data()));
+  std::int64_t seconds = 0;
+  if (unit == "s") seconds = 1;
+  if (unit == "m") seconds = 60;
+  if (unit == "h") seconds = 3600;
+  if (unit == "d") seconds = 24 * std::int64_t{3600};
+  const std::chrono::seconds time(number * seconds);
+  if (seconds == 0 || time > kLongestTtl) return std::nullopt;
+  return time;
+}
+
+CacheFields read_cache_fields(JsonFields& fields) {
+  CacheFields cache;
+  fields.read("prompt_cache_key", cache.key);
+  if (cache.key.size() > kMaxKeyBytes) {
+    fields.fail(invalid_field("prompt_cache_key",
+                              "`prompt_cache_key` has " + std::to_string(cache.key.size()) +
+                                  " bytes; at most " + std::to_string(kMaxKeyBytes) +
+                                  " are accepted"));
+  }
+  read_options(fields, cache);
+  read_retention(fields, cache);
+  if (fields.failed()) return cache;
+  read_breakpoints(fields, cache);
+  if (!cache.breakpoints.empty() && cache.ttl.count() == 0) cache.ttl = kDefaultTtl;
+  return cache;
+}
+
+std::uint32_t kept_tokens(const CacheFields& cache, const ChatPrompt* prompt,
+                          const std::vector<TokenId>& tokens, const TextCodec& codec) {
+  if (!cache.keeps()) return 0;
+  if (!cache.is_explicit && cache.breakpoints.empty())
+    return static_cast<std::uint32_t>(tokens.size());
+  if (cache.breakpoints.empty() || prompt == nullptr) return 0;
+  const ContentBreakpoint& last = cache.breakpoints.back();
+  if (last.message >= prompt->messages.size()) return 0;
+  ChatPrompt begun = *prompt;
+  auto& messages = begun.messages;
+  messages.erase(messages.begin() + static_cast<std::ptrdiff_t>(last.message) + 1, messages.end());
+  auto& content = messages.back()["content"];
+  if (content.is_string()) content = content.get<std::string>().substr(0, last.bytes);
+  begun.add_generation_prompt = false;
+  begun.continue_final_message = true;
+  const auto rendered = codec.encode_chat(begun);
+  // A template that cannot end there, or refuses the beginning alone: the whole prompt has it.
+  if (!rendered) return static_cast<std::uint32_t>(tokens.size());
+  return static_cast<std::uint32_t>(common_prefix(*rendered, tokens));
+}
+
+}  // namespace thaw::coalescer
