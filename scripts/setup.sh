@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs: the packages named in the given lists (default: apt_packages.txt), and
-# the Python environment .venv, the S3 client .deps/awscrt. Does nothing where nothing is missing. Uses sudo only where not root.
+# the Python environment .venv, the S3 client .deps/awscrt and the grammar library .deps/xgrammar. Does nothing where
+# nothing is missing. Uses sudo only where not root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -59,3 +60,5 @@ fi
 
 # The S3 client: a build of C libraries that no distribution has.
 .venv/bin/python scripts/get_awscrt.py
+# The grammar library, likewise.
+.venv/bin/python scripts/get_xgrammar.py
