@@ -19,6 +19,7 @@ ARROWS = {
     "engine/kv": ["engine/base", "engine/cuda", "engine/checkpoint"],
     "engine/sampling": ["engine/base", "engine/cuda", "engine/checkpoint", "engine/ops", "engine/kv"],
     "engine/model": ["engine/base", "engine/cuda", "engine/checkpoint", "engine/ops", "engine/kv"],
+    "engine/grammar": ["engine/base"],
     "engine/scheduler": [
         "engine/base",
         "engine/cuda",
@@ -26,6 +27,7 @@ ARROWS = {
         "engine/kv",
         "engine/model",
         "engine/sampling",
+        "engine/grammar",
     ],
     "kvsnap": ["engine/base", "engine/cuda"],
     "forkpool": ["engine/base", "kvsnap"],
@@ -37,6 +39,7 @@ ARROWS = {
         "engine/kv",
         "engine/model",
         "engine/sampling",
+        "engine/grammar",
         "engine/scheduler",
         "kvsnap",
         "forkpool",

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/grammar/grammar.h"
+
+namespace thaw::grammar {
+
+/// The texts that a document asks for word by word, outside of schemas, patterns and grammars:
+/// begin and end of tags, triggers, constant strings, tokens. Errors (kInvalidArgument): no JSON
+/// object of type "structural_tag", too large, nested too deep.
+Result<std::vector<std::string>> literal_texts(const std::string& document,
+                                               const CompileLimits& limits);
+
+}  // namespace thaw::grammar
