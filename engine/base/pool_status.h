@@ -22,6 +22,11 @@ struct EngineStats {
   std::uint64_t trunk_waits = 0;  ///< sequences that waited for a prefill in flight
   std::uint64_t snapshots = 0;  ///< KV snapshots written to the arena
   std::uint64_t restores = 0;  ///< KV snapshots restored from it
+  std::uint64_t grammars_compiled = 0;  ///< documents, refused ones too
+  std::uint64_t grammar_cache_hits = 0;
+  std::uint64_t grammar_compile_us = 0;
+  std::uint64_t grammar_masks = 0;  ///< filled
+  std::uint64_t grammar_mask_us = 0;  ///< that steps waited for masks
   std::uint64_t blocks_total = 0;  // gauges from here on
   std::uint64_t blocks_free = 0;  ///< free or evictable
   std::uint64_t running = 0;  ///< sequences
@@ -29,11 +34,23 @@ struct EngineStats {
 };
 
 /// What only grows; the rest is of the present process.
-inline constexpr std::uint64_t EngineStats::*kEngineCounters[] = {
-    &EngineStats::steps,         &EngineStats::tokens_prefilled, &EngineStats::tokens_reprefilled,
-    &EngineStats::tokens_cached, &EngineStats::tokens_decoded,   &EngineStats::tokens_discarded,
-    &EngineStats::preemptions,   &EngineStats::evicted_blocks,   &EngineStats::copied_blocks,
-    &EngineStats::trunk_waits,   &EngineStats::snapshots,        &EngineStats::restores};
+inline constexpr std::uint64_t EngineStats::*kEngineCounters[] = {&EngineStats::steps,
+                                                                  &EngineStats::tokens_prefilled,
+                                                                  &EngineStats::tokens_reprefilled,
+                                                                  &EngineStats::tokens_cached,
+                                                                  &EngineStats::tokens_decoded,
+                                                                  &EngineStats::tokens_discarded,
+                                                                  &EngineStats::preemptions,
+                                                                  &EngineStats::evicted_blocks,
+                                                                  &EngineStats::copied_blocks,
+                                                                  &EngineStats::trunk_waits,
+                                                                  &EngineStats::snapshots,
+                                                                  &EngineStats::restores,
+                                                                  &EngineStats::grammars_compiled,
+                                                                  &EngineStats::grammar_cache_hits,
+                                                                  &EngineStats::grammar_compile_us,
+                                                                  &EngineStats::grammar_masks,
+                                                                  &EngineStats::grammar_mask_us};
 
 /// Adds the counters of an engine that went before.
 inline void add_counters(EngineStats& stats, const EngineStats& former) {

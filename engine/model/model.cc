@@ -18,6 +18,12 @@ ops::PagedKv paged_kv(const ModelConfig& config, ops::KvDType dtype, std::byte* 
 
 }  // namespace
 
+Result<void> Model::give_masks(StepHandle handle,
+                               std::span<const std::span<const std::uint32_t>> /*masks*/) {
+  return make_error(Errc::kUnsupported,
+                    "model: step " + std::to_string(handle) + " draws without masks");
+}
+
 std::optional<DeviceDraw> DeviceDraw::of(const SamplingParams& params) {
   const bool is_greedy = params.temperature == 0.0F || params.top_k == 1;
   const bool cuts = !is_greedy && (params.top_k > 0 || params.top_p < 1.0F);

@@ -54,6 +54,8 @@ struct SequenceRows {
   /// Draws from the last logit row on the device: collect() then returns its token and not its
   /// logits.
   std::optional<DeviceDraw> draw = std::nullopt;
+  /// With `draw`: it waits for give_masks().
+  bool awaits_mask = false;
   /// The first row's token is one that an earlier step draws, collected or not, of the
   /// max_in_flight() last launched ones; tokens[0] is ignored. Where that draw fails, the caller
   /// ignores this row; it must do no harm to others.
@@ -71,7 +73,7 @@ struct StepOutput {
   int num_rows = 0;
   int vocab_size = 0;
   /// One for each drawn row, batch order; -1 where the logits held NaN or +infinity, or nothing but
-  /// -infinity.
+  /// -infinity that may be drawn.
   std::span<const TokenId> drawn = {};
   std::span<const float> row(int index) const {
     return values.subspan(static_cast<std::size_t>(index) * vocab_size, vocab_size);
@@ -103,6 +105,14 @@ class Model {
   /// Starts a step. The batch has been read when this returns; on the CPU the work is done then.
   /// Errors leave the model usable, the batch's KV rows undefined.
   virtual Result<StepHandle> launch(const Batch& batch) = 0;
+  /// Logit rows that a step may have where a draw of it awaits a mask; 0: none may.
+  virtual int max_masked_rows() const { return 0; }
+  /// What a launched step with draws that await masks still needs, once every earlier step is
+  /// collected and before anything else is launched: one mask for each of its drawn rows, in batch
+  /// order. Token t may be drawn where bit t % 32 of word t / 32 is set; an empty mask bars
+  /// nothing. They have been read when this returns. The forward pass does not wait for them.
+  virtual Result<void> give_masks(StepHandle handle,
+                                  std::span<const std::span<const std::uint32_t>> masks);
   /// Waits for the oldest step not collected.
   virtual Result<StepOutput> collect(StepHandle handle) = 0;
   /// Copies a whole KV block, after every step launched so far and before every later one.

@@ -10,7 +10,14 @@ constexpr float kExcluded = -std::numeric_limits<float>::infinity();
 constexpr float kExcludingBias = -100.0F;
 
 bool stops_are_off(const SamplingParams& params, const SamplingContext& context) {
-  return context.generated().size() < params.min_tokens;
+  return context.mask.empty() && context.generated().size() < params.min_tokens;
+}
+
+void keep_masked(std::span<float> logits, std::span<const std::uint32_t> mask) {
+  for (std::size_t token = 0; token < logits.size(); ++token) {
+    const bool may_come = (mask[token / 32] >> (token % 32) & 1U) != 0;
+    logits[token] = may_come ? logits[token] : kExcluded;
+  }
 }
 
 void apply_repetition_penalty(std::span<float> logits, float penalty,
@@ -58,7 +65,7 @@ void exclude_bad_words(std::span<float> logits, const std::vector<std::vector<To
 }  // namespace
 
 bool needs_processing(const SamplingParams& params, const SamplingContext& context) {
-  return !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
+  return !context.mask.empty() || !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
          !params.logit_bias.empty() || params.repetition_penalty != 1.0F ||
          params.presence_penalty != 0.0F || params.frequency_penalty != 0.0F ||
          stops_are_off(params, context);
@@ -66,6 +73,7 @@ bool needs_processing(const SamplingParams& params, const SamplingContext& conte
 
 void process_logits(std::span<float> logits, const SamplingParams& params,
                     const SamplingContext& context, std::vector<std::uint32_t>& counts) {
+  if (!context.mask.empty()) keep_masked(logits, context.mask);
   if (!params.allowed_token_ids.empty()) keep_allowed(logits, params.allowed_token_ids, counts);
   for (const auto& [token, bias] : params.logit_bias) {
     logits[token] = bias <= kExcludingBias ? kExcluded : logits[token] + bias;

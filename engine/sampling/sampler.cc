@@ -31,16 +31,15 @@ std::size_t pick_ranked(std::span<const double> weights, double target) {
 }  // namespace
 
 Result<SampledToken> Sampler::sample(std::span<const float> logits, const SamplingParams& params,
-                                     const SamplingContext& context, MaskSource* mask) {
+                                     const SamplingContext& context) {
   const auto raw_largest = checked_max(logits);
   if (!raw_largest) return raw_largest.error();
   SampledToken sampled;
-  if (mask == nullptr && !needs_processing(params, context)) {
+  if (!needs_processing(params, context)) {
     sampled.token = draw(logits, *raw_largest, params, context);
   } else {
     processed_.assign(logits.begin(), logits.end());
     counts_.resize(std::max(counts_.size(), logits.size()), 0);
-    if (mask != nullptr) mask->apply(processed_);
     process_logits(processed_, params, context, counts_);
     const auto largest = checked_max(processed_);
     if (!largest) return largest.error();

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -21,19 +20,11 @@ struct SamplingContext {
   std::uint32_t generation_start = 0;  ///< index of the first generated token in `tokens`
   std::uint32_t choice_index = 0;
   std::span<const TokenId> eos_token_ids;
+  /// Tokens that may come, token t as bit t % 32 of word t / 32; empty: all. A mask knows where a
+  /// text may end, so min_tokens does not bar stop tokens beside it.
+  std::span<const std::uint32_t> mask = {};
 
   std::span<const TokenId> generated() const { return tokens.subspan(generation_start); }
-};
-
-/// Restricts the next token: a grammar or an allow-list. Forks and replays with its sequence.
-class MaskSource {
- public:
-  virtual ~MaskSource() = default;
-  virtual std::unique_ptr<MaskSource> fork() const = 0;
-  /// Sets disallowed logits to -infinity.
-  virtual void apply(std::span<float> logits) = 0;
-  virtual Result<void> advance(TokenId token) = 0;
-  virtual void roll_back(std::uint32_t num_tokens) = 0;
 };
 
 struct SampledToken {
@@ -55,7 +46,7 @@ class Sampler {
   /// `logits`: [vocab_size], not changed. REQUIRES: params are valid and every token is below
   /// vocab_size.
   Result<SampledToken> sample(std::span<const float> logits, const SamplingParams& params,
-                              const SamplingContext& context, MaskSource* mask = nullptr);
+                              const SamplingContext& context);
 
   /// What `logits` expect of `token`, with the `num_top` best: the very bits that sample() gives
   /// where it draws that token with top_logprobs. REQUIRES: token is below vocab_size.

@@ -24,6 +24,7 @@ model::DeviceDraw draw_of(const Sequence& sequence, std::uint32_t position) {
 // while the host counts. The oldest step is collected when there is nothing more to launch for now.
 Result<void> Scheduler::State::run_step() {
   expire_deadlines();
+  take_prepared();
   bool launched = false;
   if (may_launch()) {
     if (auto admitted = admit(); !admitted) return admitted;
@@ -31,7 +32,10 @@ Result<void> Scheduler::State::run_step() {
     if (!done) return done.error();
     launched = *done;
   }
-  if (in_flight.empty() || (launched && may_launch())) return {};
+  if (in_flight.empty() || (launched && may_launch())) {
+    masks.finish();  // what they are of may be gone before the next call
+    return {};
+  }
   return collect_step();
 }
 
@@ -40,6 +44,7 @@ Result<void> Scheduler::State::run_step() {
 // which that step completes.
 bool Scheduler::State::may_launch() const {
   if (in_flight.size() >= static_cast<std::size_t>(model.max_in_flight())) return false;
+  if (!in_flight.empty() && in_flight.back().awaits_masks) return false;
   const auto decides_what_follows = [](const PlannedRows& rows) {
     if (rows.sequence == nullptr) return false;
     if (rows.samples && !rows.is_drawn) return true;
@@ -59,8 +64,12 @@ Result<bool> Scheduler::State::launch_step() {
   batch.sequences.clear();
   for (const PlannedRows& rows : planned)
     add_to_batch(rows);
+  start_masks();
   const auto handle = model.launch(batch);
-  if (!handle) return handle.error();
+  if (!handle) {
+    masks.finish();
+    return handle.error();
+  }
 
   int num_drawn = 0;
   for (const PlannedRows& rows : planned) {
@@ -71,6 +80,11 @@ Result<bool> Scheduler::State::launch_step() {
   in_flight.splice(in_flight.end(), idle, idle.begin());
   in_flight.back().handle = *handle;
   in_flight.back().rows.swap(planned);
+  Step& step = in_flight.back();
+  step.awaits_masks = std::any_of(step.rows.begin(), step.rows.end(),
+                                  [](const PlannedRows& rows) { return rows.awaits_mask(); });
+  if (!step.awaits_masks || in_flight.size() > 1) return true;
+  if (auto given = give_masks(step); !given) return given.error();
   return true;
 }
 
@@ -97,12 +111,14 @@ void Scheduler::State::add_to_batch(const PlannedRows& rows) {
         std::span(row_numbers).subspan(rows.first_scored, rows.num_scored + (rows.samples ? 1 : 0));
   }
   if (rows.is_drawn) added.draw = draw_of(sequence, end);
+  added.awaits_mask = rows.awaits_mask();
 }
 
 Result<void> Scheduler::State::collect_step() {
   Step& step = in_flight.front();
   const auto output = model.collect(step.handle);
   if (!output) return output.error();
+  masks.finish();
   ++stats.steps;
   int row = 0;
   std::size_t num_drawn = 0;
@@ -122,7 +138,8 @@ Result<void> Scheduler::State::collect_step() {
     take_rows(rows, logits, drawn);
   }
   idle.splice(idle.end(), in_flight, in_flight.begin());
-  return {};
+  if (in_flight.empty() || !in_flight.front().awaits_masks) return {};
+  return give_masks(in_flight.front());
 }
 
 void Scheduler::State::abandon_rows(const Sequence& sequence) {
@@ -140,6 +157,7 @@ void Scheduler::State::plan() {
     return;
   }
   plan_prefill_rows();
+  draw_masked_rows_or_not();
   if (!planned.empty() || running.empty() || !in_flight.empty()) return;
   // All that runs is out of blocks, and nobody will give any back: the least one does.
   preempt(
@@ -245,6 +263,15 @@ void Scheduler::State::add_rows(Sequence& sequence, std::uint32_t num_rows) {
   rows.is_drawn =
       rows.samples && request.draw && (sequence.is_past_prefill() || !has_forks(request));
   planned.push_back(rows);
+}
+
+// Where a step gives more logits than can wait for masks, constrained rows are sampled on the host.
+void Scheduler::State::draw_masked_rows_or_not() {
+  const auto samples = [](const PlannedRows& rows) { return rows.samples; };
+  const auto num_logits = std::count_if(planned.begin(), planned.end(), samples);
+  if (num_logits <= model.max_masked_rows()) return;
+  for (PlannedRows& rows : planned)
+    if (rows.awaits_mask()) rows.is_drawn = false;
 }
 
 // Each row is prompt computed for the first time, or something computed again, or decoded.

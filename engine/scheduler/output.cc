@@ -65,7 +65,7 @@ void Scheduler::State::take_drawn(Sequence& sequence, TokenId token) {
     return fail(
         *sequence.request,
         make_error(Errc::kInternal, "the logits of token " + std::to_string(sequence.num_tokens()) +
-                                        " hold NaN or an infinity; every logit must be a number"));
+                                        " hold NaN or an infinity, or its mask bars all of them"));
   }
   accept_token(sequence, sampling::SampledToken{token, 0.0F, {}});
 }
@@ -75,9 +75,14 @@ void Scheduler::State::sample(Sequence& sequence, std::span<const float> logits)
   if (options.on_logits) {
     options.on_logits(request.call.id, sequence.choice_index, sequence.num_generated(), logits);
   }
-  auto sampled = sampler.sample(logits, request.call.sampling,
-                                {sequence.tokens, sequence.generation_start, sequence.choice_index,
-                                 model.config().eos_token_ids});
+  sampling::SamplingContext context{sequence.tokens, sequence.generation_start,
+                                    sequence.choice_index, model.config().eos_token_ids};
+  if (sequence.constraint) {
+    const auto mask = mask_of(sequence);
+    if (!mask) return fail(request, mask.error());
+    context.mask = *mask;
+  }
+  auto sampled = sampler.sample(logits, request.call.sampling, context);
   if (!sampled) return fail(request, sampled.error());
   accept_token(sequence, std::move(*sampled));
 }
@@ -99,8 +104,15 @@ void Scheduler::State::accept_token(Sequence& sequence, sampling::SampledToken s
   const SamplingParams& params = request.call.sampling;
   ++request.num_generated;
   ++stats.tokens_decoded;
-  const bool stops = contains(params.stop_token_ids, sampled.token) ||
-                     (!params.ignore_eos && contains(model.config().eos_token_ids, sampled.token));
+  const bool stops =
+      sequence.constraint
+          ? contains(request.stops, sampled.token)
+          : contains(params.stop_token_ids, sampled.token) ||
+                (!params.ignore_eos && contains(model.config().eos_token_ids, sampled.token));
+  if (sequence.constraint && !stops) {
+    if (auto accepted = sequence.constraint->matcher->accept(sampled.token); !accepted)
+      return fail(request, accepted.error());
+  }
   if (stops) return finish(sequence, FinishReason::kStop, sampled.token);
   sink(TokenEvent{request.call.id, sequence.choice_index, sequence.num_generated(), sampled.token,
                   sampled.logprob, std::move(sampled.top_logprobs)});
@@ -124,6 +136,7 @@ void Scheduler::State::finish(Sequence& sequence, FinishReason reason,
 }
 
 void Scheduler::State::cancel(Request& request) {
+  if (request.preparation) sink(AdmittedEvent{request.call.id, 0});  // the first word on it
   pass_charges_on(request);
   for (const auto& sequence : request.choices) {
     if (sequence->state != SequenceState::kDone)
@@ -144,6 +157,7 @@ void Scheduler::State::fail(Request& request, Error error) {
 
 void Scheduler::State::forget(Request& request) {
   if (request.deadline) deadlines.erase({*request.deadline, request.call.id});
+  std::erase(preparing, &request);
   const auto found = requests.find(request.call.id);
   ended.push_back(std::move(found->second));
   requests.erase(found);

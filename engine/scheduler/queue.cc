@@ -32,8 +32,6 @@ Result<void> Scheduler::State::check(const GenerateRequest& call) const {
     return invalid("request " + std::to_string(call.id) + " is running already");
   if (call.prompt.empty()) return invalid("the prompt is empty; it needs at least one token");
   if (call.num_choices == 0) return invalid("num_choices is 0; it must be at least 1");
-  if (!call.grammar.empty())
-    return make_error(Errc::kUnsupported, "grammars are not supported by this engine");
   if (!call.adapter.empty())
     return make_error(Errc::kUnsupported, "adapter '" + call.adapter + "' is not loaded");
   if (auto checked = sampling::validate(call.sampling, vocab_size); !checked) return checked;
@@ -74,16 +72,21 @@ Result<void> Scheduler::State::check(const GenerateRequest& call) const {
   return {};
 }
 
-void Scheduler::State::accept(GenerateRequest call) {
+Result<void> Scheduler::State::accept(GenerateRequest call) {
   auto owned = std::make_unique<Request>();
   Request& request = *owned;
   request.call = std::move(call);
+  const bool is_constrained = !request.call.grammar.empty();
+  if (is_constrained) {
+    if (auto prepared = prepare(request); !prepared) return prepared;
+  }
   request.root = make_cache_root(options.engine_fingerprint, request.call.tenant,
                                  request.call.cache_salt, request.call.adapter);
   request.arrival = next_arrival++;
   request.num_scored = request.call.prompt_scored;
   requests.emplace(request.call.id, std::move(owned));
-  if (!options.on_logits && model.can_draw(request.call.sampling))
+  if (!options.on_logits && model.can_draw(request.call.sampling) &&
+      (!is_constrained || model.max_masked_rows() > 0))
     request.draw = model::DeviceDraw::of(request.call.sampling);
   if (request.call.deadline) {
     request.deadline = clock.now() + *request.call.deadline;
@@ -97,16 +100,12 @@ void Scheduler::State::accept(GenerateRequest call) {
     ++request.num_unfinished;
     return sequence;
   };
-  sink(AdmittedEvent{request.call.id, 0});
-
   if (request.call.resumed.empty()) {
     for (std::uint32_t i = 0; i < request.call.num_choices; ++i)
       add_choice(i);
     Sequence& leader = *request.choices.front();
     leader.tokens = request.call.prompt;
     leader.resumed_below = request.call.prompt_scored;
-    enter_queue(leader);
-    return;
   }
   for (const ResumedChoice& resumed : request.call.resumed) {
     Sequence& sequence = add_choice(resumed.choice_index);
@@ -115,6 +114,18 @@ void Scheduler::State::accept(GenerateRequest call) {
                            resumed.generated.end());
     sequence.resumed_below = sequence.num_tokens() - 1;
   }
+  if (is_constrained) {
+    preparing.push_back(&request);
+  } else {
+    enter(request);
+  }
+  return {};
+}
+
+// From here on it waits for its turn.
+void Scheduler::State::enter(Request& request) {
+  sink(AdmittedEvent{request.call.id, 0});
+  if (request.call.resumed.empty()) return enter_queue(*request.choices.front());
   for (const auto& sequence : request.choices) {
     // It may have been one event short of its end when its worker died.
     if (sequence->num_generated() >= request.call.sampling.max_tokens ||

@@ -61,7 +61,15 @@ void Scheduler::State::settle() {
   stats.blocks_total = pool.num_blocks();
   stats.blocks_free = pool.num_free() + index.num_evictable();
   stats.running = running.size();
-  stats.waiting = waiting.size();
+  stats.waiting = waiting.size() + preparing.size();
+  stats.grammar_masks = masks.num_filled();
+  stats.grammar_mask_us = masks.waited_us();
+  if (options.grammars != nullptr) {
+    const grammar::ServiceStats compiled = options.grammars->stats();
+    stats.grammars_compiled = compiled.compiled;
+    stats.grammar_cache_hits = compiled.cache_hits;
+    stats.grammar_compile_us = compiled.compile_us;
+  }
 }
 
 Result<void> Scheduler::State::check_rows_in_flight() const {
@@ -97,9 +105,9 @@ Scheduler::~Scheduler() {
 
 Result<void> Scheduler::add(GenerateRequest request) {
   if (auto checked = state_->check(request); !checked) return checked;
-  state_->accept(std::move(request));
+  auto accepted = state_->accept(std::move(request));
   state_->settle();
-  return {};
+  return accepted;
 }
 
 void Scheduler::cancel(RequestId request) {

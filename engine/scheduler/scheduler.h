@@ -9,6 +9,7 @@
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
+#include "engine/grammar/service.h"
 #include "engine/kv/radix_index.h"
 #include "engine/model/model.h"
 
@@ -21,6 +22,7 @@ struct SchedulerOptions {
   std::uint32_t max_model_len = 0;  ///< tokens of a sequence, prompt included; 0: the model's
   std::size_t num_blocks = 0;  ///< 0: the pool's; else it must be the same
   Hash128 engine_fingerprint;
+  grammar::Service* grammars = nullptr;  ///< must outlive the scheduler; null: there are none
   /// Sees every row of logits that is sampled from; `index` as in TokenEvent. For tests.
   std::function<void(RequestId, std::uint32_t choice, std::uint32_t index, std::span<const float>)>
       on_logits;
@@ -41,6 +43,10 @@ struct SchedulerOptions {
 /// (EngineStats::tokens_discarded); limits of length are known beforehand and waste none. Tokens
 /// that are sampled on the host (penalties, top_k, top_p, logprobs, on_logits, the first one of
 /// several choices) are awaited before the next step is planned.
+///
+/// A request with a grammar is admitted once its document is compiled, which is done elsewhere. Its
+/// masks are filled beside the forward pass: on another thread while a step runs that gives logits;
+/// while the device computes the logits where it draws, whose draw then waits for the masks.
 class Scheduler {
  public:
   using EventSink = std::function<void(GenerateEvent)>;
@@ -52,7 +58,8 @@ class Scheduler {
             kv::BlockPool& pool, const Clock& clock, EventSink sink);
   ~Scheduler();
 
-  /// Queues a request; AdmittedEvent follows at once. Errors: invalid sampling values, a prompt
+  /// Queues a request; AdmittedEvent follows at once, or when its grammar is compiled (FailedEvent
+  /// of kInvalidArgument where it does not compile). Errors: invalid sampling values, a prompt
   /// that with one generated token does not fit the context or the pool, a full queue. Nothing is
   /// queued then.
   Result<void> add(GenerateRequest request);

@@ -11,6 +11,7 @@
 #include "engine/sampling/sampler.h"
 #include "engine/scheduler/deficit_round_robin.h"
 #include "engine/scheduler/kv_store.h"
+#include "engine/scheduler/masks.h"
 #include "engine/scheduler/scheduler.h"
 #include "engine/scheduler/sequence.h"
 #include "engine/scheduler/trunks.h"
@@ -18,8 +19,8 @@
 namespace thaw::scheduler {
 
 /// Who does what: queue.cc lets requests in and sequences into the running set, batch.cc plans,
-/// launches and collects steps, output.cc turns what they give into events and ends things,
-/// scheduler.cc is the surface.
+/// launches and collects steps, constrain.cc gives grammars to sequences and masks to steps,
+/// output.cc turns what they give into events and ends things, scheduler.cc is the surface.
 ///
 /// A step is planned from what is known when it is launched. What is collected (tokens,
 /// kv.computed, states, what the index holds, usage) runs behind what is launched (kv.launched,
@@ -37,15 +38,19 @@ struct Scheduler::State {
     std::uint32_t num_scored = 0;
     bool samples = false;
     bool is_drawn = false;  ///< on the device; else a row that samples gives its logits
+
+    bool awaits_mask() const { return is_drawn && sequence != nullptr && sequence->constraint; }
   };
   struct Step {
     model::StepHandle handle = 0;
     std::vector<PlannedRows> rows;
+    bool awaits_masks = false;
   };
 
   // queue.cc
   Result<void> check(const GenerateRequest& call) const;
-  void accept(GenerateRequest call);
+  Result<void> accept(GenerateRequest call);
+  void enter(Request& request);
   void enter_queue(Sequence& sequence);
   /// Takes a running or waiting sequence out of everything it is in, its blocks too. Those who
   /// waited for it look for another prefill, or become one.
@@ -72,9 +77,22 @@ struct Scheduler::State {
   bool make_room_for(Sequence& sequence);
   std::uint32_t cut_to_logits(const Sequence& sequence, std::uint32_t num_rows,
                               std::uint32_t& logit_room) const;
+  void draw_masked_rows_or_not();
   void account(Sequence& sequence, std::uint32_t num_rows);
   /// Nobody waits any more for what steps in flight compute for this sequence.
   void abandon_rows(const Sequence& sequence);
+
+  // constrain.cc
+  Result<void> prepare(Request& request);
+  /// Lets requests in whose grammars are compiled.
+  void take_prepared();
+  MaskJob mask_job(Sequence& sequence) const;
+  /// Begins the masks of planned rows whose tokens are all known.
+  void start_masks();
+  /// Gives a launched step its masks. REQUIRES: no earlier one is in flight.
+  Result<void> give_masks(Step& step);
+  /// The sequence's mask at its end.
+  Result<std::span<const std::uint32_t>> mask_of(Sequence& sequence);
 
   // output.cc
   void take_rows(const PlannedRows& rows, std::span<const float> logits, TokenId drawn);
@@ -114,6 +132,7 @@ struct Scheduler::State {
   std::unordered_map<RequestId, std::unique_ptr<Request>> requests;
   std::vector<std::unique_ptr<Request>> ended;  ///< kept until nothing can point into them
   std::set<std::pair<Clock::TimePoint, RequestId>> deadlines;
+  std::vector<Request*> preparing;  ///< their grammars are being compiled
   std::vector<Sequence*> waiting;
   std::vector<Sequence*> running;
   std::uint64_t next_arrival = 0;
@@ -125,6 +144,9 @@ struct Scheduler::State {
   std::vector<Sequence*> decoding;  ///< scratch of plan_decode_rows()
   std::vector<int> row_numbers;  ///< 0, 1, ...: what logit_rows points into
   std::uint32_t max_scored = 0;  ///< rows of a step that prompt_logprobs take logits of
+  MaskFiller masks;
+  std::vector<MaskJob> mask_jobs;  ///< scratch
+  std::vector<std::span<const std::uint32_t>> given_masks;  ///< scratch
   model::Batch batch;
 };
 

@@ -9,8 +9,10 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/generate.h"
+#include "engine/grammar/service.h"
 #include "engine/model/model.h"
 #include "engine/scheduler/kv_store.h"
+#include "engine/scheduler/masks.h"
 
 namespace thaw::scheduler {
 
@@ -39,6 +41,7 @@ struct Sequence {
   std::uint32_t generation_start = 0;
   SequenceKv kv;
   model::DrawnToken next_token;  ///< the last one of num_drawn()
+  std::unique_ptr<Constraint> constraint;  ///< null: free
 
   std::uint64_t ticket = 0;  ///< grows with each entry into the queue
   Sequence* wait_on = nullptr;  ///< the prefill that computes tokens of ours
@@ -82,6 +85,8 @@ struct Request {
   std::uint64_t arrival = 0;
   std::optional<Clock::TimePoint> deadline;
   std::optional<model::DeviceDraw> draw;  ///< how the device draws, if it can
+  std::shared_ptr<grammar::Preparation> preparation;  ///< of its grammar, until it is let in
+  std::vector<TokenId> stops;  ///< with a grammar: every token that ends it
   std::vector<std::unique_ptr<Sequence>> choices;
   std::size_t num_unfinished = 0;  ///< choices
   bool started = false;  ///< some choice has left the queue

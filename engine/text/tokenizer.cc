@@ -352,6 +352,19 @@ std::size_t Tokenizer::dropped_at_start(std::string_view first_token_bytes) cons
   return 0;
 }
 
+TokenTexts Tokenizer::texts() const {
+  TokenTexts texts;
+  const Vocabulary& vocabulary = impl_->vocabulary;
+  texts.ends.reserve(vocabulary.size());
+  for (TokenId token = 0; vocabulary.contains(token); ++token) {
+    const Kind kind = vocabulary.kind_of(token);
+    if (kind == Kind::kControl) texts.control.push_back(token);
+    if (kind != Kind::kUnused) texts.bytes += vocabulary.bytes_of(token);
+    texts.ends.push_back(static_cast<std::uint32_t>(texts.bytes.size()));
+  }
+  return texts;
+}
+
 int Tokenizer::vocab_size() const {
   return static_cast<int>(impl_->vocabulary.size());
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/base/result.h"
+#include "engine/base/token_texts.h"
 #include "engine/base/types.h"
 #include "engine/text/tokenizer_spec.h"
 
@@ -50,6 +51,9 @@ class Tokenizer {
   /// Bytes that decoding a whole text leaves out at the start of its first token that is not empty.
   std::size_t dropped_at_start(std::string_view first_token_bytes) const;
 
+  /// What each token stands for, for whoever has no tokenizer. Tokens that no text has (of kind
+  /// kUnused) stand for nothing.
+  TokenTexts texts() const;
   int vocab_size() const;
   bool is_special(TokenId token) const;
   TokenId bos() const;

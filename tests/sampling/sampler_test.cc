@@ -290,25 +290,16 @@ TEST_F(SamplerTest, NanIsAnError) {
   EXPECT_NE(sampled.error().message.find("token 39 is NaN"), std::string::npos);
 }
 
-class EvenTokensOnly final : public MaskSource {
- public:
-  std::unique_ptr<MaskSource> fork() const override { return std::make_unique<EvenTokensOnly>(); }
-  void apply(std::span<float> logits) override {
-    for (std::size_t i = 1; i < logits.size(); i += 2)
-      logits[i] = -kInf;
-  }
-  Result<void> advance(TokenId) override { return {}; }
-  void roll_back(std::uint32_t) override {}
-};
-
 TEST_F(SamplerTest, MaskComesFirst) {
   auto logits = random_logits(100, 9);
   logits[51] = 100.0F;
   params_.logit_bias = {{51, 100.0F}};
-  EvenTokensOnly mask;
+  const std::vector<std::uint32_t> even(4, 0x55555555U);
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     params_.seed = seed;
-    const auto sampled = sampler_.sample(logits, params_, context(), &mask);
+    auto masked = context();
+    masked.mask = even;
+    const auto sampled = sampler_.sample(logits, params_, masked);
     ASSERT_TRUE(sampled);
     EXPECT_EQ(sampled->token % 2, 0);
   }
@@ -370,6 +361,49 @@ TEST_F(SamplerTest, ScoreHasTheBitsOfTheSampledLogprob) {
     }
     EXPECT_EQ(scored->rank, before + 1);
   }
+}
+
+TEST_F(SamplerTest, AMaskIsWhatMinusInfinityWouldBe) {
+  std::mt19937 random(5);
+  for (std::uint32_t seed = 0; seed < 100; ++seed) {
+    const auto logits = random_logits(333, seed);
+    std::vector<std::uint32_t> mask(11);
+    for (auto& word : mask)
+      word = static_cast<std::uint32_t>(random());
+    mask[0] |= 1U;
+    auto barred = logits;
+    for (std::size_t i = 0; i < barred.size(); ++i)
+      if ((mask[i / 32] >> (i % 32) & 1U) == 0) barred[i] = -kInf;
+    params_ = {};
+    params_.seed = seed;
+    params_.temperature = seed % 4 == 0 ? 0.0F : 0.8F;
+    params_.top_p = seed % 3 == 0 ? 0.7F : 1.0F;
+    params_.top_k = seed % 5 == 0 ? 20 : 0;
+    auto masked = context();
+    masked.mask = mask;
+    const auto sampled = sampler_.sample(logits, params_, masked);
+    ASSERT_TRUE(sampled);
+    EXPECT_EQ(sampled->token, sample(barred));
+  }
+}
+
+TEST_F(SamplerTest, AMaskDecidesWhereStopTokensMayCome) {
+  const std::vector<float> logits(40, 0.0F);
+  const std::vector<std::uint32_t> only_eos{1U, 0U};
+  params_.min_tokens = 10;
+  auto masked = context();
+  masked.mask = only_eos;
+  const auto sampled = sampler_.sample(logits, params_, masked);
+  ASSERT_TRUE(sampled) << sampled.error().message;
+  EXPECT_EQ(sampled->token, 0);
+}
+
+TEST_F(SamplerTest, AMaskOfNothingIsAnError) {
+  const std::vector<float> logits(40, 0.0F);
+  const std::vector<std::uint32_t> nothing(2, 0U);
+  auto masked = context();
+  masked.mask = nothing;
+  EXPECT_FALSE(sampler_.sample(logits, params_, masked));
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ ExactBed::ExactBed(model::Model& model, std::size_t blocks_in_memory, const BedO
   SchedulerOptions scheduler;
   scheduler.prefill_chunk_tokens = options.chunk;
   scheduler.max_num_seqs = options.max_num_seqs;
+  scheduler.grammars = options.grammars;
   if (!options.look_ahead) {
     scheduler.on_logits = [this](RequestId id, std::uint32_t choice, std::uint32_t,
                                  std::span<const float> logits) {
@@ -103,6 +104,7 @@ GenerateRequest ExactnessSuite::request(std::size_t prompt) const {
   request.sampling.seed = 100 + prompt;
   request.sampling.max_tokens = options_.max_tokens;
   request.sampling.ignore_eos = true;
+  if (prompt % 2 == 0) request.grammar = options_.grammar;
   return request;
 }
 
@@ -115,11 +117,14 @@ std::vector<GenerateRequest> ExactnessSuite::all_requests() const {
 
 ExactBed ExactnessSuite::bed(BedOptions options) const {
   options.look_ahead = options_.look_ahead;
+  options.grammars = options_.grammars.get();
   return {model_->model(), static_cast<std::size_t>(options_.num_blocks), options};
 }
 
 Generated ExactnessSuite::alone(const GenerateRequest& request) const {
-  ExactBed cold(model_->model(), static_cast<std::size_t>(options_.num_blocks));
+  BedOptions options;
+  options.grammars = options_.grammars.get();
+  ExactBed cold(model_->model(), static_cast<std::size_t>(options_.num_blocks), options);
   Run run = cold.run({request});
   EXPECT_EQ(cold.cached(), 0U);
   EXPECT_EQ(run.size(), 1U);
@@ -381,6 +386,7 @@ void ExactnessSuite::restored_elsewhere() {
   const auto other = make_model(1);
   BedOptions options;
   options.look_ahead = options_.look_ahead;
+  options.grammars = options_.grammars.get();
   for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
     SCOPED_TRACE("prompt " + std::to_string(i));
     ExactBed source = bed();
@@ -423,6 +429,7 @@ void ExactnessSuite::other_thread_counts() {
   const auto threaded = make_model(2);
   BedOptions options;
   options.look_ahead = options_.look_ahead;
+  options.grammars = options_.grammars.get();
   ExactBed together(threaded->model(), static_cast<std::size_t>(options_.num_blocks), options);
   expect_reference(together.run(all_requests()));
   ExactBed by_itself(threaded->model(), static_cast<std::size_t>(options_.num_blocks), options);

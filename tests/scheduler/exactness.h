@@ -33,6 +33,7 @@ struct BedOptions {
   std::uint32_t chunk = 128;
   std::uint32_t max_num_seqs = 64;
   bool look_ahead = false;  ///< two steps in flight, tokens drawn by the model, no logits to see
+  grammar::Service* grammars = nullptr;
 };
 
 /// A scheduler with an empty cache over a model whose KV memory still holds what ran before.
@@ -86,6 +87,9 @@ class ExactnessSuite {
     ops::KvDType kv_dtype = ops::KvDType::kBF16;
     std::vector<std::uint32_t> chunks{1, 7, 33, 500};
     bool look_ahead = false;  ///< for all that is compared with the reference
+    /// Every other prompt's answer is of this grammar, which must never end.
+    std::string grammar;
+    std::shared_ptr<grammar::Service> grammars;
   };
 
   /// Greedy where `seeded` is false, else temperature 1 and a seed for each prompt.

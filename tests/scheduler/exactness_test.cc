@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "tests/scheduler/ascii_texts.h"
+
 namespace thaw::scheduler {
 namespace {
 
@@ -31,6 +33,15 @@ ExactnessSuite::Options tiny_options(const std::string& path, unsigned num_promp
   return options;
 }
 
+/// Words of some letters, each with a number behind it, for ever.
+void constrain(ExactnessSuite::Options& options) {
+  const model::ModelConfig config = model::model_source(options.model_path).config;
+  options.grammar = regex_grammar("([a-m]{2,7}[0-9]{1,3}[ ,])*");
+  options.grammars =
+      std::make_shared<grammar::Service>(ascii_texts(config.vocab_size, ' ', config.eos_token_ids),
+                                         config.vocab_size, config.eos_token_ids);
+}
+
 struct Case {
   const char* model;
   ops::KvDType kv_dtype;
@@ -38,11 +49,13 @@ struct Case {
   bool is_family = false;  ///< a directory, with a context of 512 tokens
   unsigned num_prompts = 40;
   bool look_ahead = false;
+  bool constrained = false;  ///< every other answer has a grammar
 };
 
 std::string name_of(const Case& parameter) {
   std::string name = std::string(parameter.model) + (parameter.seeded ? "_seeded" : "_greedy") +
-                     (parameter.look_ahead ? "_ahead" : "");
+                     (parameter.look_ahead ? "_ahead" : "") +
+                     (parameter.constrained ? "_constrained" : "");
   std::ranges::replace(name, '-', '_');
   return name;
 }
@@ -61,6 +74,7 @@ class Exactness : public ::testing::TestWithParam<Case> {
               : tiny_options(model::tiny_model_path(parameter.model), parameter.num_prompts, 290);
       options.kv_dtype = parameter.kv_dtype;
       options.look_ahead = parameter.look_ahead;
+      if (parameter.constrained) constrain(options);
       suite = std::make_unique<ExactnessSuite>(options, parameter.seeded);
     }
     return *suite;
@@ -92,12 +106,14 @@ TEST_P(Exactness, Resumed) {
   suite().resumed();
 }
 TEST_P(Exactness, FedAgain) {
+  if (GetParam().constrained) GTEST_SKIP() << "the rest of an answer is no text of its grammar";
   suite().fed_again();
 }
 TEST_P(Exactness, ScoredAgain) {
   suite().scored_again();
 }
 TEST_P(Exactness, RestoredElsewhere) {
+  if (GetParam().constrained) GTEST_SKIP() << "the rest of an answer is no text of its grammar";
   suite().restored_elsewhere();
 }
 TEST_P(Exactness, RestoredAfterEviction) {
@@ -143,6 +159,16 @@ INSTANTIATE_TEST_SUITE_P(LookAhead, Exactness,
                                            Case{"q4_1", ops::KvDType::kBF16, true, false, 18, true},
                                            Case{"qwen3", ops::KvDType::kF16, true, true, 18, true}),
                          case_name);
+
+#ifdef THAW_WITH_GRAMMAR
+// Constrained answers among free ones.
+INSTANTIATE_TEST_SUITE_P(
+    Constrained, Exactness,
+    ::testing::Values(Case{"q4_1", ops::KvDType::kBF16, false, false, 18, false, true},
+                      Case{"q4_1", ops::KvDType::kBF16, true, false, 18, false, true},
+                      Case{"q4_1", ops::KvDType::kBF16, true, false, 18, true, true}),
+    case_name);
+#endif
 
 }  // namespace
 }  // namespace thaw::scheduler

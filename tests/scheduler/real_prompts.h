@@ -4,6 +4,7 @@
 
 #include "tests/model/logits_reference.h"
 #include "tests/scheduler/exactness.h"
+#include "tests/text/model_tokenizer.h"
 
 namespace thaw::scheduler {
 
@@ -24,6 +25,21 @@ inline ExactnessSuite::Options default_model_options() {
     prompt.insert(prompt.end(), rest, rest + 9 + 5 * i);
     options.prompts.push_back(std::move(prompt));
   }
+  return options;
+}
+
+/// The same, every other answer being JSON of a schema.
+inline ExactnessSuite::Options constrained_model_options() {
+  ExactnessSuite::Options options = default_model_options();
+  const model::ModelConfig config = model::model_source(model::default_model()).config;
+  options.grammar =
+      R"({"type":"structural_tag","format":{"type":"json_schema","json_schema":{"type":"array",)"
+      R"("items":{"type":"object","properties":{"name":{"type":"string","maxLength":12},)"
+      R"("size":{"type":"integer"},"kind":{"enum":["a","b \u00e9",null]}},)"
+      R"("required":["name","size","kind"]}}}})";
+  options.grammars = std::make_shared<grammar::Service>(
+      std::make_shared<const TokenTexts>(text::default_model_tokenizer()->texts()),
+      config.vocab_size, config.eos_token_ids);
   return options;
 }
 
