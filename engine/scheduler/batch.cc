@@ -267,9 +267,10 @@ void Scheduler::State::add_rows(Sequence& sequence, std::uint32_t num_rows) {
 
 // Where a step gives more logits than can wait for masks, constrained rows are sampled on the host.
 void Scheduler::State::draw_masked_rows_or_not() {
-  const auto samples = [](const PlannedRows& rows) { return rows.samples; };
-  const auto num_logits = std::count_if(planned.begin(), planned.end(), samples);
-  if (num_logits <= model.max_masked_rows()) return;
+  std::uint32_t num_logits = 0;
+  for (const PlannedRows& rows : planned)
+    num_logits += rows.num_scored + (rows.samples ? 1 : 0);
+  if (num_logits <= static_cast<std::uint32_t>(model.max_masked_rows())) return;
   for (PlannedRows& rows : planned)
     if (rows.awaits_mask()) rows.is_drawn = false;
 }

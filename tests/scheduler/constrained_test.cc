@@ -270,6 +270,29 @@ TEST_F(ConstrainedTest, ItsDeadlinePassesWhileItIsCompiled) {
   EXPECT_EQ(bed.outcome(id).error->code, Errc::kDeadlineExceeded);
 }
 
+TEST_F(ConstrainedTest, ScoredPromptsBesideThem) {
+  // More logits in a step than may wait for masks.
+  TestBed::Options ahead = options();
+  ahead.look_ahead = true;
+  TestBed bed(ahead);
+  const RequestId id = bed.add(constrained(3, "[a-n]{30}"));
+  GenerateRequest scored = constrained(4, "[a-n]{30}");
+  scored.prompt = some_tokens(150, 4);
+  scored.prompt_logprobs = 1;
+  const RequestId both = bed.add(scored);
+  for (int i = 0; i < 200 && bed.outcomes().size() < 2; ++i)
+    ASSERT_TRUE(bed.scheduler().step());
+  GenerateRequest free = make_request(some_tokens(150, 5), 20, 1);
+  free.prompt_logprobs = 1;
+  const RequestId beside = bed.add(free);
+  bed.run();
+  EXPECT_EQ(bed.outcome(id).tokens(), alone(bed.request(id)));
+  EXPECT_EQ(bed.outcome(both).tokens(), alone(scored));
+  EXPECT_EQ(bed.outcome(both).prompt.size(), 149U);
+  EXPECT_EQ(bed.outcome(beside).prompt.size(), 149U);
+  expect_free(bed, beside);
+}
+
 TEST_F(ConstrainedTest, CancelledInTheMiddle) {
   for (int steps = 1; steps < 12; ++steps) {
     TestBed bed(options());
