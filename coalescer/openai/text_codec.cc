@@ -4,6 +4,8 @@
 #include <chrono>
 #include <utility>
 
+#include "coalescer/openai/tool_prompt.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -21,7 +23,9 @@ class ModelTextStream final : public TextStream {
 class ModelTextCodec final : public TextCodec {
  public:
   ModelTextCodec(const text::Tokenizer* tokenizer, const text::ChatTemplate* chat_template)
-      : tokenizer_(tokenizer), chat_template_(chat_template) {}
+      : tokenizer_(tokenizer), chat_template_(chat_template) {
+    if (chat_template != nullptr) form_ = form_of_template(chat_template->source());
+  }
 
   Result<std::vector<TokenId>> encode_chat(const ChatPrompt& prompt) const override {
     if (prompt.continue_final_message) return encode_open(prompt);
@@ -35,6 +39,9 @@ class ModelTextCodec final : public TextCodec {
     // A word that stands nowhere else takes the content's place, so that the end of the content can
     // be told from the same text elsewhere.
     ChatPrompt marked = prompt;
+    // The reply's ids have its calls and its thinking, whatever the template makes of them.
+    marked.messages[index].erase("tool_calls");
+    marked.messages[index].erase("reasoning_content");
     marked.messages[index]["content"] = "";
     const std::string word = unused_word(marked);
     marked.messages[index]["content"] = word;
@@ -72,6 +79,7 @@ class ModelTextCodec final : public TextCodec {
   }
 
   int vocab_size() const override { return tokenizer_->vocab_size(); }
+  const ChatForm& form() const override { return form_; }
 
  private:
   using Spans = std::vector<text::RenderedSpan>;
@@ -126,6 +134,11 @@ class ModelTextCodec final : public TextCodec {
                         "this model has no chat template; use /v1/completions with the whole "
                         "prompt as text");
     }
+    if (!form_.template_has_tools && speaks_of_tools(prompt)) return write(tools_as_text(prompt));
+    return write(prompt);
+  }
+
+  Result<std::vector<text::RenderedSpan>> write(const ChatPrompt& prompt) const {
     text::RenderOptions options;
     options.messages = prompt.messages;
     options.tools = prompt.tools;
@@ -151,6 +164,7 @@ class ModelTextCodec final : public TextCodec {
 
   const text::Tokenizer* tokenizer_;
   const text::ChatTemplate* chat_template_;
+  ChatForm form_;
 };
 
 }  // namespace

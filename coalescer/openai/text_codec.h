@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "coalescer/openai/tool_form.h"
 #include "engine/base/result.h"
 #include "engine/base/types.h"
 #include "engine/text/chat_template.h"
@@ -53,6 +54,8 @@ class TextCodec {
   virtual std::string decode(std::span<const TokenId> tokens, bool keep_special) const = 0;
   virtual std::unique_ptr<TextStream> new_stream(bool keep_special) const = 0;
   virtual int vocab_size() const = 0;
+  /// How the model writes calls and thinking.
+  virtual const ChatForm& form() const = 0;
 };
 
 /// The codec of a loaded model. `chat_template` may be null; both must outlive the codec.

@@ -106,16 +106,21 @@ std::optional<Value> variable(const RenderOptions& options, const std::string& n
 struct ChatTemplate::Impl {
   jinja::Template parsed;
   std::optional<jinja::Template> for_tools;
+  std::string source;
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ChatTemplate::~ChatTemplate() = default;
 
+const std::string& ChatTemplate::source() const {
+  return impl_->source;
+}
+
 Result<std::unique_ptr<ChatTemplate>> ChatTemplate::parse(const std::string& source,
                                                           const std::string& tool_source) {
   auto parsed = parse_source(source, kDefaultName);
   if (!parsed) return std::move(parsed).error();
-  auto impl = std::make_unique<Impl>(Impl{*std::move(parsed), std::nullopt});
+  auto impl = std::make_unique<Impl>(Impl{*std::move(parsed), std::nullopt, source + tool_source});
   if (!tool_source.empty()) {
     auto for_tools = parse_source(tool_source, kToolName);
     if (!for_tools) return std::move(for_tools).error();

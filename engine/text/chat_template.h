@@ -53,6 +53,9 @@ class ChatTemplate {
   /// too large values (kInvalidArgument, with line). Spans of both kinds alternate.
   Result<std::vector<RenderedSpan>> render(const RenderOptions& options) const;
 
+  /// As it was parsed; of two, both joined.
+  const std::string& source() const;
+
  private:
   struct Impl;
   explicit ChatTemplate(std::unique_ptr<Impl> impl);

@@ -32,6 +32,9 @@ class ByteCodec final : public TextCodec {
   std::string decode(std::span<const TokenId> tokens, bool keep_special) const override;
   std::unique_ptr<TextStream> new_stream(bool keep_special) const override;
   int vocab_size() const override { return 258; }
+  const ChatForm& form() const override { return chat_form; }
+
+  ChatForm chat_form;  ///< hermes, no thinking
 
  private:
   static Result<std::vector<TokenId>> encode_from(const ChatPrompt& prompt, std::size_t first);

@@ -131,6 +131,36 @@ TEST_F(TextCodecTest, AContentThatIsNotWrittenOnceHasNoEnd) {
   }
 }
 
+TEST_F(TextCodecTest, ATemplateThatKnowsNoToolsHasThemInItsText) {
+  EXPECT_FALSE(codec->form().template_has_tools);
+  ChatPrompt prompt = prompt_of("user", "hi");
+  prompt.tools =
+      nlohmann::ordered_json::parse(R"([{"type": "function", "function": {"name": "clock"}}])");
+  const std::string text = codec->decode(codec->encode_chat(prompt).value(), true);
+  EXPECT_EQ(text.rfind("<|im_start|>system\n", 0), 0U) << text;
+  EXPECT_NE(text.find("\"clock\""), std::string::npos);
+  EXPECT_NE(text.find("<|im_start|>user\nhi<|im_end|>"), std::string::npos);
+
+  const auto knows =
+      text::ChatTemplate::parse("{% if tools %}{{ tools|tojson }}{% endif %}<tool_call>").value();
+  const auto other = make_model_codec(tokenizer.get(), knows.get());
+  EXPECT_TRUE(other->form().template_has_tools);
+  EXPECT_EQ(other->form().tools, ToolForm::kHermes);
+  EXPECT_EQ(other->decode(other->encode_chat(prompt).value(), true).substr(0, 2), "[{");
+}
+
+TEST_F(TextCodecTest, WhatStandsBehindAReplyHasNoneOfItsCalls) {
+  const auto source = text::ChatTemplate::parse(
+                          "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+                          "<call>{% endfor %}<|im_end|>{% endfor %}{% if tools %}{% endif %}")
+                          .value();
+  const auto other = make_model_codec(tokenizer.get(), source.get());
+  ChatPrompt prompt = prompt_of("assistant", "");
+  prompt.messages[0]["tool_calls"] = nlohmann::ordered_json::parse(R"([{"function": {}}])");
+  prompt.messages.push_back({{"role", "tool"}, {"content", "x"}});
+  EXPECT_EQ(other->decode(other->encode_after(prompt, 0).value(), true), "<|im_end|>x<|im_end|>");
+}
+
 TEST_F(TextCodecTest, TextTakesSpecialTokensAndBos) {
   EXPECT_EQ(codec->encode_text("a<|im_end|>", true), (std::vector<TokenId>{kStart, 'a', kEnd}));
   EXPECT_EQ(codec->encode_text("a", false), std::vector<TokenId>{'a'});

@@ -1,0 +1,266 @@
+#include "coalescer/openai/tools.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace thaw::coalescer {
+namespace {
+
+using nlohmann::ordered_json;
+using simdjson::dom::element;
+
+bool is_tool_name(std::string_view name) {
+  const auto is_good = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           std::string_view("_-.:/").find(c) != std::string_view::npos;
+  };
+  return !name.empty() && name.size() <= kMaxToolNameBytes &&
+         std::all_of(name.begin(), name.end(), is_good);
+}
+
+/// A function that takes nothing.
+ordered_json no_parameters() {
+  return {{"type", "object"}, {"properties", ordered_json::object()}};
+}
+
+/// Reads a function's `name`, `description`, `parameters` and `strict`.
+std::optional<ToolSpec> read_function(JsonFields& function) {
+  ToolSpec tool;
+  if (!function.find("name")) {
+    const std::string name = function.full_name("name");
+    function.fail(invalid_field(name, "`" + name + "` is missing; it must be a string"));
+  }
+  function.read("name", tool.name);
+  if (!function.failed() && !is_tool_name(tool.name)) {
+    const std::string name = function.full_name("name");
+    function.fail(invalid_field(name, "`" + name + "` is \"" + tool.name.substr(0, 40) +
+                                          "\"; it must have 1 to " +
+                                          std::to_string(kMaxToolNameBytes) +
+                                          " letters, digits, `_`, `-`, `.`, `:` or `/`"));
+  }
+  function.read("description", tool.description);
+  function.read("strict", tool.strict);
+  tool.parameters = no_parameters();
+  if (const auto parameters = function.object("parameters")) {
+    ordered_json schema = to_ordered_json(parameters->raw());
+    // `{}` says no more than a missing one.
+    if (!schema.empty()) tool.parameters = std::move(schema);
+  }
+  if (function.failed()) return std::nullopt;
+  return tool;
+}
+
+std::string item_name(std::string_view list, std::size_t index) {
+  return std::string(list) + "[" + std::to_string(index) + "]";
+}
+
+void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, ToolUse& use) {
+  auto tool = read_function(function);
+  if (!tool) return fields.fail_with(function);
+  if (find_tool(use.specs, tool->name) != nullptr) {
+    const std::string name = function.full_name("name");
+    return fields.fail(invalid_field(name, "`" + name + "` is \"" + tool->name +
+                                               "\", as that of another one in `" +
+                                               std::string(list) + "`; names must differ"));
+  }
+  use.specs.push_back(std::move(*tool));
+}
+
+void read_tool_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
+  const auto tools = fields.array("tools");
+  if (!tools) return;
+  for (const element value : *tools) {
+    const std::string name = item_name("tools", use.specs.size());
+    simdjson::dom::object object;
+    if (value.get(object) != simdjson::SUCCESS) {
+      return fields.fail(invalid_field(
+          name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
+    }
+    JsonFields tool(object, name + ".");
+    std::string type = "function";
+    tool.read("type", type);
+    if (!tool.failed() && type != "function") {
+      tool.fail(unsupported_field(name + ".type", "`" + name + ".type` is \"" + type.substr(0, 40) +
+                                                      "\"; only \"function\" is supported"));
+    }
+    if (!tool.failed() && !tool.find("function")) {
+      tool.fail(
+          invalid_field(name + ".function",
+                        "`" + name + ".function` is missing; it must be an object with `name`"));
+    }
+    auto function = tool.object("function");
+    if (tool.failed()) return fields.fail_with(tool);
+    add_tool(fields, "tools", *function, use);
+    if (fields.failed()) return;
+    list.push_back(to_ordered_json(value));
+  }
+}
+
+void read_function_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
+  const auto functions = fields.array("functions");
+  if (!functions || functions->size() == 0) return;
+  if (!use.specs.empty()) {
+    return fields.fail(invalid_field(
+        "functions", "`functions` and `tools` are both given; the first is the older name"));
+  }
+  use.legacy = true;
+  use.parallel = false;
+  for (const element value : *functions) {
+    const std::string name = item_name("functions", use.specs.size());
+    simdjson::dom::object object;
+    if (value.get(object) != simdjson::SUCCESS) {
+      return fields.fail(invalid_field(
+          name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
+    }
+    JsonFields function(object, name + ".");
+    add_tool(fields, "functions", function, use);
+    if (fields.failed()) return;
+    list.push_back({{"type", "function"}, {"function", to_ordered_json(value)}});
+  }
+}
+
+/// `{"type": "function", "function": {"name": ...}}`, or the name itself at `{"name": ...}`.
+std::string read_chosen_name(JsonFields& choice) {
+  std::string name;
+  if (auto function = choice.object("function")) {
+    function->read("name", name);
+    choice.fail_with(*function);
+  } else {
+    choice.read("name", name);
+  }
+  if (!choice.failed() && name.empty()) {
+    const std::string param = choice.full_name("function.name");
+    choice.fail(invalid_field(param, "`" + param + "` is missing; it must be a tool's name"));
+  }
+  return name;
+}
+
+void read_allowed_tools(JsonFields& choice, ToolUse& use) {
+  auto allowed = choice.object("allowed_tools");
+  if (!allowed) {
+    const std::string name = choice.full_name("allowed_tools");
+    return choice.fail(invalid_field(name, "`" + name + "` is missing; it must be an object"));
+  }
+  std::string mode = "auto";
+  allowed->read("mode", mode);
+  if (!allowed->failed() && mode != "auto" && mode != "required") {
+    const std::string name = allowed->full_name("mode");
+    allowed->fail(invalid_field(name, "`" + name + "` is \"" + mode.substr(0, 40) +
+                                          "\"; it must be \"auto\" or \"required\""));
+  }
+  use.mode = mode == "required" ? ToolMode::kRequired : ToolMode::kAuto;
+  const auto tools = allowed->array("tools");
+  if (!allowed->failed() && (!tools || tools->size() == 0)) {
+    const std::string name = allowed->full_name("tools");
+    allowed->fail(invalid_field(name, "`" + name + "` must be a list of at least one tool"));
+  }
+  if (allowed->failed()) return choice.fail_with(*allowed);
+  for (const element value : *tools) {
+    const std::string name = allowed->full_name(item_name("tools", use.allowed.size()));
+    simdjson::dom::object object;
+    if (value.get(object) != simdjson::SUCCESS) {
+      return choice.fail(invalid_field(
+          name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
+    }
+    JsonFields tool(object, name + ".");
+    use.allowed.push_back(read_chosen_name(tool));
+    if (tool.failed()) return choice.fail_with(tool);
+  }
+}
+
+void read_choice(JsonFields& fields, std::string_view field, ToolUse& use) {
+  const auto value = fields.find(field);
+  if (!value) return;
+  const char* right = "\"auto\", \"none\", \"required\" or an object that names a function";
+  std::string_view word;
+  if (value->get(word) == simdjson::SUCCESS) {
+    if (word == "auto") return;
+    if (word == "none")
+      use.mode = ToolMode::kNone;
+    else if (word == "required" || word == "any")
+      use.mode = ToolMode::kRequired;
+    else
+      fields.fail(field, *value, right);
+    return;
+  }
+  simdjson::dom::object object;
+  if (value->get(object) != simdjson::SUCCESS) return fields.fail(field, *value, right);
+  JsonFields choice(object, std::string(field) + ".");
+  std::string type = "function";
+  choice.read("type", type);
+  if (type == "allowed_tools") {
+    read_allowed_tools(choice, use);
+  } else if (type == "function") {
+    use.mode = ToolMode::kRequired;
+    use.allowed.push_back(read_chosen_name(choice));
+    // One function was named: one call of it.
+    if (!use.parallel) use.parallel = false;
+  } else {
+    const std::string name = choice.full_name("type");
+    choice.fail(
+        unsupported_field(name, "`" + name + "` is \"" + type.substr(0, 40) +
+                                    "\"; \"function\" and \"allowed_tools\" are supported"));
+  }
+  fields.fail_with(choice);
+}
+
+}  // namespace
+
+ToolUse read_tools(JsonFields& fields, ordered_json& shown, bool may_be_known) {
+  ToolUse use;
+  bool parallel = true;
+  fields.read("parallel_tool_calls", parallel);
+  if (fields.find("parallel_tool_calls")) use.parallel = parallel;
+  auto list = ordered_json::array();
+  if (!fields.failed()) read_tool_list(fields, use, list);
+  if (!fields.failed()) read_function_list(fields, use, list);
+  const char* choice = use.legacy ? "function_call" : "tool_choice";
+  if (!fields.failed()) read_choice(fields, choice, use);
+  if (fields.failed()) return use;
+  if (use.specs.empty()) {
+    if (use.mode == ToolMode::kRequired && !may_be_known) {
+      fields.fail(invalid_field(
+          choice, "`" + std::string(choice) + "` asks for a call, but there are no `tools`"));
+    }
+    return use;
+  }
+  for (const std::string& name : use.allowed) {
+    if (find_tool(use.specs, name) != nullptr) continue;
+    fields.fail(invalid_field(choice, "`" + std::string(choice) + "` names the function \"" +
+                                          name.substr(0, 40) + "\", which is not in `tools`"));
+    return use;
+  }
+  if (use.mode != ToolMode::kNone) shown = std::move(list);
+  return use;
+}
+
+std::vector<ToolSpec> tools_of_list(std::string_view list_json) {
+  ToolUse use;
+  JsonBody body;
+  const std::string text = R"({"tools":)" + std::string(list_json) + "}";
+  if (body.parse(text, kMaxJsonDepth + 1)) return {};
+  JsonFields fields(body.root());
+  auto ignored = ordered_json::array();
+  read_tool_list(fields, use, ignored);
+  return std::move(use.specs);
+}
+
+ordered_json template_list(const std::vector<ToolSpec>& tools) {
+  auto list = ordered_json::array();
+  for (const ToolSpec& tool : tools) {
+    ordered_json function;
+    function["name"] = tool.name;
+    if (!tool.description.empty()) function["description"] = tool.description;
+    function["parameters"] = tool.parameters;
+    list.push_back({{"type", "function"}, {"function", std::move(function)}});
+  }
+  return list;
+}
+
+const ToolSpec* find_tool(const std::vector<ToolSpec>& tools, std::string_view name) {
+  const auto found = std::find_if(tools.begin(), tools.end(),
+                                  [&](const ToolSpec& tool) { return tool.name == name; });
+  return found == tools.end() ? nullptr : &*found;
+}
+
+}  // namespace thaw::coalescer
