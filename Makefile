@@ -36,7 +36,7 @@ serve: binary model  ## the server on the default model, 127.0.0.1:8000
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-kills test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
+test-long: test-kills test-tools test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
 	@$(PYTHON) scripts/run_tidy.py
@@ -49,6 +49,9 @@ test-tsan: build  ## the CPU tests under ThreadSanitizer (about 10 minutes)
 
 test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k kills
+
+test-tools: binary model  ## 100 forced tool calls at temperature 1, each of which must parse and validate (about 2 minutes)
+	@$(PYTHON) -m pytest -q tests/e2e/long -k tool
 
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
 	@scripts/run_fuzz.sh
@@ -81,4 +84,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

@@ -220,6 +220,11 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Seconds after which a client that reads nothing is dropped")
       ->check(CLI::Range(1.0, 86400.0))
       ->group(http);
+  add(command, "--tool-auto", s.tool_auto,
+      "What tool_choice auto means: lazy: the model decides; eager: it must call a tool unless the "
+      "last message is a tool's result, for models that were not made for tools")
+      ->check(CLI::IsMember({"lazy", "eager"}))
+      ->group(http);
   add(command, "--drain-timeout", s.drain_timeout_s,
       "Seconds that running requests get at shutdown")
       ->check(CLI::Range(0.0, 86400.0))

@@ -66,6 +66,7 @@ struct ServeSettings {
   double boot_timeout_s = 60.0;
   double idle_timeout_s = 75.0;
   double write_timeout_s = 30.0;
+  std::string tool_auto = "lazy";  ///< or "eager"
   std::string log_level = "info";
 };
 

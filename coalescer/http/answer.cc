@@ -43,6 +43,10 @@ ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
   auto prompts = prepare_prompts(prepared.call, *model.codec, model.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
   prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
+  auto plan = plan_reply(prepared.call, prepared.prompts.front().tokens, /*known_tools=*/"",
+                         context->options.eager_tools, *model.codec);
+  if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
+  prepared.call.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
 }
 
@@ -224,6 +228,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   label.model = call.model.empty() ? call.served->name() : call.model;
   label.system_fingerprint = context_->system_fingerprint(*call.served);
   record->id = label.id;
+  record->call.reply.id = label.id;
   const TextCodec* codec = call.served->codec.get();  // lives as long as the record
   auto live = std::make_shared<LiveCall>(
       socket_.get_executor(), Completion(call, num_prompts, label, codec), call.stream,
@@ -351,7 +356,7 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     if (last) frames += completion.last_frames(explained);
     bytes += stream_chunk(mode, std::move(frames));
     if (last) bytes += stream_end(mode);
-    if (!co_await write(std::move(bytes))) break;
+    if (!bytes.empty() && !co_await write(std::move(bytes))) break;
     if (!last) continue;
     count(request, error ? error->status : 200);
     co_return mode.keep_alive;

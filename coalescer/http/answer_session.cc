@@ -29,17 +29,22 @@ constexpr std::uint64_t kDocumentFactor = 4;
 struct PreparedTurn {
   SessionTurn turn;
   PreparedPrompt prompt;
+  ReplyPlan reply;
 };
 
 ApiResult<PreparedTurn> prepare_session_turn(const ServerContext* context, const CallRecord& record,
                                              const SessionState& state) {
   auto turn = prepare_turn(record.call, state, *context->codec);
   if (auto* error = std::get_if<ApiError>(&turn)) return std::move(*error);
-  PreparedTurn prepared{std::move(std::get<SessionTurn>(turn)), {}};
+  PreparedTurn prepared{std::move(std::get<SessionTurn>(turn)), {}, {}};
   auto prompt = fit_prompt(record.call, std::exchange(prepared.turn.prompt, {}),
                            context->options.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompt)) return std::move(*error);
   prepared.prompt = std::move(std::get<PreparedPrompt>(prompt));
+  auto plan = plan_reply(record.call, prepared.prompt.tokens, prepared.turn.next.tools,
+                         context->options.eager_tools, *context->codec);
+  if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
+  prepared.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
 }
 
@@ -145,6 +150,7 @@ net::awaitable<ApiResult<Session::TurnStart>> Session::begin_turn(
   if (auto* error = std::get_if<ApiError>(&result)) co_return std::move(*error);
   auto& prepared = std::get<PreparedTurn>(result);
   record->turn = std::move(prepared.turn);
+  record->call.reply = std::move(prepared.reply);
   start.prompt = std::move(prepared.prompt);
   co_return start;
 }

@@ -47,7 +47,7 @@ SharedState state_of_record(const CallRecord& record, std::uint32_t choice,
   } else {
     turn = turn_of_chat(std::get<ChatPrompt>(record.call.prompts.front()), record.prompt);
   }
-  return finish_turn(std::move(turn), record.generated[choice], record.call, codec);
+  return finish_turn(std::move(turn), record.generated[choice], record.call, codec, choice);
 }
 
 }  // namespace thaw::coalescer

@@ -49,6 +49,7 @@ struct ServerOptions {
   std::uint64_t session_kept_bytes = 128ULL << 20;  ///< KV kept for sessions; 0: none is
   std::uint64_t prompt_cache_bytes = 64ULL << 20;  ///< KV kept for prompts that ask for it
   std::string session_dir;  ///< sessions are written there; empty: nowhere
+  bool eager_tools = false;  ///< a reply to anything but a tool's result must be a call
   std::string version;
 };
 

@@ -11,6 +11,8 @@ struct AnswerOptions {
   bool token_ids = false;  ///< return_token_ids
   bool tokens_as_ids = false;  ///< return_tokens_as_token_ids: "token_id:N" in log-probabilities
   bool usage_in_chunks = false;  ///< stream_options.continuous_usage_stats
+  bool reasoning = true;  ///< include_reasoning: a model's thinking
+  bool legacy_functions = false;  ///< calls as `function_call`, for who asked with `functions`
   std::int32_t prompt_logprobs = -1;  ///< -1: not asked for
 };
 

@@ -10,8 +10,11 @@
 #include "coalescer/openai/answer_options.h"
 #include "coalescer/openai/api_error.h"
 #include "coalescer/openai/cache_fields.h"
+#include "coalescer/openai/reply_plan.h"
+#include "coalescer/openai/response_format.h"
 #include "coalescer/openai/served_models.h"
 #include "coalescer/openai/text_codec.h"
+#include "coalescer/openai/tools.h"
 #include "engine/base/generate.h"
 
 namespace thaw::coalescer {
@@ -51,6 +54,9 @@ struct ApiCall {
   bool has_tools = false;  ///< the request says what the tools are, even if none
   bool hides_tools = false;  ///< tool_choice "none"
   bool has_template_kwargs = false;
+  ToolUse tools;
+  OutputFormat output;
+  ReplyPlan reply;  ///< made once the prompt is known
 };
 
 /// Longest cache_salt.

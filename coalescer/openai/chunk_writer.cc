@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "coalescer/openai/json_text.h"
+#include "coalescer/openai/message_json.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -119,13 +120,14 @@ void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& ent
   out += '}';
 }
 
-void append_end(std::string& out, const std::optional<ChoiceEnd>& end) {
+void append_end(std::string& out, const std::optional<ChoiceEnd>& end, bool legacy_functions) {
   out += R"(,"finish_reason":)";
   if (!end) {
     out += "null";
     return;
   }
-  append_json_string(out, end->reason);
+  const std::string_view reason = end->reason;
+  append_json_string(out, legacy_functions && reason == "tool_calls" ? "function_call" : reason);
   out += R"(,"stop_reason":)";
   if (end->stop_string)
     append_json_string(out, *end->stop_string);
@@ -166,23 +168,31 @@ void ChunkWriter::append_logprobs(std::string& out,
 }
 
 void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
+  // The end of a call says nothing in this API.
+  const bool is_silent =
+      !delta.role && !delta.end && delta.logprobs.empty() && delta.token_ids.empty() &&
+      delta.prompt_fields.empty() &&
+      std::all_of(delta.pieces.begin(), delta.pieces.end(),
+                  [](const auto& piece) { return piece.kind == PieceKind::kCallEnd; });
+  if (is_silent) return;
   out += frame_head_;
   out += R"({"index":)";
   append_json_integer(out, static_cast<std::int64_t>(delta.choice));
   if (kind_ == ApiKind::kChat) {
     out += R"(,"delta":{)";
-    if (delta.role) out += R"("role":"assistant",)";
-    if (delta.role || !delta.end || !delta.text.empty()) {
-      out += R"("content":)";
-      append_json_string(out, delta.text);
-    }
+    if (delta.role)
+      out += R"("role":"assistant","content":"")";
+    else if (!delta.pieces.empty())
+      append_delta_fields(out, delta.pieces, show_.legacy_functions);
+    else if (!delta.end)
+      out += R"("content":"")";
     out += '}';
   } else {
     out += R"(,"text":)";
-    append_json_string(out, delta.text);
+    append_json_string(out, text_of_pieces(delta.pieces));
   }
   append_logprobs(out, delta.logprobs);
-  append_end(out, delta.end);
+  append_end(out, delta.end, show_.legacy_functions);
   if (show_.token_ids) {
     out += R"(,"token_ids":)";
     append_token_ids(out, delta.token_ids);
@@ -239,22 +249,22 @@ void ChunkWriter::append_explanation(std::string& out, const std::string& explan
   out += "],\"thaw\":" + explanation + "}\n\n";
 }
 
-void ChunkWriter::append_choice(std::string& out, std::size_t index, std::string_view text,
+void ChunkWriter::append_choice(std::string& out, std::size_t index, const ReplyPieces& pieces,
                                 const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end,
                                 std::span<const TokenId> token_ids,
                                 std::string_view prompt_fields) const {
   out += R"({"index":)";
   append_json_integer(out, static_cast<std::int64_t>(index));
   if (kind_ == ApiKind::kChat) {
-    out += R"(,"message":{"role":"assistant","content":)";
-    append_json_string(out, text);
+    out += R"(,"message":{"role":"assistant",)";
+    append_message_fields(out, pieces, show_.legacy_functions);
     out += R"(,"refusal":null})";
   } else {
     out += R"(,"text":)";
-    append_json_string(out, text);
+    append_json_string(out, text_of_pieces(pieces));
   }
   append_logprobs(out, logprobs);
-  append_end(out, end);
+  append_end(out, end, show_.legacy_functions);
   if (show_.token_ids) {
     out += R"(,"token_ids":)";
     append_token_ids(out, token_ids);

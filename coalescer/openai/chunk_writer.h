@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coalescer/openai/call.h"
+#include "coalescer/openai/reply_piece.h"
 
 namespace thaw::coalescer {
 
@@ -48,8 +49,8 @@ struct LogprobEntry {
   bool is_known = true;  ///< false: of a prompt's first token nothing is expected
 };
 
-/// How a choice ended. `reason` is "stop" or "length"; stop_reason the token or string that ended
-/// it.
+/// How a choice ended. `reason` is "stop", "length", or "tool_calls" where a stop ended a reply
+/// with calls; stop_reason the token or string that ended it.
 struct ChoiceEnd {
   const char* reason = "stop";
   std::optional<TokenId> stop_token;
@@ -60,7 +61,7 @@ struct ChoiceEnd {
 struct Delta {
   std::size_t choice = 0;
   bool role = false;  ///< the opening chunk of a chat choice
-  std::string text;
+  ReplyPieces pieces;
   std::vector<LogprobEntry> logprobs;
   std::optional<ChoiceEnd> end;
   std::vector<TokenId> token_ids;  ///< that it adds, where they are shown
@@ -84,7 +85,7 @@ class ChunkWriter {
   void append_explanation(std::string& out, const std::string& explanation) const;
 
   /// A choice of an unstreamed answer. `prompt_fields`: of its prompt; a chat has them elsewhere.
-  void append_choice(std::string& out, std::size_t index, std::string_view text,
+  void append_choice(std::string& out, std::size_t index, const ReplyPieces& pieces,
                      const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end,
                      std::span<const TokenId> token_ids = {},
                      std::string_view prompt_fields = {}) const;

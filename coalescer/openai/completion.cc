@@ -22,10 +22,13 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
       writer_(call.kind, label, call.logprobs, call.include_usage, call.show),
       choices_(num_prompts * call.num_choices),
       prompt_open_(num_prompts, true),
-      num_open_(num_prompts) {
-  for (Choice& choice : choices_) {
+      num_open_(num_prompts),
+      markers_(call, *codec) {
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    Choice& choice = choices_[i];
     choice.stream = codec->new_stream(call.keep_special);
     choice.matcher = StopMatcher(call.stop);
+    choice.parser = std::make_unique<ReplyParser>(reply_reading(call.reply, i, *codec));
   }
 }
 
@@ -89,7 +92,9 @@ void Completion::show_prompt(std::size_t prompt) {
   const bool has_fields = streamed_ && show_.token_ids && kind_ == ApiKind::kCompletions;
   if (!show_.echo && !has_fields) return;
   for (std::uint32_t i = 0; i < num_choices_; ++i) {
-    emit(choice_index(prompt, i), report.text(), report.logprobs());
+    ReplyPieces echo;
+    if (!report.text().empty()) append_piece(echo, PieceKind::kContent, report.text());
+    emit(choice_index(prompt, i), std::move(echo), report.logprobs());
     if (has_fields) pending_.back().prompt_fields = report.fields();
   }
 }
@@ -143,11 +148,13 @@ void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
     logprobs.back().text_offset = choice.text_length;
   }
   std::string text = choice.stream->push(event.token);
+  text += markers_.text_of(event.token);
   // Text of the first min_tokens tokens cannot stop the choice and is not held back.
   if (may_stop) text = choice.matcher.push(text);
   if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
-  if (!text.empty() || !logprobs.empty() || show_.token_ids)
-    emit(index, std::move(text), std::move(logprobs));
+  ReplyPieces pieces = choice.parser->push(text);
+  if (!pieces.empty() || !logprobs.empty() || show_.token_ids)
+    emit(index, std::move(pieces), std::move(logprobs));
   if (choice.matcher.matched())
     end_choice(index, ChoiceEnd{"stop", std::nullopt, choice.matcher.matched()});
 }
@@ -165,7 +172,8 @@ void Completion::on_finished(std::size_t prompt, const FinishedEvent& event) {
   text = choice.matcher.push(text);
   text += choice.matcher.finish();
   if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
-  if (!text.empty()) emit(index, std::move(text), {});
+  if (ReplyPieces pieces = choice.parser->push(text); !pieces.empty())
+    emit(index, std::move(pieces), {});
   ChoiceEnd end;
   end.reason = event.reason == FinishReason::kStop ? "stop" : "length";
   end.stop_token = event.stop_token;
@@ -185,22 +193,32 @@ void Completion::on_completed(std::size_t prompt, const CompletedEvent& event) {
   --num_open_;
 }
 
-void Completion::emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs) {
+void Completion::emit(std::size_t index, ReplyPieces pieces, std::vector<LogprobEntry> logprobs) {
   Choice& choice = choices_[index];
-  choice.text_length += count_characters(text);
+  if (!show_.reasoning) {
+    const auto hidden = std::erase_if(
+        pieces, [](const ReplyPiece& piece) { return piece.kind == PieceKind::kReasoning; });
+    if (hidden > 0 && pieces.empty() && logprobs.empty()) return;
+  }
+  for (const ReplyPiece& piece : pieces)
+    choice.text_length += count_characters(piece.text);
   if (streamed_) {
     Delta& delta = new_delta(index);
-    delta.text = std::move(text);
+    delta.pieces = std::move(pieces);
     delta.logprobs = std::move(logprobs);
     return;
   }
-  choice.text += text;
+  append_pieces(choice.pieces, std::move(pieces));
   for (LogprobEntry& entry : logprobs)
     choice.logprobs.push_back(std::move(entry));
 }
 
 void Completion::end_choice(std::size_t index, ChoiceEnd end) {
   Choice& choice = choices_[index];
+  if (ReplyPieces pieces = choice.parser->finish(); !pieces.empty())
+    emit(index, std::move(pieces), {});
+  if (choice.parser->num_calls() > 0 && std::string_view(end.reason) == "stop")
+    end.reason = "tool_calls";
   usage_.completion_tokens += choice.num_tokens;
   if (streamed_) {
     Delta& delta = new_delta(index);
@@ -209,6 +227,7 @@ void Completion::end_choice(std::size_t index, ChoiceEnd end) {
   const bool by_string = end.stop_string.has_value();
   choice.end = std::move(end);
   choice.stream.reset();
+  choice.parser.reset();
   if (!by_string) return;
   const std::size_t prompt = index / num_choices_;
   for (std::uint32_t i = 0; i < num_choices_; ++i)
@@ -269,7 +288,7 @@ std::string Completion::body(const std::string& explanation) const {
     for (const std::size_t index : shown_choices(prompt)) {
       if (number > 0) out += ',';
       const Choice& choice = choices_[index];
-      writer_.append_choice(out, number++, choice.text, choice.logprobs,
+      writer_.append_choice(out, number++, choice.pieces, choice.logprobs,
                             choice.end.value_or(ChoiceEnd{}), choice.token_ids, fields);
     }
   }

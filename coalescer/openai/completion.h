@@ -11,6 +11,7 @@
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/prompt_report.h"
+#include "coalescer/openai/reply_parser.h"
 #include "coalescer/openai/stop_matcher.h"
 #include "coalescer/openai/text_codec.h"
 
@@ -72,7 +73,8 @@ class Completion {
   struct Choice {
     std::unique_ptr<TextStream> stream;
     StopMatcher matcher{{}};
-    std::string text;  // unstreamed only
+    std::unique_ptr<ReplyParser> parser;
+    ReplyPieces pieces;  // unstreamed only
     std::vector<LogprobEntry> logprobs;  // unstreamed only
     std::vector<TokenId> token_ids;  // unstreamed: all; else those that no delta has yet
     double sum_logprobs = 0;
@@ -87,8 +89,8 @@ class Completion {
   void on_token(std::size_t prompt, const TokenEvent& event);
   void on_finished(std::size_t prompt, const FinishedEvent& event);
   void on_completed(std::size_t prompt, const CompletedEvent& event);
-  /// Gives text to the client's side: into the body or into the queue of deltas.
-  void emit(std::size_t index, std::string text, std::vector<LogprobEntry> logprobs);
+  /// Gives pieces to the client's side: into the body or into the queue of deltas.
+  void emit(std::size_t index, ReplyPieces pieces, std::vector<LogprobEntry> logprobs);
   void end_choice(std::size_t index, ChoiceEnd end);
   /// A delta of the choice with the tokens that wait for one. REQUIRES: streamed.
   Delta& new_delta(std::size_t index);
@@ -113,6 +115,7 @@ class Completion {
   std::vector<PromptReport> reports_;  // by prompt; empty where nothing is said of them
   std::vector<bool> prompt_open_;
   std::size_t num_open_;
+  HiddenMarkers markers_;
   std::vector<std::size_t> cancellations_;
   std::vector<Delta> pending_;
   bool started_ = false;

@@ -39,16 +39,6 @@ void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
         "session_id",
         "`session_id` goes with /v1/chat/completions; a plain prompt has no session"));
   }
-  if (auto format = fields.object("response_format")) {
-    std::string type = "text";
-    format->read("type", type);
-    if (format->failed()) return fields.fail_with(*format);
-    if (type != "text") {
-      fields.fail(unsupported_field("response_format.type",
-                                    "`response_format.type` is \"" + type.substr(0, 40) +
-                                        "\", which is not supported yet; only \"text\" is"));
-    }
-  }
 }
 
 void read_thaw(JsonFields& fields, ApiCall& call) {
@@ -57,6 +47,14 @@ void read_thaw(JsonFields& fields, ApiCall& call) {
   thaw->read("explain", call.explain);
   if (const auto worker = thaw->integer("worker", 0, kMaxInt32))
     call.worker = static_cast<std::uint32_t>(*worker);
+  std::string tool_auto;
+  thaw->read("tool_auto", tool_auto);
+  if (tool_auto == "eager" || tool_auto == "lazy") {
+    call.tools.eager = tool_auto == "eager";
+  } else if (!tool_auto.empty()) {
+    thaw->fail(invalid_field("thaw.tool_auto", "`thaw.tool_auto` is \"" + tool_auto.substr(0, 40) +
+                                                   "\"; it must be \"lazy\" or \"eager\""));
+  }
   fields.fail_with(*thaw);
 }
 
@@ -112,12 +110,9 @@ void read_session(JsonFields& fields, ApiCall& call) {
                  "`truncate_prompt_tokens` does not go with a session, whose beginning would be "
                  "lost; leave it out");
   }
-  call.has_tools = fields.find("tools").has_value();
-  call.has_template_kwargs = fields.find("chat_template_kwargs").has_value();
-  if (const auto choice = fields.find("tool_choice")) {
-    std::string_view word;
-    call.hides_tools = choice->get(word) == simdjson::SUCCESS && word == "none";
-  }
+  call.has_tools = fields.find("tools").has_value() || fields.find("functions").has_value();
+  call.has_template_kwargs = fields.find("chat_template_kwargs").has_value() ||
+                             fields.find("reasoning_effort").has_value();
 }
 
 void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& call) {
@@ -176,12 +171,20 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
   read_prompt_fields(fields, call);
   call.cache = read_cache_fields(fields);
   read_thaw(fields, call);
+  call.output = read_output_format(fields);
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
     if (call.kind == ApiKind::kChat) {
       read_session(fields, call);
       ChatPrompt prompt;
-      read_chat_prompt(fields, prompt, /*may_be_empty=*/!call.session_id.empty() && !call.replace);
+      const std::optional<bool> eager = call.tools.eager;
+      call.tools = read_chat_prompt(fields, prompt,
+                                    /*may_be_empty=*/!call.session_id.empty() && !call.replace,
+                                    /*may_know_tools=*/!call.session_id.empty());
+      call.tools.eager = eager;
+      call.hides_tools = call.tools.mode == ToolMode::kNone;
+      call.show.legacy_functions = call.tools.legacy;
+      fields.read("include_reasoning", call.show.reasoning);
       if (!call.session_id.empty() && prompt.continue_final_message) {
         fields.fail(invalid_field("continue_final_message",
                                   "`continue_final_message` is true in a session's turn; `append` "

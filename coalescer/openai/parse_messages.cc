@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "coalescer/openai/reasoning.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -30,12 +32,16 @@ ApiResult<std::string> content_text(element content, const std::string& name) {
                                           "` must be an object with a `type`, such as "
                                           "{\"type\": \"text\", \"text\": \"...\"}");
     }
-    if (type != "text" && type != "input_text" && type != "output_text") {
+    const bool is_refusal = type == "refusal";
+    if (!is_refusal && type != "text" && type != "input_text" && type != "output_text") {
       return unsupported_field(part_name, "`" + part_name + "` has type \"" + std::string(type) +
                                               "\"; this model reads text parts only");
     }
-    if (part["text"].get(text) != simdjson::SUCCESS)
-      return invalid_field(part_name + ".text", "`" + part_name + ".text` must be a string");
+    const std::string key = is_refusal ? "refusal" : "text";
+    if (part[key].get(text) != simdjson::SUCCESS) {
+      return invalid_field(part_name + "." + key,
+                           "`" + part_name + "." + key + "` must be a string");
+    }
     if (index++ > 0) joined += '\n';
     joined += text;
   }
@@ -51,9 +57,32 @@ void open_arguments(ordered_json& message) {
     ordered_json& function = call["function"];
     const auto arguments = function.find("arguments");
     if (arguments == function.end() || !arguments->is_string()) continue;
+    const auto& text = arguments->get_ref<const std::string&>();
+    if (text.find_first_not_of(" \t\r\n") == std::string::npos) {
+      *arguments = ordered_json::object();
+      continue;
+    }
     JsonBody body;
-    if (body.parse(arguments->get_ref<const std::string&>())) continue;
+    if (body.parse(text)) continue;
     *arguments = to_ordered_json(body.root());
+  }
+}
+
+/// What older and other clients call differently, by the names that templates know.
+void rename_fields(ordered_json& message) {
+  if (message["role"] == "developer") message["role"] = "system";
+  if (message["role"] == "function") message["role"] = "tool";
+  const auto call = message.find("function_call");
+  if (call != message.end() && call->is_object() && !message.contains("tool_calls")) {
+    const ordered_json function = *call;
+    message["tool_calls"] = ordered_json::array({{{"type", "function"}, {"function", function}}});
+  }
+  message.erase("function_call");
+  const auto reasoning = message.find("reasoning");
+  if (reasoning != message.end() && reasoning->is_string() &&
+      !message.contains("reasoning_content")) {
+    const ordered_json thought = *reasoning;
+    message["reasoning_content"] = thought;
   }
 }
 
@@ -79,49 +108,10 @@ ApiResult<ordered_json> read_message(element value, const std::string& name) {
     return invalid_field(name + ".content", "`" + name + ".content` is missing");
   }
   ordered_json message = to_ordered_json(value);
-  if (role == "developer") message["role"] = "system";  // templates know the older name
+  rename_fields(message);
   message["content"] = std::move(text);
   open_arguments(message);
   return message;
-}
-
-/// False where the tools are not to be shown to the model.
-bool read_tool_choice(JsonFields& fields) {
-  const auto choice = fields.find("tool_choice");
-  if (!choice) return true;
-  std::string_view word;
-  if (choice->get(word) == simdjson::SUCCESS) {
-    if (word == "auto") return true;
-    if (word == "none") return false;
-    if (word != "required") {
-      fields.fail("tool_choice", *choice, "\"auto\" or \"none\"");
-      return false;
-    }
-  } else if (!choice->is_object()) {
-    fields.fail("tool_choice", *choice, "\"auto\" or \"none\"");
-    return false;
-  }
-  fields.fail(
-      unsupported_field("tool_choice",
-                        "`tool_choice` asks for a forced tool call, which is not supported yet; "
-                        "\"auto\" and \"none\" are"));
-  return false;
-}
-
-void read_tools(JsonFields& fields, ChatPrompt& prompt) {
-  const bool show_tools = read_tool_choice(fields);
-  const auto tools = fields.array("tools");
-  if (!tools || fields.failed()) return;
-  auto list = ordered_json::array();
-  for (const element tool : *tools) {
-    if (!tool.is_object()) {
-      const std::string name = "tools[" + std::to_string(list.size()) + "]";
-      return fields.fail(invalid_field(
-          name, "`" + name + "` is " + json_type_name(tool) + "; it must be an object"));
-    }
-    list.push_back(to_ordered_json(tool));
-  }
-  if (show_tools && !list.empty()) prompt.tools = std::move(list);
 }
 
 /// How the rendering ends, and what the template sees besides the messages.
@@ -158,21 +148,23 @@ void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt
 
 }  // namespace
 
-void read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty) {
+ToolUse read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty,
+                         bool may_know_tools) {
   const auto messages = fields.array("messages");
-  if (fields.failed()) return;
-  if (!messages && !may_be_empty)
-    return fields.fail(invalid_field("messages", "`messages` is missing; it must be a list"));
-  if (messages) read_messages(fields, *messages, prompt);
-  if (fields.failed()) return;
-  if (prompt.messages.empty() && !may_be_empty) {
-    return fields.fail(
+  if (!fields.failed() && !messages && !may_be_empty)
+    fields.fail(invalid_field("messages", "`messages` is missing; it must be a list"));
+  if (!fields.failed() && messages) read_messages(fields, *messages, prompt);
+  if (!fields.failed() && prompt.messages.empty() && !may_be_empty) {
+    fields.fail(
         invalid_field("messages", "`messages` is empty; it must hold at least one message"));
   }
-  read_tools(fields, prompt);
+  if (fields.failed()) return {};
+  ToolUse tools = read_tools(fields, prompt.tools, may_know_tools);
   if (const auto kwargs = fields.object("chat_template_kwargs"))
     prompt.template_kwargs = to_ordered_json(kwargs->raw());
+  read_reasoning_effort(fields, prompt.template_kwargs);
   read_template_fields(fields, prompt);
+  return tools;
 }
 
 }  // namespace thaw::coalescer

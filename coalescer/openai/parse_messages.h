@@ -2,13 +2,17 @@
 
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/text_codec.h"
+#include "coalescer/openai/tools.h"
 
 namespace thaw::coalescer {
 
-/// Reads `messages`, `tools`, `tool_choice`, `add_generation_prompt` and `chat_template_kwargs`.
-/// Content may be a string, null or a list of text parts for every role; parts are joined by line
-/// feeds, as vLLM does. Tool-call arguments become objects, which templates expect. Sets `fields`'
-/// error where something is wrong. `may_be_empty`: no messages are none too few.
-void read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty = false);
+/// Reads `messages`, the tools (see read_tools), `add_generation_prompt`, `chat_template_kwargs`
+/// and `reasoning_effort`. Content may be a string, null or a list of text parts for every role;
+/// parts are joined by line feeds, as vLLM does. Tool-call arguments become objects, which
+/// templates expect. Sets `fields`' error where something is wrong. `may_be_empty`: no messages are
+/// none too few. `may_know_tools`: a forced call may mean tools that the request does not bring.
+/// Gives what the request says about tools.
+ToolUse read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty = false,
+                         bool may_know_tools = false);
 
 }  // namespace thaw::coalescer

@@ -117,6 +117,7 @@ std::vector<GenerateRequest> make_requests(const ApiCall& call, std::vector<Prep
     request.priority = call.priority;
     request.worker = call.worker;
     request.num_choices = call.num_choices;
+    request.grammar = call.reply.grammar;
     request.sampling = call.sampling;
     request.sampling.max_tokens = prompt.max_tokens;
     // The best of several are found by their log-probabilities.

@@ -15,6 +15,8 @@ namespace {
 constexpr std::string_view kPythonTag = "<|python_tag|>";
 constexpr std::size_t kIdLength = 24;
 constexpr std::size_t kMistralIdLength = 9;  // its templates take no other
+/// Longer text of what turned out to be no call is not searched for another one.
+constexpr std::size_t kMaxReadAgain = 64;
 
 }  // namespace
 
@@ -149,6 +151,7 @@ void ReplyParser::add_content(char c) {
 void ReplyParser::begin_reader(std::string_view trigger) {
   at_ = At::kCall;
   raw_ = trigger;
+  trigger_length_ = trigger.size();
   run_.clear();
   run_calls_ = 0;
   run_given_ = false;
@@ -201,9 +204,15 @@ void ReplyParser::drop_run() {
   at_ = At::kContent;
   const std::string raw = std::exchange(raw_, {});
   if (raw.empty()) return;
+  // The next call may have begun in what followed the trigger.
+  std::size_t settled = raw.size();
+  if (!run_given_ && raw.size() <= trigger_length_ + kMaxReadAgain)
+    settled = std::max<std::size_t>(trigger_length_, 1);
   at_start_ = false;
   after_call_ = false;
-  append_piece(out_, PieceKind::kContent, std::exchange(space_, {}) + raw);
+  append_piece(out_, PieceKind::kContent, std::exchange(space_, {}) + raw.substr(0, settled));
+  for (const char c : raw.substr(settled))
+    byte(c);
 }
 
 bool ReplyParser::run_is_valid() const {
@@ -250,12 +259,12 @@ std::string ReplyParser::id_of(std::uint32_t call) const {
 }
 
 ReplyPieces ReplyParser::finish() {
-  if (at_ == At::kCall) {
+  while (at_ == At::kCall) {
     if (!reading_.constrained && reader_->may_end() && run_is_valid()) give_run();
     if (run_given_) raw_.clear();  // the rest is the form's
     const bool given = run_given_;
     drop_run();
-    after_call_ = given;
+    if (given) after_call_ = true;
   }
   const std::string held = std::exchange(held_, {});
   if (at_ == At::kThinking) {

@@ -76,6 +76,7 @@ class ReplyParser final : private CallSink {
   // One run of a reader.
   std::unique_ptr<CallReader> reader_;
   std::string raw_;  // its text that is not in given pieces
+  std::size_t trigger_length_ = 0;  // of raw_, which begins with it
   ReplyPieces run_;  // pieces that are not given yet
   std::uint32_t run_calls_ = 0;  // begun by the run
   bool run_given_ = false;

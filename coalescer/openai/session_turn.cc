@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "coalescer/core/token_trie.h"
+#include "coalescer/openai/message_json.h"
 #include "coalescer/openai/stop_matcher.h"
 
 namespace thaw::coalescer {
@@ -27,6 +28,15 @@ std::string text_of(std::span<const TokenId> tokens, bool keep_special, const Te
   for (const TokenId token : tokens)
     text += stream->push(token);
   return text + stream->finish();
+}
+
+/// The message that the text of a reply stands for.
+ordered_json message_of_reply(const std::string& text, const ApiCall& call, const TextCodec& codec,
+                              std::uint32_t choice) {
+  ReplyParser parser(reply_reading(call.reply, choice, codec));
+  ReplyPieces pieces = parser.push(text);
+  append_pieces(pieces, parser.finish());
+  return message_of_pieces(pieces);
 }
 
 /// Marks of a line; the last one describes all of it.
@@ -140,11 +150,13 @@ ReplyText read_reply(std::span<const TokenId> generated, const ApiCall& call,
                      const TextCodec& codec) {
   const auto stream = codec.new_stream(call.keep_special);
   StopMatcher matcher(call.stop);
+  HiddenMarkers markers(call, codec);
   ReplyText reply;
   std::vector<std::size_t> ends;  // bytes of text up to each token, held back ones included
   std::size_t seen = 0;
   for (std::size_t i = 0; i < generated.size() && !matcher.matched(); ++i) {
     std::string text = stream->push(generated[i]);
+    text += markers.text_of(generated[i]);
     seen += text.size();
     ends.push_back(seen);
     // As in Completion: text of the first min_tokens tokens cannot stop the reply.
@@ -164,7 +176,7 @@ ReplyText read_reply(std::span<const TokenId> generated, const ApiCall& call,
 }
 
 SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, const ApiCall& call,
-                        const TextCodec& codec) {
+                        const TextCodec& codec, std::uint32_t choice) {
   ReplyText reply = read_reply(generated, call, codec);
   generated = generated.subspan(0, reply.num_tokens);
   SessionState& next = turn.next;
@@ -180,16 +192,19 @@ SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, co
       std::vector<TokenId> whole(next.tokens.begin() + next.marks.back().tokens, next.tokens.end());
       const std::string before = text_of(whole, call.keep_special, codec);
       whole.insert(whole.end(), generated.begin(), generated.end());
-      std::string text = text_of(whole, call.keep_special, codec);
+      const std::string text = text_of(whole, call.keep_special, codec);
       const std::string wanted = before + reply.text;
-      message["content"] = text.size() > wanted.size() ? wanted : text;
+      const ordered_json read =
+          message_of_reply(text.size() > wanted.size() ? wanted : text, call, codec, choice);
+      for (const auto& [key, value] : read.items())
+        message[key] = value;
     } else {
       message["content"] = message["content"].get<std::string>() + reply.text;
     }
     next.messages.back() = dump(message);
   } else {
     mark_end(next, LineEnd::kPrompted);
-    next.messages.push_back(assistant_message(reply.text));
+    next.messages.push_back(dump(message_of_reply(reply.text, call, codec, choice)));
   }
   next.tokens.insert(next.tokens.end(), generated.begin(), generated.end());
   mark_end(next, LineEnd::kReply);

@@ -34,9 +34,10 @@ ApiResult<SessionTurn> prepare_turn(const ApiCall& call, const SessionState& sta
                                     const TextCodec& codec);
 
 /// The session after the turn: with the reply, its tokens and its text. `generated` is what the
-/// request gave, stop strings included, without a stop token.
+/// request gave for choice `choice`, stop strings included, without a stop token. Calls in the
+/// reply become `tool_calls` of its message, thinking `reasoning_content`.
 SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, const ApiCall& call,
-                        const TextCodec& codec);
+                        const TextCodec& codec, std::uint32_t choice = 0);
 
 /// A turn that began without a session, so that one can be made of it.
 SessionTurn turn_of_chat(const ChatPrompt& chat, std::vector<TokenId> prompt);

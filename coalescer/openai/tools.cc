@@ -57,6 +57,12 @@ std::string item_name(std::string_view list, std::size_t index) {
 void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, ToolUse& use) {
   auto tool = read_function(function);
   if (!tool) return fields.fail_with(function);
+  if (use.specs.size() >= kMaxTools) {
+    return fields.fail(
+        invalid_field(std::string(list), "`" + std::string(list) + "` has more than " +
+                                             std::to_string(kMaxTools) +
+                                             " functions, the most that are accepted"));
+  }
   if (find_tool(use.specs, tool->name) != nullptr) {
     const std::string name = function.full_name("name");
     return fields.fail(invalid_field(name, "`" + name + "` is \"" + tool->name +

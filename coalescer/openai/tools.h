@@ -39,6 +39,8 @@ struct ToolUse {
 
 /// Longest name of a tool.
 inline constexpr std::size_t kMaxToolNameBytes = 128;
+/// Most tools of one request.
+inline constexpr std::size_t kMaxTools = 1024;
 
 /// Reads `tools`, `tool_choice`, `parallel_tool_calls`, and the older `functions` and
 /// `function_call`. `shown` becomes the list for the chat template, as the client wrote it; it

@@ -65,7 +65,8 @@ TEST(ParseMessages, ToolsAndTemplateFields) {
   EXPECT_EQ(prompt.tools[0]["function"]["name"], "f");
   EXPECT_FALSE(prompt.add_generation_prompt);
   EXPECT_EQ(prompt.template_kwargs["enable_thinking"], false);
-  EXPECT_TRUE(chat_of(start + R"(, "tools": [{"type": "function"}], "tool_choice": "none"})")
+  EXPECT_TRUE(chat_of(start + R"(, "tools": [{"type": "function", "function": {"name": "f"}}],
+      "tool_choice": "none"})")
                   .tools.is_null());
 }
 
@@ -109,11 +110,12 @@ TEST(ParseCall, TheModelsDefaultsStandForWhatIsLeftOut) {
 }
 
 TEST(ParseCall, ManyKeysDoNotCostASquare) {
-  std::string tool = R"({"messages": [{"role": "user", "content": "x"}], "tools": [{"p": {)";
+  std::string tool = R"({"messages": [{"role": "user", "content": "x"}], "tools": [{"function": )"
+                     R"({"name": "f", "parameters": {)";
   for (int i = 0; i < 100000; ++i)
     tool += (i > 0 ? ",\"k" : "\"k") + std::to_string(i) + "\": 0";
-  tool += "}}]}";
-  EXPECT_EQ(chat_of(tool).tools[0]["p"].size(), 100000U);
+  tool += "}}}]}";
+  EXPECT_EQ(chat_of(tool).tools[0]["function"]["parameters"].size(), 100000U);
 }
 
 /// Whatever bytes come, the answer is a call or a 4xx.
@@ -123,7 +125,8 @@ TEST(ParseCall, RandomBytesAndDamagedBodies) {
   std::mt19937 random(kSeed);
   const std::string good = R"({"model": "m", "messages": [{"role": "user", "content": "Hi"},
     {"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "stop": ["a"],
-    "logit_bias": {"5": 1.5}, "tools": [{"type": "function"}], "stream_options": {"include_usage": true},
+    "logit_bias": {"5": 1.5}, "tools": [{"type": "function", "function": {"name": "f",
+    "parameters": {"type": "object"}}}], "tool_choice": "required", "guided_choice": ["a"], "stream_options": {"include_usage": true},
     "prompt": [[1, 2], [3]], "thaw": {"explain": true}, "n": 2, "seed": 3, "temperature": 0.5})";
   int accepted = 0;
   for (int round = 0; round < 20000; ++round) {

@@ -165,8 +165,7 @@ TEST(ReplyParser, TextWithoutCallsIsKeptToTheByte) {
 TEST(ReplyParser, BrokenCallsAreContent) {
   for (const std::string text :
        {"<tool_call>no</tool_call>", "a\n<tool_call>\n{\"nam\": 1}", "<tool_call>{}</tool_call>",
-        "<tool_call>[1]</tool_call>", "<tool_call>{\"name\": 3}",
-        "<tool_call>{\"name\": \"f\" \"arguments\"}",
+        "<tool_call>[1]</tool_call>", "<tool_call>{\"name\": 3}", "<tool_call> <tool_call>",
         "x <tool_call> <tool_call> {\"arguments\": 2}"})
     check({ToolForm::kHermes, {}, text, "c(" + text + ")"});
   // A broken one hides no whole one behind it.
@@ -174,6 +173,10 @@ TEST(ReplyParser, BrokenCallsAreContent) {
          {},
          "<tool_call>oh <tool_call>{\"name\":\"clock\"}</tool_call>",
          "c(<tool_call>oh)clock({})"});
+  check({ToolForm::kHermes,
+         {},
+         "<tool_call>\n<tool_call>{\"name\":\"clock\"}</tool_call>",
+         "c(<tool_call>)clock({})"});
 }
 
 TEST(ReplyParser, WhatIsNotHeldByAGrammarIsACallOnceItIsWhole) {
@@ -184,6 +187,9 @@ TEST(ReplyParser, WhatIsNotHeldByAGrammarIsACallOnceItIsWhole) {
                  "</tool_call>",
                  ""};
   EXPECT_EQ(shown(read(one, {}, false)), "c(" + one.text + ")");
+  const Case odd{ToolForm::kHermes, {}, "<tool_call>{\"name\": \"f\" oops", ""};
+  EXPECT_EQ(shown(read(odd, {}, false)), "c(" + odd.text + ")");
+  EXPECT_EQ(shown(read(odd, {}, true)), "f()c( oops)");  // it is told already
   const Case cut{
       ToolForm::kHermes, {}, "Hm. <tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ", ""};
   EXPECT_EQ(shown(read(cut, {}, false)), "c(" + cut.text + ")");

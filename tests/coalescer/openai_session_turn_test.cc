@@ -139,17 +139,17 @@ TEST(SessionTurn, StopStringsAreNoPartOfTheSession) {
 }
 
 TEST(SessionTurn, ToolsOfTheSessionStay) {
-  const ApiCall first = call_of(user("a"), false, R"(, "tools": [{"name": "f"}])");
+  const ApiCall first = call_of(user("a"), false, R"(, "tools": [{"function": {"name": "f"}}])");
   SharedState state = after(std::make_shared<SessionState>(), first, "b");
   EXPECT_EQ(text_of(prepared(call_of(user("c")), state).prompt),
-            "user: a\nassistant:b\nuser: c\ntools: [{\"name\":\"f\"}]\nassistant:");
+            "user: a\nassistant:b\nuser: c\ntools: [{\"function\":{\"name\":\"f\"}}]\nassistant:");
   EXPECT_EQ(
       text_of(prepared(call_of(user("c"), false, R"(, "tool_choice": "none")"), state).prompt),
       "user: a\nassistant:b\nuser: c\nassistant:");
   EXPECT_EQ(text_of(prepared(call_of(user("c"), false, R"(, "tools": [])"), state).prompt),
             "user: a\nassistant:b\nuser: c\nassistant:");
   state = after(state, call_of(user("c"), false, R"(, "tool_choice": "none")"), "d");
-  EXPECT_EQ(state->tools, R"([{"name":"f"}])");
+  EXPECT_EQ(state->tools, R"([{"function":{"name":"f"}}])");
 }
 
 TEST(SessionCut, AtMessagesIsWhatFewerMessagesWouldHaveBeen) {
@@ -214,7 +214,8 @@ StoredSession written_session() {
   session.turns = 2;
   SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
   session.checkpoints.push_back({"one", state, 1235});
-  state = after(state, call_of(user("More"), false, R"(, "tools": [{"name": "f"}])"), "Yes");
+  state = after(state, call_of(user("More"), false, R"(, "tools": [{"function": {"name": "f"}}])"),
+                "Yes");
   session.checkpoints.push_back({"two", state, 1236});
   session.state = state;
   return session;
