@@ -68,16 +68,30 @@ std::string branch_param(std::size_t branch, const std::string& param) {
   return param.empty() ? name : name + "." + param;
 }
 
+/// How the reply of a branch is held to its form.
+std::optional<ApiError> plan_branch(const ServerContext* context, std::size_t branch, ApiCall& call,
+                                    const PreparedPrompt& prompt, std::string_view known_tools) {
+  auto plan = plan_reply(call, prompt.tokens, known_tools, context->options.eager_tools,
+                         *call.served->codec);
+  if (auto* error = std::get_if<ApiError>(&plan)) {
+    error->param = branch_param(branch, error->param);
+    return std::move(*error);
+  }
+  call.reply = std::move(std::get<ReplyPlan>(plan));
+  return std::nullopt;
+}
+
 /// Prompts of branches whose trunk came with the call.
-std::optional<ApiError> prepare_own(PreparedForks& forks) {
+std::optional<ApiError> prepare_own(const ServerContext* context, PreparedForks& forks) {
   for (std::size_t i = 0; i < forks.call.branches.size(); ++i) {
-    const ApiCall& call = forks.call.branches[i].call;
+    ApiCall& call = forks.call.branches[i].call;
     auto prompts = prepare_prompts(call, *call.served->codec, call.served->max_model_len);
     if (auto* error = std::get_if<ApiError>(&prompts)) {
       error->param = branch_param(i, error->param);
       return std::move(*error);
     }
     forks.prompts.push_back(std::move(std::get<std::vector<PreparedPrompt>>(prompts).front()));
+    if (auto error = plan_branch(context, i, call, forks.prompts.back(), "")) return error;
   }
   forks.turns.resize(forks.call.branches.size());
   return std::nullopt;
@@ -87,7 +101,7 @@ std::optional<ApiError> prepare_own(PreparedForks& forks) {
 std::optional<ApiError> prepare_stored(const ServerContext* context, const SharedState& state,
                                        PreparedForks& forks) {
   for (std::size_t i = 0; i < forks.call.branches.size(); ++i) {
-    const ApiCall& call = forks.call.branches[i].call;
+    ApiCall& call = forks.call.branches[i].call;
     auto turn = prepare_turn(call, *state, *context->codec);
     ApiError* error = std::get_if<ApiError>(&turn);
     if (error == nullptr) {
@@ -99,6 +113,8 @@ std::optional<ApiError> prepare_stored(const ServerContext* context, const Share
         return std::move(*misfit);
       }
       forks.prompts.push_back(std::move(std::get<PreparedPrompt>(prompt)));
+      auto refused = plan_branch(context, i, call, forks.prompts.back(), prepared.next.tools);
+      if (refused) return refused;
       forks.turns.emplace_back(std::move(prepared));
       continue;
     }
@@ -115,7 +131,7 @@ net::awaitable<ApiResult<PreparedForks>> parse_on_pool(const ServerContext* cont
   PreparedForks forks;
   forks.call = std::move(std::get<ForksCall>(parsed));
   if (forks.call.stored.is_given()) co_return forks;
-  if (auto error = prepare_own(forks)) co_return std::move(*error);
+  if (auto error = prepare_own(context, forks)) co_return std::move(*error);
   co_return forks;
 }
 
@@ -219,6 +235,7 @@ net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_fork
     run->label.model = label.model;
     run->labels.push_back(label.branch_label);
     record->id = label.id;
+    record->call.reply.id = label.id;
     record->prompt = forks.prompts[i].tokens;
     record->generated.resize(call.num_choices);
     auto live = std::make_shared<LiveCall>(
