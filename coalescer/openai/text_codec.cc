@@ -169,6 +169,11 @@ class ModelTextCodec final : public TextCodec {
 
 }  // namespace
 
+const ChatForm& TextCodec::form() const {
+  static const ChatForm kPlain;
+  return kPlain;
+}
+
 std::unique_ptr<TextCodec> make_model_codec(const text::Tokenizer* tokenizer,
                                             const text::ChatTemplate* chat_template) {
   return std::make_unique<ModelTextCodec>(tokenizer, chat_template);

@@ -54,8 +54,8 @@ class TextCodec {
   virtual std::string decode(std::span<const TokenId> tokens, bool keep_special) const = 0;
   virtual std::unique_ptr<TextStream> new_stream(bool keep_special) const = 0;
   virtual int vocab_size() const = 0;
-  /// How the model writes calls and thinking.
-  virtual const ChatForm& form() const = 0;
+  /// How the model writes calls and thinking; by default as one that was made for neither.
+  virtual const ChatForm& form() const;
 };
 
 /// The codec of a loaded model. `chat_template` may be null; both must outlive the codec.
