@@ -13,14 +13,18 @@ bool is_remote(const std::string& name) {
   return kvsnap::is_s3_url(name);
 }
 
-RemoteFiles::RemoteFiles(std::unique_ptr<kvsnap::Store> store, const std::string& directory)
-    : store_(std::move(store)), cache_(directory), io_(*store_, directory + "/uploads") {}
+RemoteFiles::RemoteFiles(std::unique_ptr<kvsnap::Store> store, const std::string& directory,
+                         std::uint64_t max_bytes)
+    : store_(std::move(store)),
+      cache_(directory, max_bytes),
+      io_(*store_, directory + "/uploads") {}
 
 Result<std::unique_ptr<RemoteFiles>> RemoteFiles::open(const S3Settings& settings,
                                                        const std::string& directory) {
   auto store = kvsnap::open_s3_store(s3_options(settings));
   if (!store) return std::move(store).error();
-  return std::unique_ptr<RemoteFiles>(new RemoteFiles(*std::move(store), directory));
+  return std::unique_ptr<RemoteFiles>(
+      new RemoteFiles(*std::move(store), directory, settings.cache_bytes));
 }
 
 Result<void> RemoteFiles::check_output(const std::string& url) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -29,7 +30,8 @@ class RemoteFiles {
   Result<std::string> fetch_weights(const std::string& url);
 
  private:
-  RemoteFiles(std::unique_ptr<kvsnap::Store> store, const std::string& directory);
+  RemoteFiles(std::unique_ptr<kvsnap::Store> store, const std::string& directory,
+              std::uint64_t max_bytes);
 
   std::unique_ptr<kvsnap::Store> store_;
   kvsnap::ObjectCache cache_;

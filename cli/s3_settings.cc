@@ -61,6 +61,14 @@ void add_s3_options(CLI::App& command, S3Settings& settings) {
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str()
       ->group(group);
+  command
+      .add_option("--s3-cache-bytes", settings.cache_bytes,
+                  "Most that local copies of snapshots take below $THAW_CACHE_DIR; those that were "
+                  "not used for longest go. 0: none goes")
+      ->envname("THAW_S3_CACHE_BYTES")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str()
+      ->group(group);
 }
 
 kvsnap::S3Options s3_options(const S3Settings& settings) {

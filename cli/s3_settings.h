@@ -17,6 +17,7 @@ struct S3Settings {
   std::uint32_t part_size_mb = 16;
   std::uint32_t multipart_threshold_mb = 16;
   double timeout_s = 60;
+  std::uint64_t cache_bytes = 0;  ///< of local copies; 0: no bound
 };
 
 /// Declares --s3-... on `command`; they write to `settings`, which must outlive the parse.

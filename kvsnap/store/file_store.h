@@ -1,5 +1,10 @@
 #pragma once
 
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "kvsnap/file_io.h"
 #include "kvsnap/store/store.h"
 
@@ -16,9 +21,18 @@ class FileStore final : public Store {
   Result<std::unique_ptr<StoredObject>> open(const std::string& url) override;
   /// copy_whole_file(). REQUIRES: the files of `io` take any alignment.
   Result<ObjectInfo> put(const std::string& url, const std::string& path) override;
+  /// Of the operating system's files, without what is incomplete.
+  Result<std::vector<ListedObject>> list(const std::string& folder,
+                                         std::size_t max_objects) override;
+  Result<void> remove(const std::string& url) override;
+  std::unique_ptr<Store> share() override { return std::make_unique<FileStore>(*io_); }
+  void stop() override { is_stopped_ = true; }
 
  private:
+  Result<void> check() const;
+
   FileIo* io_;
+  std::atomic<bool> is_stopped_ = false;
 };
 
 }  // namespace thaw::kvsnap

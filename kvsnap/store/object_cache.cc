@@ -13,6 +13,7 @@
 #include "engine/base/file.h"
 #include "engine/base/hash.h"
 #include "engine/base/unique_fd.h"
+#include "kvsnap/store/cache_budget.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -20,7 +21,6 @@ namespace {
 constexpr std::size_t kMaxNameBytes = 200;  // leaves room for suffixes below NAME_MAX
 constexpr std::size_t kHashDigits = 16;
 constexpr mode_t kFileMode = 0644;
-constexpr const char* kPartialSuffix = ".partial";
 
 Error disk_error(const std::string& what, int error_number) {
   Error error = io_error(what, error_number);
@@ -137,8 +137,8 @@ void remove_stale_partials(const std::string& path, const std::string& ours) {
   const std::filesystem::path whole(path);
   for (const auto& entry : std::filesystem::directory_iterator(whole.parent_path(), failed)) {
     const std::string name = entry.path().filename().string();
-    if (!name.starts_with(whole.filename().string() + ".") || !name.ends_with(kPartialSuffix) ||
-        entry.path().string() == ours) {
+    if (!name.starts_with(whole.filename().string() + ".") ||
+        !name.ends_with(kCachePartialSuffix) || entry.path().string() == ours) {
       continue;
     }
     if (const auto stale = Partial::open(entry.path().string()); stale && *stale)
@@ -149,9 +149,10 @@ void remove_stale_partials(const std::string& path, const std::string& ours) {
 /// The partial file of this version, or, where another process fills that, one of our own.
 Result<std::unique_ptr<Partial>> open_partial(const std::string& path, const ObjectInfo& info) {
   const std::string stem = path + "." + short_hash(info.version + "\n" + boot_id());
-  auto partial = Partial::open(stem + kPartialSuffix);
+  auto partial = Partial::open(stem + std::string(kCachePartialSuffix));
   if (!partial || *partial) return partial;
-  partial = Partial::open(stem + "." + std::to_string(::getpid()) + kPartialSuffix);
+  partial =
+      Partial::open(stem + "." + std::to_string(::getpid()) + std::string(kCachePartialSuffix));
   if (!partial || *partial) return partial;
   return make_error(Errc::kUnavailable, path + " is being fetched by two others already");
 }
@@ -189,24 +190,41 @@ Result<std::string> ObjectCache::path_of(const Store& store, const std::string& 
   return directory_ + "/" + short_hash(store.name() + "\n" + folder) + "/" + name;
 }
 
-Result<std::string> ObjectCache::fetch(Store& store, const std::string& url) const {
+Result<std::string> ObjectCache::fetch(Store& store, const std::string& url) {
   auto path = path_of(store, url);
   if (!path) return path;
   const auto object = store.open(url);
   if (!object) return object.error();
   const ObjectInfo& info = (*object)->info();
-  const std::string stamp_path = *path + ".version";
-  if (is_current(*path, stamp_path, info)) return path;
+  if (is_current(*path, *path + std::string(kCacheStampSuffix), info)) {
+    note_cache_use(*path);
+    given_out_.insert(*path);
+    make_room(0);
+    return path;
+  }
+  // What is there of it already counts twice, which is on the safe side.
+  given_out_.insert(*path);
+  make_room(info.size_bytes);
+  if (auto brought = bring(**object, *path); !brought) return std::move(brought).error();
+  return path;
+}
 
+void ObjectCache::make_room(std::uint64_t bytes) {
+  if (max_bytes_ != 0) keep_cache_within(directory_, max_bytes_, bytes, given_out_);
+}
+
+Result<void> ObjectCache::bring(const StoredObject& object, const std::string& path) {
+  const ObjectInfo& info = object.info();
+  const std::string stamp_path = path + std::string(kCacheStampSuffix);
   std::error_code failed;
-  const std::string folder = std::filesystem::path(*path).parent_path().string();
+  const std::string folder = std::filesystem::path(path).parent_path().string();
   std::filesystem::create_directories(folder, failed);
   if (failed) return disk_error("cannot make " + folder, failed.value());
-  auto opened = open_partial(*path, info);
+  auto opened = open_partial(path, info);
   if (!opened) return std::move(opened).error();
   Partial& partial = **opened;
-  remove_stale_partials(*path, partial.path());
-  if (auto filled = fill(partial, **object); !filled) {
+  remove_stale_partials(path, partial.path());
+  if (auto filled = fill(partial, object); !filled) {
     // What the network broke off goes on later; on a full disk it would be in everybody's way.
     const Errc code = filled.error().code;
     if (code == Errc::kResourceExhausted || code == Errc::kDataLoss) partial.remove();
@@ -214,11 +232,9 @@ Result<std::string> ObjectCache::fetch(Store& store, const std::string& url) con
   }
   // Without a stamp there is no copy: so no crash can leave the old one's beside the new bytes.
   std::filesystem::remove(stamp_path, failed);
-  if (auto finished = partial.finish(*path); !finished) return std::move(finished).error();
+  if (auto finished = partial.finish(path); !finished) return std::move(finished).error();
   if (auto synced = sync_directory(folder); !synced) return std::move(synced).error();
-  if (auto stamped = replace_file(stamp_path, stamp_of(info, partial.inode())); !stamped)
-    return std::move(stamped).error();
-  return path;
+  return replace_file(stamp_path, stamp_of(info, partial.inode()));
 }
 
 }  // namespace thaw::kvsnap

@@ -24,8 +24,10 @@ namespace {
 
 constexpr std::uint64_t kSlowestBytesPerSecond = std::uint64_t{256} << 10;
 constexpr std::chrono::seconds kCancelDeadline{10};
+constexpr std::chrono::seconds kStopDeadline{2};  // of one whose caller is leaving
 constexpr std::chrono::milliseconds kLook{100};
 constexpr std::size_t kMaxErrorBytes = std::size_t{64} << 10;
+constexpr std::size_t kMaxTextBytes = std::size_t{16} << 20;
 constexpr std::uint64_t kMinRangeBytes = std::uint64_t{1} << 20;
 constexpr int kOk = 200;
 constexpr int kPartial = 206;
@@ -66,6 +68,7 @@ std::optional<std::uint64_t> total_of(const std::string& content_range) {
 struct Exchange {
   std::string url;
   bool is_probe = false;
+  bool is_text = false;
   S3Object expected;  // of a get
 
   std::mutex mutex;
@@ -77,6 +80,7 @@ struct Exchange {
   bool is_finished = false;  // guarded by mutex
   S3Failure failure;  // guarded by mutex
   S3Object found;  // of a probe; guarded by mutex
+  std::string text;  // guarded by mutex
 
   int fail(Error made) {
     if (!error) error = std::move(made);
@@ -112,6 +116,12 @@ int on_body(aws_s3_meta_request*, const aws_byte_cursor* body, std::uint64_t sta
   if (!exchange) return aws_raise_error(AWS_ERROR_S3_CANCELED);
   const std::lock_guard lock(exchange->mutex);
   if (exchange->is_probe) return AWS_OP_SUCCESS;
+  if (exchange->is_text) {
+    if (body->len > kMaxTextBytes - exchange->text.size())
+      return exchange->fail(make_error(Errc::kDataLoss, exchange->url + ": the answer never ends"));
+    exchange->text.append(reinterpret_cast<const char*>(body->ptr), body->len);
+    return AWS_OP_SUCCESS;
+  }
   if (exchange->sink == nullptr || exchange->error) return aws_raise_error(AWS_ERROR_S3_CANCELED);
   if (start != exchange->next || body->len > exchange->end - exchange->next) {
     return exchange->fail(make_error(
@@ -181,9 +191,10 @@ struct ReleaseRequest {
 };
 using Message = std::unique_ptr<aws_http_message, ReleaseMessage>;
 
-Message make_message(const S3Runtime& runtime, const S3Url& object, const aws_byte_cursor& method) {
+Message make_message(const S3Runtime& runtime, const S3Url& object, const aws_byte_cursor& method,
+                     const std::string& query = "") {
   Message message(aws_http_message_new_request(runtime.allocator()));
-  const std::string path = runtime.path_of(object);
+  const std::string path = runtime.path_of(object) + query;
   const std::string host = runtime.host_of(object);
   aws_http_message_set_request_method(message.get(), method);
   aws_http_message_set_request_path(message.get(), cursor_of(path));
@@ -200,8 +211,9 @@ void add_header(const Message& message, const std::string& name, const std::stri
 }
 
 /// Sends it and waits. Returns what failed; the exchange has the rest.
-Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exchange,
+Result<void> run(const S3Caller& caller, const std::shared_ptr<Exchange>& exchange,
                  aws_s3_meta_request_options& options, std::uint64_t bytes, const char* operation) {
+  const S3Runtime& runtime = *caller.runtime;
   options.endpoint = runtime.endpoint();
   options.user_data = exchange.get();
   options.headers_callback = &on_headers;
@@ -222,7 +234,7 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
   std::unique_lock lock(exchange->mutex);
   const auto finished = [&] { return exchange->is_finished; };
   bool in_time = false;
-  while (!in_time && std::chrono::steady_clock::now() < deadline) {
+  while (!in_time && !caller.is_stopped && std::chrono::steady_clock::now() < deadline) {
     in_time = exchange->changed.wait_for(lock, kLook, finished);
     // Before anything has worked, one refused handshake is as good as six.
     if (in_time || !exchange->is_probe || tls_failures().count == tls_before) continue;
@@ -235,11 +247,13 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
     lock.unlock();
     aws_s3_meta_request_cancel(request.get());
     lock.lock();
-    exchange->changed.wait_for(lock, kCancelDeadline, finished);
+    exchange->changed.wait_for(lock, caller.is_stopped ? kStopDeadline : kCancelDeadline, finished);
   }
   exchange->sink = nullptr;
   const std::optional<Error>& error = exchange->error;
   if (error) return *error;
+  if (!in_time && caller.is_stopped)
+    return make_error(Errc::kCancelled, exchange->url + ": " + operation + " was stopped");
   if (!in_time) {
     return make_error(Errc::kDeadlineExceeded,
                       exchange->url + ": " + operation + " took longer than " +
@@ -254,8 +268,8 @@ Result<void> run(const S3Runtime& runtime, const std::shared_ptr<Exchange>& exch
 
 }  // namespace
 
-Result<S3Object> s3_probe(const S3Runtime& runtime, const std::string& url, const S3Url& object) {
-  const Message message = make_message(runtime, object, aws_http_method_get);
+Result<S3Object> s3_probe(const S3Caller& caller, const std::string& url, const S3Url& object) {
+  const Message message = make_message(*caller.runtime, object, aws_http_method_get);
   add_header(message, "Range", "bytes=0-0");
   const auto exchange = make_live<Exchange>();
   exchange->url = url;
@@ -265,7 +279,7 @@ Result<S3Object> s3_probe(const S3Runtime& runtime, const std::string& url, cons
   options.operation_name = cursor_of("GetObject");
   options.message = message.get();
   options.body_callback = &on_body;
-  const auto done = run(runtime, exchange, options, 0, "GetObject");
+  const auto done = run(caller, exchange, options, 0, "GetObject");
   const std::lock_guard lock(exchange->mutex);
   // A range of an object without bytes.
   if (!done && exchange->failure.status == kRangeNotSatisfiable) return S3Object{};
@@ -273,11 +287,11 @@ Result<S3Object> s3_probe(const S3Runtime& runtime, const std::string& url, cons
   return exchange->found;
 }
 
-Result<void> s3_get(const S3Runtime& runtime, const std::string& url, const S3Url& object,
+Result<void> s3_get(const S3Caller& caller, const std::string& url, const S3Url& object,
                     const S3Object& expected, std::uint64_t offset, std::uint64_t size_bytes,
                     const ByteSink& sink) {
   if (size_bytes == 0) return {};
-  const Message message = make_message(runtime, object, aws_http_method_get);
+  const Message message = make_message(*caller.runtime, object, aws_http_method_get);
   add_header(message, "Range",
              "bytes=" + std::to_string(offset) + "-" + std::to_string(offset + size_bytes - 1));
   add_header(message, "If-Match", expected.etag);
@@ -293,20 +307,20 @@ Result<void> s3_get(const S3Runtime& runtime, const std::string& url, const S3Ur
   options.body_callback = &on_body;
   options.telemetry_callback = &on_answer;
   // Small enough that all connections have something to do.
-  const std::uint64_t share = size_bytes / std::max(1U, runtime.options().concurrency) + 1;
+  const std::uint64_t share = size_bytes / std::max(1U, caller.runtime->options().concurrency) + 1;
   options.part_size = std::clamp((share + kMinRangeBytes - 1) / kMinRangeBytes * kMinRangeBytes,
-                                 std::min(kMinRangeBytes, runtime.options().part_bytes),
-                                 runtime.options().part_bytes);
-  if (auto done = run(runtime, exchange, options, size_bytes, "GetObject"); !done) return done;
+                                 std::min(kMinRangeBytes, caller.runtime->options().part_bytes),
+                                 caller.runtime->options().part_bytes);
+  if (auto done = run(caller, exchange, options, size_bytes, "GetObject"); !done) return done;
   const std::lock_guard lock(exchange->mutex);
   if (exchange->next == exchange->end) return {};
   return make_error(Errc::kDataLoss, url + ": " + std::to_string(exchange->next - offset) +
                                          " bytes came of " + std::to_string(size_bytes));
 }
 
-Result<void> s3_put(const S3Runtime& runtime, const std::string& url, const S3Url& object,
+Result<void> s3_put(const S3Caller& caller, const std::string& url, const S3Url& object,
                     const std::string& path, std::uint64_t size_bytes) {
-  const Message message = make_message(runtime, object, aws_http_method_put);
+  const Message message = make_message(*caller.runtime, object, aws_http_method_put);
   add_header(message, "Content-Length", std::to_string(size_bytes));
   add_header(message, "Content-Type", "application/octet-stream");
   const auto exchange = make_live<Exchange>();
@@ -318,8 +332,26 @@ Result<void> s3_put(const S3Runtime& runtime, const std::string& url, const S3Ur
   options.type = AWS_S3_META_REQUEST_TYPE_PUT_OBJECT;
   options.message = message.get();
   options.send_filepath = cursor_of(path);
-  if (runtime.options().upload_checksums) options.checksum_config = &checksums;
-  return run(runtime, exchange, options, size_bytes, "PutObject");
+  if (caller.runtime->options().upload_checksums) options.checksum_config = &checksums;
+  return run(caller, exchange, options, size_bytes, "PutObject");
+}
+
+Result<std::string> s3_call(const S3Caller& caller, const std::string& url,
+                            const S3Request& request) {
+  const Message message =
+      make_message(*caller.runtime, request.object, cursor_of(request.method), request.query);
+  const auto exchange = make_live<Exchange>();
+  exchange->url = url;
+  exchange->is_text = true;
+  aws_s3_meta_request_options options{};
+  options.type = AWS_S3_META_REQUEST_TYPE_DEFAULT;
+  options.operation_name = cursor_of(request.operation);
+  options.message = message.get();
+  options.body_callback = &on_body;
+  if (auto done = run(caller, exchange, options, 0, request.operation); !done)
+    return std::move(done).error();
+  const std::lock_guard lock(exchange->mutex);
+  return exchange->text;
 }
 
 }  // namespace thaw::kvsnap

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/base/result.h"
 
@@ -17,6 +18,13 @@ struct ObjectInfo {
   std::uint64_t size_bytes = 0;
   /// Another one for other bytes under the same URL: S3's ETag; of a file, inode, size and time.
   std::string version;
+};
+
+/// An object of a folder.
+struct ListedObject {
+  std::string name;  ///< behind the folder's URL
+  std::uint64_t size_bytes = 0;
+  std::int64_t modified = 0;  ///< seconds since the epoch
 };
 
 /// Takes what a read brings, in order and without gaps. An error of its own ends the read.
@@ -58,6 +66,17 @@ class Store {
   /// old object or the new one, whole. Errors: open()'s, kResourceExhausted; kDataLoss where the
   /// store has something else afterwards.
   virtual Result<ObjectInfo> put(const std::string& url, const std::string& path) = 0;
+  /// What lies below `folder`, a URL that ends with a slash, at any depth; the first `max_objects`
+  /// in the order of their names. A folder that is not there is empty. Errors: open()'s.
+  virtual Result<std::vector<ListedObject>> list(const std::string& folder,
+                                                 std::size_t max_objects) = 0;
+  /// What is not there is removed already. Errors: open()'s.
+  virtual Result<void> remove(const std::string& url) = 0;
+
+  /// The same objects by another door, which stop() closes alone.
+  virtual std::unique_ptr<Store> share() = 0;
+  /// Ends what is under way, of opened objects too, with kCancelled, soon, and refuses what comes.
+  virtual void stop() = 0;
 };
 
 }  // namespace thaw::kvsnap

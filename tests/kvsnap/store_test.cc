@@ -5,8 +5,10 @@
 
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <csignal>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -78,6 +80,14 @@ class MemoryStore final : public Store {
     objects[url] = {bytes_of(path), "put"};
     return ObjectInfo{url, objects[url].bytes.size(), "put"};
   }
+  Result<std::vector<ListedObject>> list(const std::string&, std::size_t) override {
+    return make_error(Errc::kUnsupported, "not of this test");
+  }
+  Result<void> remove(const std::string&) override {
+    return make_error(Errc::kUnsupported, "not of this test");
+  }
+  std::unique_ptr<Store> share() override { return std::make_unique<MemoryStore>(); }
+  void stop() override {}
 
  private:
   class Object final : public StoredObject {
@@ -266,6 +276,78 @@ TEST_F(Cache, NamesThatAreNoFileNamesAreRefused) {
   }
 }
 
+TEST_F(Cache, CopiesThatWereNotUsedForLongestMakeRoom) {
+  const auto url = [](const std::string& name) { return "s3://bucket/" + name + "/w.thaw"; };
+  const auto age = [&](const std::string& path, std::int64_t seconds) {
+    const timespec then{std::time(nullptr) - seconds, 0};
+    const timespec times[2] = {then, then};
+    ASSERT_EQ(::utimensat(AT_FDCWD, (path + ".version").c_str(), times, 0), 0);
+  };
+  const auto fetch = [&](const std::string& name, std::uint64_t max_bytes) {
+    ObjectCache cache(directory_, max_bytes);  // of a process of its own
+    const auto path = cache.fetch(store_, url(name));
+    EXPECT_TRUE(path) << path.error().message;
+    return path ? *path : "";
+  };
+  for (const char* name : {"a", "b", "c", "d"})
+    store_.objects[url(name)] = {random_payload(1 << 20, 1), "v1"};
+  constexpr std::uint64_t kTwo = 5 << 19;  // two and a half
+  const std::string a = fetch("a", kTwo);
+  const std::string b = fetch("b", kTwo);
+  age(a, 2000);
+  age(b, 1000);
+  EXPECT_EQ(fetch("a", kTwo), a) << "now b is the one that was not used for longest";
+  age(a, 500);
+  const std::string c = fetch("c", kTwo);
+  EXPECT_TRUE(std::filesystem::exists(a));
+  EXPECT_FALSE(std::filesystem::exists(b));
+  EXPECT_FALSE(std::filesystem::exists(b + ".version"));
+  // What was used a moment ago may be about to be opened.
+  age(a, 1);
+  age(c, 1);
+  const std::string d = fetch("d", kTwo);
+  EXPECT_TRUE(std::filesystem::exists(a) && std::filesystem::exists(c));
+  // The next use makes up for it. A copy that is open goes on to be read.
+  age(a, 700);
+  age(c, 600);
+  std::ifstream open(a, std::ios::binary);
+  EXPECT_EQ(fetch("d", kTwo), d);
+  EXPECT_FALSE(std::filesystem::exists(a));
+  EXPECT_TRUE(std::filesystem::exists(c));
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(open), {}).size(), 1U << 20);
+  // One that is larger than the budget is fetched all the same; without a budget nothing goes.
+  age(c, 600);
+  age(d, 600);
+  EXPECT_EQ(fetch("a", 0), a);
+  EXPECT_TRUE(std::filesystem::exists(c) && std::filesystem::exists(d));
+  age(a, 600);
+  EXPECT_EQ(fetch("b", 1000), b);
+  EXPECT_THAT(names_below(directory_), UnorderedElementsAre("w.thaw", "w.thaw.version"));
+}
+
+TEST_F(Cache, ABudgetKeepsShardsTogetherAndClearsWhatBrokeOff) {
+  ObjectCache cache(directory_, 1000);
+  store_.objects["s3://bucket/models/weights.rank1.thaw"] = {random_payload(9000, 3), "v1"};
+  const std::string first = cache.fetch(store_, kUrl).value();
+  const timespec then{std::time(nullptr) - 5000, 0};
+  const timespec times[2] = {then, then};
+  ASSERT_EQ(::utimensat(AT_FDCWD, (first + ".version").c_str(), times, 0), 0);
+  ASSERT_TRUE(cache.fetch(store_, "s3://bucket/models/weights.rank1.thaw"));
+  EXPECT_TRUE(std::filesystem::exists(first)) << "it was given out";
+
+  const std::string partial = first + ".0123456789abcdef.partial";
+  write_file(partial, random_payload(100, 1));
+  ASSERT_EQ(::utimensat(AT_FDCWD, partial.c_str(), times, 0), 0);
+  {
+    const UniqueFd other(::open(partial.c_str(), O_RDWR | O_CLOEXEC));
+    ASSERT_EQ(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
+    ASSERT_TRUE(cache.fetch(store_, kUrl));
+    EXPECT_TRUE(std::filesystem::exists(partial)) << "somebody fills it";
+  }
+  ASSERT_TRUE(cache.fetch(store_, kUrl));
+  EXPECT_FALSE(std::filesystem::exists(partial));
+}
+
 TEST_F(Cache, AnEmptyObjectIsAnEmptyFile) {
   store_.objects[kUrl] = {{}, "v1"};
   EXPECT_THAT(fetched(), IsEmpty());
@@ -363,6 +445,35 @@ TEST(FileStore, OpensPutsAndStreams) {
   const auto replaced = store.open(folder / "b").value();
   std::filesystem::resize_file(folder / "b", 20);
   EXPECT_EQ(replaced->read(0, out).error().code, Errc::kDataLoss);
+}
+
+TEST(FileStore, ListsRemovesAndStops) {
+  const ScratchFolder folder;
+  FileStore store(system_io(IoMode::kBuffered));
+  const std::string below = folder / "below/";
+  EXPECT_THAT(store.list(below, 10).value(), IsEmpty()) << "a folder that is not there";
+  std::filesystem::create_directories(below + "b");
+  write_file(below + "b/one", random_payload(11, 1));
+  write_file(below + "a", random_payload(7, 1));
+  write_file(below + "half.thaw-incomplete", random_payload(7, 1));
+  const auto listed = store.list(below, 10).value();
+  ASSERT_EQ(listed.size(), 2U);
+  EXPECT_EQ(listed[0].name, "a");
+  EXPECT_EQ(listed[0].size_bytes, 7U);
+  EXPECT_GT(listed[0].modified, 1'700'000'000);
+  EXPECT_EQ(listed[1].name, "b/one");
+  EXPECT_EQ(store.list(below, 1).value().size(), 1U);
+  EXPECT_TRUE(store.remove(below + "a"));
+  EXPECT_TRUE(store.remove(below + "a")) << "it is removed already";
+  EXPECT_EQ(store.list(below, 10).value().size(), 1U);
+
+  const auto other = store.share();
+  store.stop();
+  EXPECT_EQ(store.open(below + "b/one").error().code, Errc::kCancelled);
+  EXPECT_EQ(store.put(below + "c", below + "b/one").error().code, Errc::kCancelled);
+  EXPECT_EQ(store.list(below, 1).error().code, Errc::kCancelled);
+  EXPECT_EQ(store.remove(below + "b/one").error().code, Errc::kCancelled);
+  EXPECT_TRUE(other->open(below + "b/one")) << "it was stopped alone";
 }
 
 // Power cuts while an object is put: torn at every byte, and between any two calls.
