@@ -242,6 +242,8 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   set_log_level(settings.log_level);
   if (auto settled = settle_device(settings); !settled) return settled;
   if (auto checked = check_sessions(settings); !checked) return checked;
+  const auto spill_s3 = spill_url(settings);
+  if (!spill_s3) return spill_s3.error();
   const sigset_t signals = block_stop_signals();
   if (settings.dtype != "native" && settings.quantize != "none") {
     return make_error(Errc::kInvalidArgument,
@@ -323,7 +325,19 @@ Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
 
   coalescer::ServerOptions options = server_options(settings);
   options.api_keys = std::move(*keys);
-  const forkpool::PoolOptions pool = pool_options(settings, threads);
+  forkpool::PoolOptions pool = pool_options(settings, threads);
+  // A share of it is in each pool: it goes after them.
+  std::unique_ptr<kvsnap::Store> spill_store;
+  if (!spill_s3->empty()) {
+    auto opened = kvsnap::open_s3_store(s3_options(settings.s3));
+    if (!opened) return make_error(opened.error().code, "--spill-s3: " + opened.error().message);
+    spill_store = *std::move(opened);
+    pool.spill_store = spill_store.get();
+    pool.spill_url = *spill_s3;
+    pool.spill_store_bytes = settings.spill_s3_bytes;
+    // A slot that changes hands waits for no network; the files are there when it comes back.
+    pool.puts_at_end = !serves_several(settings);
+  }
   std::unique_ptr<PoolBackend> one;
   std::unique_ptr<ModelBackend> several;
   coalescer::Backend* backend = nullptr;

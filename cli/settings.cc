@@ -6,6 +6,7 @@
 #include <map>
 
 #include "engine/base/device_name.h"
+#include "kvsnap/store/s3_url.h"
 
 namespace thaw::cli {
 namespace {
@@ -146,6 +147,21 @@ Result<void> check_sessions(const ServeSettings& settings) {
   return {};
 }
 
+Result<std::string> spill_url(const ServeSettings& settings) {
+  if (settings.spill_s3.empty()) return std::string();
+  if (settings.spill_dir.empty()) {
+    return make_error(Errc::kInvalidArgument,
+                      "--spill-s3 is " + settings.spill_s3 +
+                          ", but there is no --spill-dir, through which all goes that goes there");
+  }
+  std::string url = settings.spill_s3;
+  while (url.ends_with('/'))
+    url.pop_back();
+  if (auto parsed = kvsnap::parse_s3_url(url); !parsed)
+    return make_error(Errc::kInvalidArgument, "--spill-s3: " + parsed.error().message);
+  return url;
+}
+
 bool serves_several(const ServeSettings& settings) {
   return !settings.registered.empty() || !settings.snapshot_dirs.empty() || settings.pool_size > 1;
 }
@@ -249,6 +265,14 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Keep trunks in files of this directory, which servers may share: they outlive restarts")
       ->group(fork);
   add(command, "--spill-bytes", s.spill_bytes, "Most that lies in --spill-dir, of all servers")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(fork);
+  add(command, "--spill-s3", s.spill_s3,
+      "s3://BUCKET/PREFIX: what is in --spill-dir goes there too, and is found there by all "
+      "servers")
+      ->group(fork);
+  add(command, "--spill-s3-bytes", s.spill_s3_bytes,
+      "Most that lies below --spill-s3, of all servers; 0: the bucket's own rules bound it")
       ->transform(CLI::AsSizeValue(false))
       ->group(fork);
 

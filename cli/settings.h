@@ -53,6 +53,8 @@ struct ServeSettings {
   std::vector<std::string> kv_snapshots;  ///< .thawkv files
   std::string spill_dir;  ///< empty: none
   std::uint64_t spill_bytes = 16ULL << 30;
+  std::string spill_s3;  ///< s3://BUCKET/PREFIX; empty: none
+  std::uint64_t spill_s3_bytes = 0;  ///< 0: no bound
   std::uint64_t session_ttl_s = 3600;
   std::uint64_t session_max_ttl_s = 604800;
   std::uint32_t max_sessions = 1024;
@@ -81,6 +83,10 @@ Result<void> settle_device(ServeSettings& settings);
 Result<std::uint64_t> session_bytes(const ServeSettings& settings);
 /// The same of KV kept for prompts that ask for it (--prompt-cache-bytes).
 Result<std::uint64_t> prompt_cache_bytes(const ServeSettings& settings);
+
+/// --spill-s3 without a slash at its end; empty where it was not given. Errors: no S3 URL, no
+/// --spill-dir.
+Result<std::string> spill_url(const ServeSettings& settings);
 
 /// Errors: session settings that contradict each other, named.
 Result<void> check_sessions(const ServeSettings& settings);

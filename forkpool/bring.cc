@@ -13,10 +13,16 @@ namespace {
 
 // Past this a file is not worth waiting for: the request prefills instead.
 constexpr std::chrono::seconds kBringDeadline{30};
+constexpr std::chrono::milliseconds kLeastPatience{250};
 constexpr int kMaxFailures = 3;
 // A pool with nothing to do writes what was used more than once.
 constexpr std::chrono::milliseconds kIdle{500};
 constexpr std::uint32_t kMinRecentTokens = 64;
+
+Tier tier_of(const Trunk& trunk) {
+  if (trunk.snapshot) return Tier::kArena;
+  return trunk.is_here() ? Tier::kFile : Tier::kStore;
+}
 
 }  // namespace
 
@@ -46,43 +52,66 @@ void Dispatcher::deliver(const std::vector<RequestId>& ids, std::uint32_t worker
     bring(trunk, worker);
 }
 
-/// The trunk that spares more prefill than bringing it costs; num_tokens is what it spares.
+/// The trunk that spares more prefill than bringing it costs; num_tokens is what it spares. Where
+/// what the store has does not pay, or does not answer, what is here may.
 std::optional<TrunkIndex::Found> Dispatcher::worth_bringing(const Ongoing& entry,
                                                             std::uint32_t worker) {
   if (trunks_.size() == 0) return std::nullopt;
+  PrefixNames names(root_of(entry.request(), worker), entry.request().prompt);
+  const auto here = trunks_.longest(names);
+  if (store_) {
+    const auto stored = trunks_.longest(names, TrunkIndex::Reach::kStore);
+    if (stored && stored->num_tokens > (here ? here->num_tokens : 0)) {
+      if (const auto gain = gain_of(entry, worker, names, *stored)) return gain;
+    }
+  }
+  return here ? gain_of(entry, worker, names, *here) : std::nullopt;
+}
+
+/// What the trunk spares, where it pays.
+std::optional<TrunkIndex::Found> Dispatcher::gain_of(const Ongoing& entry, std::uint32_t worker,
+                                                     PrefixNames& names,
+                                                     const TrunkIndex::Found& found) {
   const GenerateRequest& request = entry.request();
-  PrefixNames names(root_of(request, worker), request.prompt);
-  const auto found = trunks_.longest(names);
-  if (!found) return std::nullopt;
-  const Trunk& trunk = *trunks_.find(found->id);
+  const Trunk& trunk = *trunks_.find(found.id);
   // What somebody keeps is there to be used, however short.
   const std::uint32_t least = trunk.pins > 0 ? 0 : model_.fork_min_prefix_tokens;
-  if (found->num_tokens < least) return std::nullopt;
+  if (found.num_tokens < least) return std::nullopt;
   if (trunk.failures >= kMaxFailures) return std::nullopt;
   std::uint32_t alive = slots_[worker]->ledger().alive_tokens(names);
-  if (alive < found->num_tokens && brings_.contains({found->id, worker})) return found;
+  if (alive < found.num_tokens && brings_.contains({found.id, worker})) return found;
+  if (!trunk.is_here() && !store_->is_available()) return std::nullopt;
   for (const auto& [id, other] : entries_) {
-    if (alive >= found->num_tokens) break;
+    if (alive >= found.num_tokens) break;
     // What is being computed there will be alive.
     if (other.worker == worker) alive = std::max(alive, shared_tokens(request, other.request()));
   }
-  if (alive >= found->num_tokens) return std::nullopt;
-  const std::uint32_t gain = found->num_tokens - alive;
+  if (alive >= found.num_tokens) return std::nullopt;
+  const std::uint32_t gain = found.num_tokens - alive;
   if (gain < least ||
-      model_.prefill_seconds(gain) <= model_.restore_seconds(trunk.bytes, !trunk.snapshot)) {
+      model_.prefill_seconds(gain) <= model_.restore_seconds(trunk.bytes, tier_of(trunk))) {
     return std::nullopt;
   }
-  return TrunkIndex::Found{found->id, gain};
+  return TrunkIndex::Found{found.id, gain};
 }
 
 void Dispatcher::bring(TrunkId trunk, std::uint32_t worker) {
   const std::pair key(trunk, worker);
   Bring& bringing = brings_.at(key);
   bringing.timer = std::make_unique<Loop::Timer>(loop_);
-  bringing.timer->start(loop_.now() + kBringDeadline, [this, key] {
+  Clock::Duration patience = kBringDeadline;
+  // A network may be slower than it was: a request is late by what its prefill takes, at most.
+  if (!trunks_.find(trunk)->is_here()) {
+    patience = std::clamp<Clock::Duration>(
+        std::chrono::duration_cast<Clock::Duration>(
+            std::chrono::duration<double>(model_.prefill_seconds(bringing.gain_tokens))),
+        kLeastPatience, kBringDeadline);
+  }
+  bringing.timer->start(loop_.now() + patience, [this, key] {
     arrived(key, make_error(Errc::kDeadlineExceeded, "the trunk did not come in time"));
   });
   const auto restore = [this, key, worker](TrunkId from_arena) {
+    if (!brings_.contains(key)) return;  // too late: it lies in the arena for the next one
     if (!slots_[worker]->ready())
       return arrived(key, make_error(Errc::kUnavailable, "the worker died meanwhile"));
     transfers_.restore(from_arena, end_of(worker), kBringDeadline,
@@ -162,7 +191,7 @@ void Dispatcher::tend(bool all, const std::function<void()>& done) {
     const bool has_file = known && !trunks_.find(known->id)->file.empty();
     if (tokens < recent_min_tokens() || (has_file && known->num_tokens >= tokens)) continue;
     const std::uint64_t bytes = engine_->format.block_bytes * (tokens / kBlockSize);
-    if (model_.prefill_seconds(tokens) <= model_.restore_seconds(bytes, true)) continue;
+    if (model_.prefill_seconds(tokens) <= model_.restore_seconds(bytes, Tier::kFile)) continue;
     tending_ = true;
     const auto next = [this, all, done] {
       tending_ = false;

@@ -49,11 +49,18 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       files_(loop, arena, trunks_,
              options.file_io != nullptr ? *options.file_io
                                         : kvsnap::system_io(kvsnap::IoMode::kDirect)),
+      store_(options.spill_store == nullptr || options.spill_directory.empty() || arena == nullptr
+                 ? nullptr
+                 : std::make_unique<StoreTier>(
+                       loop, trunks_, files_.io(), options.spill_store->share(),
+                       StoreTier::Options{options.spill_url, options.spill_store_bytes,
+                                          options.spill_list_every})),
       spill_(options.spill_directory.empty() || arena == nullptr
                  ? nullptr
                  : std::make_unique<SpillTier>(
                        loop, arena, trunks_, files_, options.spill_directory, options.spill_bytes,
-                       [this](std::uint64_t tokens) { return model_.prefill_seconds(tokens); })),
+                       [this](std::uint64_t tokens) { return model_.prefill_seconds(tokens); },
+                       store_.get())),
       keeper_(loop, {arena, &trunks_, &transfers_, &files_, spill_.get()}, workers_for_keeper()),
       tend_timer_(loop),
       pace_(kv_pools.size()),
@@ -76,6 +83,14 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
   if (spill_) {
     spill_->on_ready = [this] { pump(); };
     spill_->on_change = [this] { changed(); };
+  }
+  if (store_) {
+    store_->on_change = [this] { changed(); };
+    store_->on_settled = [this] { stop_if_drained(); };
+    store_->on_idle_look = [this] { model_.doubt_store(); };
+    store_->on_fetched = [this](std::uint64_t bytes, Clock::Duration took) {
+      model_.observe_store(bytes, std::chrono::duration<double>(took).count());
+    };
   }
   const WorkerSlot::Listener listener{
       .on_ready =
@@ -104,6 +119,7 @@ void Dispatcher::identify(std::uint32_t worker) {
       EngineIdentity{hello.engine_fingerprint,
                      hello.system_fingerprint,
                      {hello.kv_layout, kBlockSize, hello.block_bytes, 0, 1}});
+  if (store_) store_->identify(*engine_);
   if (spill_) spill_->identify(*engine_);
   keeper_.on_engine();
 }
@@ -424,6 +440,8 @@ void Dispatcher::stop_if_drained() {
       stop_if_drained();
     });
   }
+  // What was written last is put into the store, as far as the deadline allows.
+  if (store_ && options_.puts_at_end && !stopping_ && !store_->is_settled()) return;
   if (!std::exchange(stopping_, true)) {
     for (const auto& slot : slots_)
       slot->stop();
@@ -452,10 +470,12 @@ PoolStatus Dispatcher::status() const {
   status.snapshots = transfers_.num_snapshots();
   transfers_.add_to(status.arena);
   if (spill_) spill_->add_to(status);
+  if (store_) store_->add_to(status);
   if (engine_ != nullptr) {
     const std::uint64_t token_bytes = engine_->format.block_bytes / kBlockSize;
-    status.arena.crossover_tokens = model_.crossover_tokens(token_bytes, false);
-    status.files.crossover_tokens = model_.crossover_tokens(token_bytes, true);
+    status.arena.crossover_tokens = model_.crossover_tokens(token_bytes, Tier::kArena);
+    status.files.crossover_tokens = model_.crossover_tokens(token_bytes, Tier::kFile);
+    status.store.crossover_tokens = model_.crossover_tokens(token_bytes, Tier::kStore);
   }
   status.tokens_restored = tokens_restored_;
   status.pins = keeper_.num_pins();

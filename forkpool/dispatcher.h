@@ -16,6 +16,7 @@
 #include "forkpool/placement.h"
 #include "forkpool/recent_trunks.h"
 #include "forkpool/spill_tier.h"
+#include "forkpool/store_tier.h"
 #include "forkpool/transfers.h"
 #include "forkpool/trunk_files.h"
 #include "forkpool/trunk_index.h"
@@ -88,6 +89,8 @@ class Dispatcher {
   // Trunks from arena and files: bring.cc.
   void deliver(const std::vector<RequestId>& ids, std::uint32_t worker);
   std::optional<TrunkIndex::Found> worth_bringing(const Ongoing& entry, std::uint32_t worker);
+  std::optional<TrunkIndex::Found> gain_of(const Ongoing& entry, std::uint32_t worker,
+                                           PrefixNames& names, const TrunkIndex::Found& found);
   void bring(TrunkId trunk, std::uint32_t worker);
   void arrived(std::pair<TrunkId, std::uint32_t> key, const Result<std::uint32_t>& tokens);
   void release_held(const std::vector<RequestId>& ids, std::uint32_t to);
@@ -128,6 +131,7 @@ class Dispatcher {
   PeerCopies peers_;
   CostModel model_;
   TrunkFiles files_;
+  std::unique_ptr<StoreTier> store_;  // null: no store below the directory
   std::unique_ptr<SpillTier> spill_;  // null: no directory
   TrunkKeeper keeper_;
   std::unique_ptr<const EngineIdentity> engine_;  // null until the first worker is ready

@@ -71,6 +71,9 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
                  std::to_string(options.arena_bytes) + ", spill_bytes " +
                  std::to_string(options.spill_bytes));
   }
+  if (options.spill_store != nullptr &&
+      (options.spill_directory.empty() || options.spill_url.empty()))
+    return wrong("a store for trunks needs a spill directory and a URL");
   if (::access(options.worker_binary.c_str(), X_OK) != 0) {
     return io_error("worker binary " + options.worker_binary + " cannot be run", errno);
   }

@@ -17,6 +17,7 @@
 #include "engine/base/unique_fd.h"
 #include "forkpool/backoff.h"
 #include "kvsnap/file_io.h"
+#include "kvsnap/store/store.h"
 
 namespace thaw::forkpool {
 
@@ -44,6 +45,13 @@ struct PoolOptions {
   std::uint32_t fork_min_prefix_tokens = 500;
   std::string spill_directory;  ///< for trunks that shall outlive the server; empty: none
   std::uint64_t spill_bytes = 0;  ///< most that lies there
+  /// Where trunks go that the spill directory has no room for; null: nowhere. It must outlive the
+  /// pool, which uses a share() of it.
+  kvsnap::Store* spill_store = nullptr;
+  std::string spill_url;  ///< in that store, without a slash at its end
+  std::uint64_t spill_store_bytes = 0;  ///< most that lies below it; 0: no bound
+  std::chrono::milliseconds spill_list_every{300000};  ///< looks for what others put there
+  bool puts_at_end = true;  ///< shutdown() waits for what is on its way to the store
   kvsnap::FileIo* file_io = nullptr;  ///< null: the system's, past the page cache; must outlive it
   std::chrono::milliseconds boot_deadline{60000};
   std::chrono::milliseconds stall_limit{30000};  ///< a worker that reads nothing so long is killed

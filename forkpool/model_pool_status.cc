@@ -25,18 +25,24 @@ void add_tier(TierStatus& sum, const TierStatus& one) {
   for (const auto field :
        {&TierStatus::entries, &TierStatus::bytes, &TierStatus::hits, &TierStatus::restored_bytes,
         &TierStatus::writes, &TierStatus::written_bytes, &TierStatus::evictions,
-        &TierStatus::refused})
+        &TierStatus::refused, &TierStatus::failures, &TierStatus::waiting})
     sum.*field += one.*field;
   sum.crossover_tokens = std::max(sum.crossover_tokens, one.crossover_tokens);
 }
 
-/// Slots share the directory, so what lies there counts once.
-void add_files(TierStatus& sum, const TierStatus& one) {
+/// Slots share the directory, and the store, so what lies there counts once.
+void add_shared(TierStatus& sum, const TierStatus& one) {
   const std::uint64_t entries = std::max(sum.entries, one.entries);
   const std::uint64_t bytes = std::max(sum.bytes, one.bytes);
   add_tier(sum, one);
   sum.entries = entries;
   sum.bytes = bytes;
+}
+
+/// What a pool that is gone had counted.
+TierStatus only_counters(TierStatus status) {
+  status.entries = status.bytes = status.waiting = status.crossover_tokens = 0;
+  return status;
 }
 
 }  // namespace
@@ -52,6 +58,9 @@ void ModelPool::Impl::keep_counters(std::size_t index, const PoolStatus& last) {
   former.requests_resumed += last.requests_resumed;
   former.worker_deaths += last.worker_deaths;
   former.tokens_restored += last.tokens_restored;
+  add_tier(former.arena, only_counters(last.arena));
+  add_tier(former.files, only_counters(last.files));
+  add_tier(former.store, only_counters(last.store));
 }
 
 PoolStatus ModelPool::Impl::status(Clock::TimePoint now) const {
@@ -74,7 +83,11 @@ PoolStatus ModelPool::Impl::status(Clock::TimePoint now) const {
     all.tokens_restored += own.tokens_restored + slot.former.tokens_restored;
     all.pins += own.pins;
     add_tier(all.arena, own.arena);
-    add_files(all.files, own.files);
+    add_tier(all.arena, slot.former.arena);
+    add_shared(all.files, own.files);
+    add_shared(all.files, slot.former.files);
+    add_shared(all.store, own.store);
+    add_shared(all.store, slot.former.store);
     for (std::uint32_t number = 0; number < options.workers_per_slot; ++number) {
       WorkerStatus worker;
       if (number < own.workers.size()) worker = own.workers[number];

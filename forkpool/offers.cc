@@ -29,7 +29,7 @@ void Dispatcher::keep_offered(const Transfers::End& from,
   const std::uint32_t to_lose = num_tokens - std::min(num_tokens, covered);
   const std::uint64_t bytes = num_blocks * from.block_bytes;
   // Written now, and brought back if somebody asks for it.
-  const double copies = model_.restore_seconds(bytes, false) +
+  const double copies = model_.restore_seconds(bytes, Tier::kArena) +
                         static_cast<double>(bytes) / model_.copy_bytes_per_second;
   if (to_lose == 0 || model_.prefill_seconds(to_lose) <= copies) return;
   transfers_.write(

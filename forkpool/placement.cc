@@ -1,6 +1,7 @@
 #include "forkpool/placement.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -190,17 +191,39 @@ void CostModel::observe_file(std::uint64_t bytes, double seconds) {
   average(file_bytes_per_second, static_cast<double>(bytes) / (seconds - file_seconds));
 }
 
-double CostModel::restore_seconds(std::uint64_t bytes, bool from_file) const {
-  const auto size = static_cast<double>(bytes);
-  const double from_arena = transfer_seconds / 2 + size / copy_bytes_per_second;
-  return from_file ? from_arena + file_seconds + size / file_bytes_per_second : from_arena;
+void CostModel::observe_store(std::uint64_t bytes, double seconds) {
+  if (seconds <= 0 || bytes == 0) return;
+  // A small object tells what opening takes, a large one the rate.
+  const double moving = static_cast<double>(bytes) / store_bytes_per_second;
+  if (moving < store_seconds) {
+    average(store_seconds, std::max(0.0, seconds - moving));
+  } else if (seconds > store_seconds) {
+    // As for prefill: the mean of the times, not of the rates.
+    double byte_seconds = 1 / store_bytes_per_second;
+    average(byte_seconds, (seconds - store_seconds) / static_cast<double>(bytes));
+    store_bytes_per_second = 1 / byte_seconds;
+  }
 }
 
-std::uint32_t CostModel::crossover_tokens(std::uint64_t kv_bytes_per_token, bool from_file) const {
+void CostModel::doubt_store() {
+  const CostModel fresh;
+  store_bytes_per_second = std::sqrt(store_bytes_per_second * fresh.store_bytes_per_second);
+  store_seconds = (store_seconds + fresh.store_seconds) / 2;
+}
+
+double CostModel::restore_seconds(std::uint64_t bytes, Tier from) const {
+  const auto size = static_cast<double>(bytes);
+  double seconds = transfer_seconds / 2 + size / copy_bytes_per_second;
+  if (from != Tier::kArena) seconds += file_seconds + size / file_bytes_per_second;
+  if (from == Tier::kStore) seconds += store_seconds + size / store_bytes_per_second;
+  return seconds;
+}
+
+std::uint32_t CostModel::crossover_tokens(std::uint64_t kv_bytes_per_token, Tier from) const {
   constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
-  const double fixed = restore_seconds(0, from_file);
+  const double fixed = restore_seconds(0, from);
   const double saved_each =
-      1 / prefill_tokens_per_second - (restore_seconds(kv_bytes_per_token, from_file) - fixed);
+      1 / prefill_tokens_per_second - (restore_seconds(kv_bytes_per_token, from) - fixed);
   if (saved_each <= 0 || fixed / saved_each >= static_cast<double>(kNever)) return kNever;
   return static_cast<std::uint32_t>(fixed / saved_each) + 1;
 }

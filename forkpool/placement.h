@@ -9,6 +9,9 @@
 
 namespace thaw::forkpool {
 
+/// Where KV lies besides the workers' own memory, the nearest first.
+enum class Tier { kArena, kFile, kStore };
+
 /// What work costs, in seconds. The defaults are those of a small model on two CPU cores; measured
 /// values replace them by exponential averages (observe_*). Placement is a pure function of this
 /// and of what is alive where.
@@ -24,6 +27,8 @@ struct CostModel {
   double peer_seconds = 3e-4;  ///< of such a copy, besides the bytes
   double file_bytes_per_second = 1e9;  ///< from a file into the arena, checksums included
   double file_seconds = 5e-3;  ///< of opening one, besides the bytes
+  double store_bytes_per_second = 1e8;  ///< from a store (S3) into a file
+  double store_seconds = 0.1;  ///< of opening an object, besides the bytes
   std::uint32_t fork_min_prefix_tokens =
       500;  ///< shorter trunks never cross workers; 0: rates decide
   std::uint32_t max_decode_tokens = 256;  ///< few answers are as long as their max_tokens
@@ -41,6 +46,11 @@ struct CostModel {
   void observe_peer(std::uint64_t bytes, double seconds);
   /// From a file read.
   void observe_file(std::uint64_t bytes, double seconds);
+  /// From an object that became a file.
+  void observe_store(std::uint64_t bytes, double seconds);
+  /// Nothing was brought from the store for long: what it was found to be is believed half as much,
+  /// so that a store that was slow once is tried again.
+  void doubt_store();
 
   double prefill_seconds(std::uint64_t tokens) const {
     return static_cast<double>(tokens) / prefill_tokens_per_second;
@@ -52,11 +62,11 @@ struct CostModel {
   double peer_move_seconds(double bytes) const {
     return peer_seconds + bytes / peer_bytes_per_second;
   }
-  /// From the arena to a worker, before that from a file where `from_file`.
-  double restore_seconds(std::uint64_t bytes, bool from_file) const;
+  /// From a tier to a worker, through those that lie between.
+  double restore_seconds(std::uint64_t bytes, Tier from) const;
   /// The fewest tokens that are restored sooner than prefilled, by the measured rates; the largest
   /// number where that is never so.
-  std::uint32_t crossover_tokens(std::uint64_t kv_bytes_per_token, bool from_file) const;
+  std::uint32_t crossover_tokens(std::uint64_t kv_bytes_per_token, Tier from) const;
 };
 
 /// A worker that can take requests now.

@@ -139,10 +139,12 @@ double SpillDirectory::prefill_seconds(const std::string& path) {
 }
 
 Result<std::vector<std::string>> SpillDirectory::make_room(std::uint64_t bytes,
-                                                           const std::set<std::string>& pinned) {
+                                                           const std::set<std::string>& pinned,
+                                                           const std::set<std::string>& last) {
   struct Candidate {
     Entry entry;
     double worth = 0;
+    bool is_last = false;
   };
   std::vector<Candidate> candidates;
   std::uint64_t used = 0;
@@ -151,7 +153,8 @@ Result<std::vector<std::string>> SpillDirectory::make_room(std::uint64_t bytes,
     used += entry.bytes;
     if (pinned.contains(entry.path)) continue;
     removable += entry.bytes;
-    candidates.push_back({std::move(entry), 0});
+    const bool is_last = last.contains(entry.path);
+    candidates.push_back({std::move(entry), 0, is_last});
   }
   if (used <= max_bytes_ && bytes <= max_bytes_ - used) return std::vector<std::string>();
   if (used - removable + bytes > max_bytes_) {
@@ -166,6 +169,7 @@ Result<std::vector<std::string>> SpillDirectory::make_room(std::uint64_t bytes,
         (static_cast<double>(candidate.entry.bytes) * (candidate.entry.age_seconds + kNewSeconds));
   }
   std::ranges::sort(candidates, [](const Candidate& a, const Candidate& b) {
+    if (a.is_last != b.is_last) return b.is_last;
     return a.worth != b.worth ? a.worth < b.worth : a.entry.path < b.entry.path;
   });
   std::vector<std::string> gone;

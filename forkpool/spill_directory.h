@@ -44,10 +44,12 @@ class SpillDirectory {
   std::string path_of(const Hash128& last_block) const;
   bool holds(const std::string& path) const;
 
-  /// Removes files until `bytes` more fit, never those in `pinned`. The files that went. Errors:
-  /// kResourceExhausted where they do not fit even so (nothing is removed then), kIo.
+  /// Removes files until `bytes` more fit, never those in `pinned`, and those in `last` after all
+  /// others. The files that went. Errors: kResourceExhausted where they do not fit even so (nothing
+  /// is removed then), kIo.
   Result<std::vector<std::string>> make_room(std::uint64_t bytes,
-                                             const std::set<std::string>& pinned);
+                                             const std::set<std::string>& pinned,
+                                             const std::set<std::string>& last = {});
   /// Notes a use.
   void touch(const std::string& path) const;
   /// With what lies beside it.

@@ -24,13 +24,15 @@ std::uint64_t file_bytes(const Trunk& trunk, std::uint64_t block_bytes) {
 }  // namespace
 
 SpillTier::SpillTier(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, TrunkFiles& files,
-                     std::string directory, std::uint64_t max_bytes, PrefillSeconds prefill_seconds)
+                     std::string directory, std::uint64_t max_bytes, PrefillSeconds prefill_seconds,
+                     StoreTier* store)
     : loop_(loop),
       arena_(arena),
       trunks_(trunks),
       files_(files),
       directory_(std::make_shared<SpillDirectory>(files.io(), std::move(directory), max_bytes)),
       prefill_seconds_(std::move(prefill_seconds)),
+      store_(store),
       scan_timer_(loop) {}
 
 void SpillTier::start() {
@@ -84,9 +86,18 @@ void SpillTier::index() {
     const TrunkId id = trunks_.add(names, names.num_blocks(), file.document.payload_bytes());
     Trunk& trunk = *trunks_.find(id);
     trunk.set_owner(file.document.owner);
-    trunk.file = file.path;
-    settle_pin(arena_, trunk);
+    has_file(trunk, file.path);
   }
+}
+
+void SpillTier::has_file(Trunk& trunk, const std::string& path) {
+  trunk.file = path;
+  settle_pin(arena_, trunk);
+  if (store_ != nullptr) store_->offer(path);
+}
+
+std::set<std::string> SpillTier::waiting_paths() const {
+  return store_ != nullptr ? store_->waiting() : std::set<std::string>();
 }
 
 void SpillTier::spill(TrunkId trunk, Done done) {
@@ -132,12 +143,13 @@ void SpillTier::write_next() {
   const std::string path = directory_->path_of(trunk->names.back());
   const std::uint64_t bytes = file_bytes(*trunk, engine_->format.block_bytes);
   const bool taken = files_.crew().run(
-      [directory = directory_, room, path, bytes, pinned = pinned_paths()](ThreadPool&) {
+      [directory = directory_, room, path, bytes, pinned = pinned_paths(),
+       last = waiting_paths()](ThreadPool&) {
         room->is_there = directory->holds(path);  // another server, or an earlier life
         if (room->is_there)
           directory->touch(path);
         else
-          room->gone = directory->make_room(bytes, pinned);
+          room->gone = directory->make_room(bytes, pinned, last);
       },
       [this, room, path, job] {
         if (room->gone) {
@@ -147,8 +159,7 @@ void SpillTier::write_next() {
         }
         Trunk* known = trunks_.find(job.trunk);
         if (room->is_there && known != nullptr) {
-          known->file = path;
-          settle_pin(arena_, *known);
+          has_file(*known, path);
         } else if (room->gone && known != nullptr) {
           return write(job, path);
         }
@@ -177,12 +188,10 @@ void SpillTier::write(const Job& job, const std::string& path) {
           counts_.written_bytes += written->bytes;
           ++counts_.writes;
         } else {
+          ++counts_.failures;
           logger("pool")->warn("spill: {}", written.error().to_string());
         }
-        if (written && known != nullptr) {
-          known->file = path;
-          settle_pin(arena_, *known);
-        }
+        if (written && known != nullptr) has_file(*known, path);
         refresh_usage();
         if (job.done)
           job.done(written ? Result<TrunkId>(job.trunk) : Result<TrunkId>(written.error()));
@@ -192,34 +201,87 @@ void SpillTier::write(const Job& job, const std::string& path) {
 
 void SpillTier::fetch(TrunkId trunk, Done done) {
   const Trunk* known = trunks_.find(trunk);
+  if (known != nullptr && known->file.empty() && !known->object.empty() && store_ != nullptr)
+    return fetch_object(trunk, std::move(done));
   if (known == nullptr || known->file.empty() || engine_ == nullptr)
     return done(make_error(Errc::kNotFound, "no file holds the trunk"));
   const std::string path = known->file;
-  files_.read(
-      path, known->owner, *engine_, [this, path, done = std::move(done)](Result<TrunkId> read) {
-        if (read) {
-          ++counts_.hits;
-          const Trunk& now = *trunks_.find(*read);
-          counts_.restored_bytes += now.bytes;
-          files_.crew().run([directory = directory_, path](ThreadPool&) { directory->touch(path); },
-                            [] {});
-          if (on_change) on_change();
-          return done(read);
-        }
-        const Errc code = read.error().code;
-        logger("pool")->warn("spilled KV not used: {}", read.error().to_string());
-        // What is full, or cannot be opened, may be right.
-        if (code == Errc::kResourceExhausted) return done(read);
-        forget(path);
-        if (code == Errc::kDataLoss || code == Errc::kUnsupported ||
-            code == Errc::kInvalidArgument || code == Errc::kUnauthenticated) {
-          ++counts_.refused;
-          files_.crew().run(
-              [directory = directory_, path](ThreadPool&) { directory->remove(path); },
-              [this] { refresh_usage(); });
-        }
-        done(read);
+  files_.read(path, known->owner, *engine_,
+              [this, trunk, path, done = std::move(done)](Result<TrunkId> read) {
+                if (read) {
+                  ++counts_.hits;
+                  fetched_.erase(trunk);
+                  const Trunk& now = *trunks_.find(*read);
+                  counts_.restored_bytes += now.bytes;
+                  files_.crew().run(
+                      [directory = directory_, path](ThreadPool&) { directory->touch(path); },
+                      [] {});
+                  if (on_change) on_change();
+                  return done(read);
+                }
+                const Errc code = read.error().code;
+                logger("pool")->warn("spilled KV not used: {}", read.error().to_string());
+                // What is full, or cannot be opened, may be right.
+                if (code == Errc::kResourceExhausted) return done(read);
+                // What the disk damaged may be right in the store; what just came from there is
+                // not.
+                const Trunk* damaged = trunks_.find(trunk);
+                if (fetched_.erase(trunk) > 0 && code == Errc::kDataLoss && damaged != nullptr)
+                  store_->discard(std::string(damaged->object));
+                forget(path);
+                if (code == Errc::kDataLoss || code == Errc::kUnsupported ||
+                    code == Errc::kInvalidArgument || code == Errc::kUnauthenticated) {
+                  ++counts_.refused;
+                  files_.crew().run(
+                      [directory = directory_, path](ThreadPool&) { directory->remove(path); },
+                      [this] { refresh_usage(); });
+                }
+                done(read);
+              });
+}
+
+/// Makes room for it first: what the directory may take holds here too.
+void SpillTier::fetch_object(TrunkId trunk, Done done) {
+  const auto [waiting, is_new] = objects_.try_emplace(trunk);
+  waiting->second.push_back(std::move(done));
+  if (!is_new) return;
+  const Trunk& known = *trunks_.find(trunk);
+  const std::string path = directory_->path_of(known.names.back());
+  const std::uint64_t bytes = file_bytes(known, engine_->format.block_bytes);
+  auto gone = std::make_shared<Result<std::vector<std::string>>>(std::vector<std::string>());
+  const bool taken = files_.crew().run(
+      [directory = directory_, gone, bytes, pinned = pinned_paths(),
+       last = waiting_paths()](ThreadPool&) { *gone = directory->make_room(bytes, pinned, last); },
+      [this, gone, trunk, path] {
+        if (!*gone) return on_object(trunk, path, gone->error());
+        counts_.evictions += (*gone)->size();
+        for (const std::string& file : **gone)
+          forget(file);
+        store_->fetch(trunk, path, [this, trunk, path](const Result<void>& fetched) {
+          on_object(trunk, path, fetched);
+        });
       });
+  if (!taken) on_object(trunk, path, make_error(Errc::kResourceExhausted, "too much work waits"));
+}
+
+void SpillTier::on_object(TrunkId trunk, const std::string& path, const Result<void>& fetched) {
+  const std::vector<Done> waiting = std::move(objects_.at(trunk));
+  objects_.erase(trunk);
+  Trunk* known = trunks_.find(trunk);
+  if (fetched && known != nullptr) {
+    known->file = path;
+    fetched_.insert(trunk);
+    settle_pin(arena_, *known);
+    refresh_usage();
+  } else if (!fetched) {
+    logger("pool")->warn("KV not fetched: {}", fetched.error().to_string());
+  }
+  for (const Done& done : waiting) {
+    if (!fetched)
+      done(fetched.error());
+    else
+      fetch(trunk, done);
+  }
 }
 
 /// A file is gone. Its trunk goes too unless it lies in the arena.
@@ -229,7 +291,7 @@ void SpillTier::forget(const std::string& path) {
     Trunk& trunk = *trunks_.find(id);
     trunk.file.clear();
     settle_pin(arena_, trunk);
-    if (!trunk.snapshot) trunks_.remove(id);
+    if (!trunk.is_anywhere()) trunks_.remove(id);
     return;
   }
 }
@@ -247,6 +309,7 @@ void SpillTier::add_to(PoolStatus& status) const {
   status.files = counts_;
   status.files.entries = usage_.files;
   status.files.bytes = usage_.bytes;
+  status.files.waiting = waiting_.size() + (writing_ ? 1 : 0);
 }
 
 }  // namespace thaw::forkpool

@@ -17,7 +17,7 @@ Transfers::Transfers(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Send 
     ++num_evictions_;
     Trunk& trunk = *trunks_.find(id);
     trunk.snapshot.reset();
-    if (trunk.file.empty()) trunks_.remove(id);
+    if (!trunk.is_anywhere()) trunks_.remove(id);
   });
 }
 

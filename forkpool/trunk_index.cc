@@ -65,26 +65,38 @@ void TrunkIndex::remove(TrunkId id) {
   trunks_.erase(found);
 }
 
-std::optional<TrunkIndex::Found> TrunkIndex::longest(PrefixNames& names) const {
-  const std::vector<TrunkId>* candidates = nullptr;
+std::optional<TrunkIndex::Found> TrunkIndex::longest(PrefixNames& names, Reach reach) const {
+  const Trunk* best = nullptr;
+  TrunkId best_id = 0;
   std::size_t num_blocks = 0;
-  for (; num_blocks < names.num_blocks() && !by_block_.empty(); ++num_blocks) {
-    const auto entry = by_block_.find(names.name(num_blocks));
+  const auto is_better = [](const Trunk& a, const Trunk& b) {
+    return a.is_here() != b.is_here() ? a.is_here() : a.bytes < b.bytes;
+  };
+  for (std::size_t block = 0; block < names.num_blocks() && !by_block_.empty(); ++block) {
+    const auto entry = by_block_.find(names.name(block));
     if (entry == by_block_.end()) break;
-    candidates = &entry->second;
+    const Trunk* longest = nullptr;
+    for (const TrunkId id : entry->second) {
+      const Trunk& trunk = trunks_.at(id);
+      if (reach == Reach::kHere && !trunk.is_here()) continue;
+      if (longest != nullptr && !is_better(trunk, *longest)) continue;
+      longest = &trunk;
+      best_id = id;
+    }
+    if (longest == nullptr) break;  // who has more blocks has these
+    best = longest;
+    num_blocks = block + 1;
   }
-  if (candidates == nullptr) return std::nullopt;
-  const auto best = std::ranges::min_element(*candidates, {},
-                                             [this](TrunkId id) { return trunks_.at(id).bytes; });
+  if (best == nullptr) return std::nullopt;
   // Names are hashes: the tokens decide.
-  const auto& tokens = trunks_.at(*best).token_ids;
+  const auto& tokens = best->token_ids;
   for (std::size_t block = 0; block < num_blocks; ++block) {
     if (!std::ranges::equal(names.tokens(block),
                             std::span(tokens).subspan(block * kBlockSize, kBlockSize))) {
       return std::nullopt;
     }
   }
-  return Found{*best, static_cast<std::uint32_t>(num_blocks * kBlockSize)};
+  return Found{best_id, static_cast<std::uint32_t>(num_blocks * kBlockSize)};
 }
 
 }  // namespace thaw::forkpool

@@ -25,6 +25,7 @@ struct Trunk {
   std::uint64_t bytes = 0;  ///< of KV
   std::optional<kvsnap::SnapshotId> snapshot;  ///< in the arena
   std::string file;  ///< that holds it, in the spill directory; empty: none
+  std::string object;  ///< that holds it, in the store: its key; empty: none
   bool has_owner = false;  ///< somebody said whose it is
   TrunkOwner owner;
   int pins = 0;  ///< of callers
@@ -35,6 +36,9 @@ struct Trunk {
     owner = whose;
     has_owner = true;
   }
+  /// Whether this machine has it.
+  bool is_here() const { return snapshot || !file.empty(); }
+  bool is_anywhere() const { return is_here() || !object.empty(); }
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(token_ids.size()); }
 };
 
@@ -62,8 +66,10 @@ class TrunkIndex {
     TrunkId id = 0;
     std::uint32_t num_tokens = 0;  ///< that it and the prompt have in common, whole blocks
   };
-  /// The trunk that has the most in common with a prompt; of several the one with the fewest bytes.
-  std::optional<Found> longest(PrefixNames& names) const;
+  enum class Reach { kHere, kStore };  ///< what this machine has, or what the store has, too
+  /// The trunk within reach that has the most in common with a prompt; of several one that is here,
+  /// and that with the fewest bytes.
+  std::optional<Found> longest(PrefixNames& names, Reach reach = Reach::kHere) const;
 
   std::size_t size() const { return trunks_.size(); }
   const std::map<TrunkId, Trunk>& trunks() const { return trunks_; }

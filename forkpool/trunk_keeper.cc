@@ -133,6 +133,14 @@ void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<Toke
         });
   }
   if (!alive) {
+    const auto stored = trunks_.longest(names, TrunkIndex::Reach::kStore);
+    if (stored && places_.spill != nullptr) {
+      return places_.spill->fetch(
+          stored->id, [done = std::move(done), tokens = stored->num_tokens](Result<TrunkId> got) {
+            if (!got) return done(got.error());
+            done(TrunkIndex::Found{*got, tokens});
+          });
+    }
     return done(make_error(Errc::kNotFound,
                            "the KV of these " + std::to_string(token_ids.size()) +
                                " tokens is not there; it is once a request has computed it"));

@@ -88,7 +88,7 @@ struct TierMetric {
 };
 
 constexpr TierMetric kTierMetrics[] = {
-    {"thaw_tier_trunks", "Trunks in a tier: arena, or files of the spill directory.", "gauge",
+    {"thaw_tier_trunks", "Trunks in a tier: arena, files of the spill directory, or S3.", "gauge",
      &TierStatus::entries},
     {"thaw_tier_bytes", "Bytes that they take.", "gauge", &TierStatus::bytes},
     {"thaw_tier_hits_total", "Trunks brought back from there.", "counter", &TierStatus::hits},
@@ -98,6 +98,9 @@ constexpr TierMetric kTierMetrics[] = {
     {"thaw_tier_evictions_total", "Trunks that had to make room.", "counter",
      &TierStatus::evictions},
     {"thaw_tier_refused_total", "Damaged trunks.", "counter", &TierStatus::refused},
+    {"thaw_tier_failures_total", "A disk that was full, a store that did not answer.", "counter",
+     &TierStatus::failures},
+    {"thaw_tier_waiting", "Trunks that are to be written there.", "gauge", &TierStatus::waiting},
     {"thaw_tier_crossover_tokens",
      "Tokens from which on bringing a trunk back beats prefill, as measured.", "gauge",
      &TierStatus::crossover_tokens},
@@ -106,8 +109,10 @@ constexpr TierMetric kTierMetrics[] = {
 void append_tiers(std::string& out, const PoolStatus& status) {
   for (const TierMetric& metric : kTierMetrics) {
     append_header(out, metric.name, metric.help, metric.type);
-    out += fmt::format("{0}{{tier=\"arena\"}} {1}\n{0}{{tier=\"files\"}} {2}\n", metric.name,
-                       status.arena.*metric.field, status.files.*metric.field);
+    out += fmt::format(
+        "{0}{{tier=\"arena\"}} {1}\n{0}{{tier=\"files\"}} {2}\n{0}{{tier=\"s3\"}} {3}\n",
+        metric.name, status.arena.*metric.field, status.files.*metric.field,
+        status.store.*metric.field);
   }
   append_single(out, "thaw_tokens_restored_total",
                 "Prompt tokens brought back for requests, not prefilled.", "counter",

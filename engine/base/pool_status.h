@@ -69,7 +69,7 @@ struct WorkerStatus {
   std::string system_fingerprint;  ///< build, device kind and kernel set
 };
 
-/// KV kept beside the workers' own: in the arena, or in files.
+/// KV kept beside the workers' own: in the arena, in files, or in a store.
 struct TierStatus {
   std::uint64_t entries = 0;  ///< trunks there now
   std::uint64_t bytes = 0;  ///< that they take
@@ -79,6 +79,8 @@ struct TierStatus {
   std::uint64_t written_bytes = 0;
   std::uint64_t evictions = 0;  ///< trunks that had to make room
   std::uint64_t refused = 0;  ///< damaged ones
+  std::uint64_t failures = 0;  ///< of the place itself: a full disk, a store that does not answer
+  std::uint64_t waiting = 0;  ///< gauge: trunks that are to be written there
   /// Gauge: from how many tokens on bringing back beats prefill, by the rates measured so far.
   std::uint64_t crossover_tokens = 0;
 };
@@ -119,6 +121,8 @@ struct PoolStatus {
   std::uint64_t snapshots = 0;  ///< published now
   TierStatus arena;  ///< snapshots in shared memory
   TierStatus files;  ///< the spill directory's, of all servers that share it
+  /// S3's: its entries are those that this engine can bring back, its bytes all that lies there.
+  TierStatus store;
   std::uint64_t tokens_restored = 0;  ///< prompt tokens brought back for requests, not prefilled
   std::uint64_t pins = 0;  ///< of trunks that callers keep
   // Of several models; empty and 0 where there is one.

@@ -2,10 +2,13 @@
 
 #include <cstdlib>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace thaw::cli {
 namespace {
+
+using testing::HasSubstr;
 
 // Parses as `thaw serve ARGS` would; the message of a refusal, or empty.
 std::string parse(ServeSettings& settings, std::vector<std::string> arguments) {
@@ -61,6 +64,23 @@ TEST(Settings, KeepsKvInFiles) {
   EXPECT_EQ(settings.spill_bytes, 2ULL << 30);
   EXPECT_EQ(settings.kv_snapshots, (std::vector<std::string>{"a.thawkv", "b.thawkv"}));
   EXPECT_NE(parse(settings, {"--fork-min-prefix-tokens", "few"}), "");
+}
+
+TEST(Settings, SpillsToS3) {
+  ServeSettings settings;
+  EXPECT_EQ(parse(settings, {}), "");
+  EXPECT_EQ(spill_url(settings).value(), "");
+  EXPECT_EQ(parse(settings, {"--spill-s3", "s3://bucket/kv//", "--spill-s3-bytes", "1TiB"}), "");
+  EXPECT_EQ(settings.spill_s3_bytes, std::uint64_t{1} << 40);
+  EXPECT_THAT(spill_url(settings).error().message, HasSubstr("--spill-dir"));
+  settings.spill_dir = "d";
+  EXPECT_EQ(spill_url(settings).value(), "s3://bucket/kv");
+  for (const char* wrong : {"bucket/kv", "s3://bucket", "s3://BUCKET/kv", "s3://bucket/a/../b"}) {
+    settings.spill_s3 = wrong;
+    EXPECT_THAT(spill_url(settings).error().message, HasSubstr("--spill-s3: ")) << wrong;
+  }
+  EXPECT_EQ(parse(settings, {"--s3-cache-bytes", "10GiB"}), "");
+  EXPECT_EQ(settings.s3.cache_bytes, 10ULL << 30);
 }
 
 TEST(Settings, BoundsTheImageCache) {

@@ -33,9 +33,11 @@ TEST(Metrics, FormatIsWellFormed) {
   status.workers[1].stats.tokens_prefilled = 7;
   status.files.hits = 5;
   status.arena.bytes = 1024;
+  status.store.failures = 6;
   const std::string text = metrics.render(status, "1.0\"");
   EXPECT_NE(text.find("thaw_tier_hits_total{tier=\"arena\"} 0\n"), std::string::npos);
   EXPECT_NE(text.find("thaw_tier_hits_total{tier=\"files\"} 5\n"), std::string::npos);
+  EXPECT_NE(text.find("thaw_tier_failures_total{tier=\"s3\"} 6\n"), std::string::npos);
   EXPECT_NE(text.find("thaw_tier_bytes{tier=\"arena\"} 1024\n"), std::string::npos);
   EXPECT_NE(text.find("thaw_tokens_prefilled_total{worker=\"1\"} 7\n"), std::string::npos);
   EXPECT_NE(text.find("thaw_info{version=\"1.0\\\"\"} 1\n"), std::string::npos);

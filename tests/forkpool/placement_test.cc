@@ -297,18 +297,22 @@ TEST(CostModel, FindsWhereRestoringBeatsPrefill) {
   model.file_bytes_per_second = 1e9;
   model.file_seconds = 4e-3;
   constexpr std::uint64_t kTokenBytes = 20000;
-  for (const bool from_file : {false, true}) {
-    const std::uint32_t crossover = model.crossover_tokens(kTokenBytes, from_file);
+  model.store_bytes_per_second = 1e8;
+  model.store_seconds = 0.1;
+  for (const Tier from : {Tier::kArena, Tier::kFile, Tier::kStore}) {
+    const std::uint32_t crossover = model.crossover_tokens(kTokenBytes, from);
     EXPECT_GT(crossover, 1U);
-    EXPECT_LT(model.restore_seconds(crossover * kTokenBytes, from_file),
+    EXPECT_LT(model.restore_seconds(crossover * kTokenBytes, from),
               model.prefill_seconds(crossover));
-    EXPECT_GE(model.restore_seconds((crossover - 1) * kTokenBytes, from_file),
+    EXPECT_GE(model.restore_seconds((crossover - 1) * kTokenBytes, from),
               model.prefill_seconds(crossover - 1));
   }
-  EXPECT_LT(model.crossover_tokens(kTokenBytes, false), model.crossover_tokens(kTokenBytes, true));
+  const auto crossover = [&](Tier from) { return model.crossover_tokens(kTokenBytes, from); };
+  EXPECT_LT(crossover(Tier::kArena), crossover(Tier::kFile));
+  EXPECT_LT(crossover(Tier::kFile), crossover(Tier::kStore));
   // A disk that is slower than prefill never pays.
   model.file_bytes_per_second = 1e6;
-  EXPECT_EQ(model.crossover_tokens(kTokenBytes, true), std::numeric_limits<std::uint32_t>::max());
+  EXPECT_EQ(crossover(Tier::kFile), std::numeric_limits<std::uint32_t>::max());
 }
 
 TEST(CostModel, LearnsHowFastFilesAre) {
@@ -320,6 +324,25 @@ TEST(CostModel, LearnsHowFastFilesAre) {
   model.observe_file(0, 1);
   model.observe_file(100, 0);
   EXPECT_EQ(model.file_bytes_per_second, before);
+}
+
+TEST(CostModel, LearnsHowFastTheStoreIsAndDoubtsItAfterAWhile) {
+  CostModel model;
+  const CostModel fresh;
+  for (int i = 0; i < 60; ++i) {
+    model.observe_store(1000, 0.5);  // tells what opening takes
+    model.observe_store(1000000000, 100.5);
+  }
+  EXPECT_NEAR(model.store_seconds, 0.5, 0.01);
+  EXPECT_NEAR(model.store_bytes_per_second, 1e7, 1e5);
+  const double before = model.store_bytes_per_second;
+  model.observe_store(0, 1);
+  model.observe_store(100, 0);
+  EXPECT_EQ(model.store_bytes_per_second, before);
+  for (int i = 0; i < 20; ++i)
+    model.doubt_store();
+  EXPECT_NEAR(model.store_seconds, fresh.store_seconds, 0.01);
+  EXPECT_NEAR(model.store_bytes_per_second, fresh.store_bytes_per_second, 1e6);
 }
 
 TEST(Backoff, DoublesAndStartsAgainAfterHealth) {

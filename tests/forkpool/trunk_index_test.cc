@@ -18,11 +18,14 @@ class TrunkIndexTest : public testing::Test {
  protected:
   TrunkId add(std::span<const TokenId> tokens, const Hash128& root, std::uint64_t bytes) {
     PrefixNames names(root, tokens);
-    return index.add(names, names.num_blocks(), bytes);
+    const TrunkId id = index.add(names, names.num_blocks(), bytes);
+    index.find(id)->file = "file";
+    return id;
   }
-  std::optional<TrunkIndex::Found> longest(std::span<const TokenId> tokens, const Hash128& root) {
+  std::optional<TrunkIndex::Found> longest(std::span<const TokenId> tokens, const Hash128& root,
+                                           TrunkIndex::Reach reach = TrunkIndex::Reach::kHere) {
     PrefixNames names(root, tokens);
-    return index.longest(names);
+    return index.longest(names, reach);
   }
 
   TrunkIndex index;
@@ -53,6 +56,24 @@ TEST_F(TrunkIndexTest, OfSeveralTakesTheSmallest) {
   EXPECT_EQ(longest(std::span(tokens).first(32), root)->num_tokens, 32U) << "of the longer one";
 }
 
+TEST_F(TrunkIndexTest, WhatTheStoreHasIsFoundWhereItIsLookedFor) {
+  const auto tokens = counted(96);
+  const TrunkId here = add(std::span(tokens).first(32), root, 32);
+  const TrunkId stored = add(tokens, root, 96);
+  index.find(stored)->file.clear();
+  index.find(stored)->object = "object";
+  EXPECT_EQ(longest(tokens, root)->id, here);
+  EXPECT_EQ(longest(tokens, root)->num_tokens, 32U);
+  EXPECT_EQ(longest(tokens, root, TrunkIndex::Reach::kStore)->id, stored);
+  EXPECT_EQ(longest(tokens, root, TrunkIndex::Reach::kStore)->num_tokens, 96U);
+  // Of several that share as much the one that is here, though it is larger.
+  const TrunkId large = add(tokens, others, 500);
+  const TrunkId small = add(std::span(tokens).first(64), others, 64);
+  index.find(small)->file.clear();
+  index.find(small)->object = "object";
+  EXPECT_EQ(longest(std::span(tokens).first(64), others, TrunkIndex::Reach::kStore)->id, large);
+}
+
 TEST_F(TrunkIndexTest, AddsEachTrunkOnce) {
   const auto tokens = counted(64);
   const TrunkId id = add(tokens, root, 64);
@@ -71,7 +92,7 @@ TEST_F(TrunkIndexTest, TokensDecideNotNames) {
   PrefixNames names(root, tokens);
   std::vector<Hash128> same = {names.name(0), names.name(1)};
   PrefixNames forged(root, other, same);
-  index.add(forged, 2, 32);
+  index.find(index.add(forged, 2, 32))->file = "file";
   EXPECT_FALSE(longest(tokens, root));
 }
 
