@@ -88,6 +88,7 @@ Result<forkpool::ModelSpec> ModelRegistry::load(std::vector<std::string> names,
     served.max_model_len = std::min(served.max_model_len, options_.max_model_len);
   served.description = describe_model(loader.source(), options_.packing, options_.use_generation);
   served.codec = own_codec(std::move(loaded->text));
+  served.weights = loaded->image.digest.to_hex();
   served.path = loader.path();
   served.created = std::chrono::duration_cast<std::chrono::seconds>(
                        std::chrono::system_clock::now().time_since_epoch())
@@ -146,9 +147,8 @@ ApiResult<bool> ModelRegistry::unregister_model(const std::string& name) {
   if (model == nullptr) return false;
   if (model == models_->find("")) {
     return coalescer::invalid_field(
-        "name", "`" + name +
-                    "` is the first model, which requests without a model and sessions "
-                    "are of; it stays");
+        "name",
+        "`" + name + "` is the first model, which requests without a model are of; it stays");
   }
   models_->remove(name);
   static_cast<void>(pool_->remove(model->name()));

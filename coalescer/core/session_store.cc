@@ -76,6 +76,9 @@ Result<StoredSession*> SessionStore::create(NewSession session) {
   stored.id = make_id_();
   stored.tenant = std::move(session.tenant);
   stored.model = std::move(session.model);
+  stored.served = std::move(session.served);
+  stored.weights = std::move(session.weights);
+  stored.vocab_size = session.vocab_size;
   stored.cache_salt = std::move(session.cache_salt);
   stored.label = std::move(session.label);
   stored.ttl = *ttl;
@@ -149,6 +152,9 @@ Result<std::vector<StoredSession*>> SessionStore::fork(StoredSession& parent, st
     child.id = make_id_();
     child.tenant = parent.tenant;
     child.model = parent.model;
+    child.served = parent.served;
+    child.weights = parent.weights;
+    child.vocab_size = parent.vocab_size;
     child.cache_salt = parent.cache_salt;
     child.label = i < labels.size() ? labels[i] : "";
     child.parent = parent.id;

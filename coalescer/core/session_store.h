@@ -34,7 +34,10 @@ struct SessionCheckpoint {
 struct StoredSession {
   std::string id;  ///< 32 hex digits, random
   std::string tenant;
-  std::string model;
+  std::string model;  ///< as its maker called it
+  std::string served;  ///< the model's own name, which `model` may be an alias of
+  std::string weights;  ///< of that model; its turns run with these or not at all
+  int vocab_size = 0;
   std::string cache_salt;
   std::string label;
   std::string parent;  ///< empty: a root
@@ -54,6 +57,9 @@ struct StoredSession {
 struct NewSession {
   std::string tenant;
   std::string model;
+  std::string served;
+  std::string weights;
+  int vocab_size = 0;
   std::string cache_salt;
   std::string label;
   std::chrono::seconds ttl{0};  ///< 0: the default

@@ -29,17 +29,14 @@ struct PreparedCall {
 };
 
 /// Parsing, rendering and tokenizing. Any thread.
-ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
-                                     const std::string& body) {
-  auto parsed = parse_call(kind, body, *context->models, context->options.max_num_seqs);
+ApiResult<PreparedCall> prepare_call(const ServerContext* context, const ServedModels& models,
+                                     ApiKind kind, const std::string& body) {
+  auto parsed = parse_call(kind, body, models, context->options.max_num_seqs);
   if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
   PreparedCall prepared;
   prepared.call = std::move(std::get<ApiCall>(parsed));
   const ServedModel& model = *prepared.call.served;
-  if (!prepared.call.session_id.empty()) {
-    if (prepared.call.served != context->first) return context->unknown_model(prepared.call.model);
-    return prepared;  // its prompt follows from the session
-  }
+  if (!prepared.call.session_id.empty()) return prepared;  // its prompt follows from the session
   auto prompts = prepare_prompts(prepared.call, *model.codec, model.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
   prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
@@ -50,9 +47,31 @@ ApiResult<PreparedCall> prepare_call(const ServerContext* context, ApiKind kind,
   return prepared;
 }
 
-net::awaitable<ApiResult<PreparedCall>> prepare_on_pool(const ServerContext* context, ApiKind kind,
-                                                        std::string body) {
-  co_return prepare_call(context, kind, body);
+net::awaitable<ApiResult<PreparedCall>> prepare_on_pool(const ServerContext* context,
+                                                        std::shared_ptr<const ServedModels> models,
+                                                        ApiKind kind,
+                                                        std::shared_ptr<const std::string> body) {
+  co_return prepare_call(context, *models, kind, *body);
+}
+
+net::awaitable<ApiResult<PreparedCall>> prepare_anywhere(ServerContext* context,
+                                                         std::shared_ptr<const ServedModels> models,
+                                                         ApiKind kind,
+                                                         std::shared_ptr<const std::string> body) {
+  if (body->size() <= kInlineBodyBytes) co_return prepare_call(context, *models, kind, *body);
+  co_return co_await net::co_spawn(context->text_pool, prepare_on_pool(context, models, kind, body),
+                                   net::use_awaitable);
+}
+
+/// The models in the order in which a session's turn that names none takes them: its own first.
+/// Null where that is the order they are in.
+std::shared_ptr<const ServedModels> models_of_turn(ServerContext* context, const ApiCall& call,
+                                                   const std::string& tenant) {
+  if (call.session_id.empty() || !call.model.empty()) return nullptr;
+  const StoredSession* session = context->sessions.store().find(tenant, call.session_id);
+  if (session == nullptr) return nullptr;
+  const ServedModelPtr own = context->models->find(session->served);
+  return own == nullptr || own == call.served ? nullptr : context->models->led_by(own);
 }
 
 ApiResult<std::string> token_reply(const ServerContext* context, Endpoint endpoint,
@@ -189,14 +208,14 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
 net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   if (context_->draining || !context_->backend_was_ready())
     co_return co_await reply(request, error_reply(not_ready(*context_)));
-  std::string body = std::exchange(request.body, {});
-  const std::size_t body_bytes = body.size();
-  ApiResult<PreparedCall> result;
-  if (body.size() <= kInlineBodyBytes) {
-    result = prepare_call(context_, kind, body);
-  } else {
-    result = co_await net::co_spawn(
-        context_->text_pool, prepare_on_pool(context_, kind, std::move(body)), net::use_awaitable);
+  const auto body = std::make_shared<const std::string>(std::exchange(request.body, {}));
+  const std::size_t body_bytes = body->size();
+  ApiResult<PreparedCall> result =
+      co_await prepare_anywhere(context_, context_->models, kind, body);
+  if (const auto* read = std::get_if<PreparedCall>(&result)) {
+    // Vocabulary and defaults are those of the session's model.
+    if (auto models = models_of_turn(context_, read->call, request.tenant))
+      result = co_await prepare_anywhere(context_, std::move(models), kind, body);
   }
   request.body_lease.reset();
   if (auto* error = std::get_if<ApiError>(&result))

@@ -102,12 +102,12 @@ std::optional<ApiError> prepare_stored(const ServerContext* context, const Share
                                        PreparedForks& forks) {
   for (std::size_t i = 0; i < forks.call.branches.size(); ++i) {
     ApiCall& call = forks.call.branches[i].call;
-    auto turn = prepare_turn(call, *state, *context->codec);
+    auto turn = prepare_turn(call, *state, *call.served->codec);
     ApiError* error = std::get_if<ApiError>(&turn);
     if (error == nullptr) {
       auto& prepared = std::get<SessionTurn>(turn);
       auto prompt =
-          fit_prompt(call, std::exchange(prepared.prompt, {}), context->options.max_model_len);
+          fit_prompt(call, std::exchange(prepared.prompt, {}), call.served->max_model_len);
       if (auto* misfit = std::get_if<ApiError>(&prompt)) {
         misfit->param = branch_param(i, misfit->param);
         return std::move(*misfit);
@@ -139,7 +139,7 @@ net::awaitable<ApiResult<PreparedForks>> prepare_stored_on_pool(const ServerCont
                                                                 PreparedForks forks,
                                                                 SharedState state, SessionCut cut) {
   if (!cut.is_whole()) {
-    auto kept = cut_session(state, cut, "trunk.", *context->codec);
+    auto kept = cut_session(state, cut, "trunk.", *forks.call.branches.front().call.served->codec);
     if (auto* error = std::get_if<ApiError>(&kept)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(kept));
   }
@@ -148,8 +148,7 @@ net::awaitable<ApiResult<PreparedForks>> prepare_stored_on_pool(const ServerCont
 }
 
 /// The response's state, and where to cut it.
-ApiResult<Session::ForkTrunk> trunk_of_response(const ServerContext* context,
-                                                const CallRecord* record,
+ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
                                                 const StoredTrunk& stored) {
   if (record == nullptr) {
     ApiError error =
@@ -160,9 +159,10 @@ ApiResult<Session::ForkTrunk> trunk_of_response(const ServerContext* context,
     error.status = 404;
     return error;
   }
-  if (record->call.served != context->first) return context->unknown_model(record->call.model);
-  Session::ForkTrunk trunk{
-      state_of_record(*record, stored.choice, *context->codec), {}, record->call.cache_salt};
+  Session::ForkTrunk trunk{state_of_record(*record, stored.choice, *record->call.served->codec),
+                           {},
+                           record->call.cache_salt,
+                           record->call.served};
   if (trunk.state == nullptr) {
     return invalid_field("trunk.choice", "`trunk.choice` is " + std::to_string(stored.choice) +
                                              "; the completion has " +
@@ -198,11 +198,14 @@ net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_fork
   if (forks.call.stored.is_given()) {
     auto stored = co_await find_trunk(tenant, forks.call.stored);
     if (auto* error = std::get_if<ApiError>(&stored)) co_return std::move(*error);
-    auto& [state, cut, salt] = std::get<ForkTrunk>(stored);
+    auto& [state, cut, salt, model] = std::get<ForkTrunk>(stored);
     for (ForkBranch& branch : forks.call.branches) {
       branch.call.cache_salt = salt;
-      if (branch.call.served != context_->first)
-        co_return context_->unknown_model(branch.call.model);
+      if (branch.call.served->name() != model->name()) {
+        co_return invalid_field("model", "the trunk is of the model `" + model->name() +
+                                             "`, not of `" + branch.call.served->name() +
+                                             "`; name it in `model`");
+      }
     }
     auto prepared = co_await net::co_spawn(
         context_->text_pool,
@@ -269,12 +272,15 @@ net::awaitable<ApiResult<Session::ForkTrunk>> Session::find_trunk(std::string te
   SessionService& sessions = context_->sessions;
   if (!stored.response_id.empty()) {
     const auto record = sessions.calls().find(tenant, stored.response_id);
-    co_return trunk_of_response(context_, record.get(), stored);
+    co_return trunk_of_response(record.get(), stored);
   }
   auto found = sessions.find(tenant, stored.session_id, "trunk.session_id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   const StoredSession& session = *std::get<StoredSession*>(found);
-  ForkTrunk trunk{session.state, {}, session.cache_salt};
+  auto model = context_->model_of(session);
+  if (auto* error = std::get_if<ApiError>(&model)) co_return std::move(*error);
+  ForkTrunk trunk{
+      session.state, {}, session.cache_salt, std::get<ServedModelPtr>(std::move(model))};
   co_await load_spilled(context_, stored.session_id);
   co_return trunk;
 }

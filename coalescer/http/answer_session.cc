@@ -34,15 +34,16 @@ struct PreparedTurn {
 
 ApiResult<PreparedTurn> prepare_session_turn(const ServerContext* context, const CallRecord& record,
                                              const SessionState& state) {
-  auto turn = prepare_turn(record.call, state, *context->codec);
+  const ServedModel& model = *record.call.served;
+  auto turn = prepare_turn(record.call, state, *model.codec);
   if (auto* error = std::get_if<ApiError>(&turn)) return std::move(*error);
   PreparedTurn prepared{std::move(std::get<SessionTurn>(turn)), {}, {}};
-  auto prompt = fit_prompt(record.call, std::exchange(prepared.turn.prompt, {}),
-                           context->options.max_model_len);
+  auto prompt =
+      fit_prompt(record.call, std::exchange(prepared.turn.prompt, {}), model.max_model_len);
   if (auto* error = std::get_if<ApiError>(&prompt)) return std::move(*error);
   prepared.prompt = std::move(std::get<PreparedPrompt>(prompt));
   auto plan = plan_reply(record.call, prepared.prompt.tokens, prepared.turn.next.tools,
-                         context->options.eager_tools, *context->codec);
+                         context->options.eager_tools, *model.codec);
   if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
   prepared.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
@@ -54,22 +55,26 @@ net::awaitable<ApiResult<PreparedTurn>> turn_on_pool(const ServerContext* contex
   co_return prepare_session_turn(context, *record, *state);
 }
 
-net::awaitable<ApiResult<SharedState>> cut_on_pool(const ServerContext* context, SharedState state,
+net::awaitable<ApiResult<SharedState>> cut_on_pool(ServedModelPtr model, SharedState state,
                                                    SessionCut cut, std::string prefix) {
-  co_return cut_session(state, cut, prefix, *context->codec);
+  co_return cut_session(state, cut, prefix, *model->codec);
 }
 
 struct NewState {
   CreateSessionCall call;
+  ServedModelPtr model;
   SharedState state;  ///< null where the call names a response
 };
 
 ApiResult<NewState> read_create(const ServerContext* context, const std::string& body) {
   auto parsed = parse_create_session(body);
   if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
-  NewState made{std::move(std::get<CreateSessionCall>(parsed)), nullptr};
+  NewState made{std::move(std::get<CreateSessionCall>(parsed)), nullptr, nullptr};
+  auto model = require_model(*context->models, made.call.model);
+  if (auto* error = std::get_if<ApiError>(&model)) return std::move(*error);
+  made.model = std::move(std::get<ServedModelPtr>(model));
   if (!made.call.response_id.empty()) return made;
-  auto state = state_of_messages(made.call.prompt, *context->codec, context->options.max_model_len);
+  auto state = state_of_messages(made.call.prompt, *made.model->codec, made.model->max_model_len);
   if (auto* error = std::get_if<ApiError>(&state)) return std::move(*error);
   made.state = std::move(std::get<SharedState>(state));
   return made;
@@ -131,6 +136,13 @@ net::awaitable<ApiResult<Session::TurnStart>> Session::begin_turn(
     co_return invalid_field("cache_salt",
                             "`cache_salt` is not the session's own; leave it out in a session's "
                             "turn");
+  }
+  auto model = context_->model_of(session);
+  if (auto* error = std::get_if<ApiError>(&model)) co_return std::move(*error);
+  if (std::get<ServedModelPtr>(model)->name() != call.served->name()) {
+    co_return invalid_field("model", "the session is of the model `" + session.model +
+                                         "`, not of `" + call.model.substr(0, 200) +
+                                         "`; leave `model` out in a session's turn");
   }
   call.cache_salt = session.cache_salt;
   auto begun = sessions.begin_turn(session);
@@ -248,11 +260,14 @@ net::awaitable<ApiResult<std::string>> Session::create_session(Request request) 
   if (auto* error = std::get_if<ApiError>(&result)) co_return std::move(*error);
   auto& made = std::get<NewState>(result);
   const CreateSessionCall& call = made.call;
-  const std::string* model = context_->served_name(call.model);
-  if (model == nullptr) co_return context_->unknown_model(call.model);
 
   SessionService& sessions = context_->sessions;
-  NewSession fresh{request.tenant, *model, call.cache_salt, call.label, call.ttl, made.state};
+  NewSession fresh;
+  fresh.tenant = request.tenant;
+  fresh.cache_salt = call.cache_salt;
+  fresh.label = call.label;
+  fresh.ttl = call.ttl;
+  fresh.state = made.state;
   if (!call.response_id.empty()) {
     const auto record = sessions.calls().find(request.tenant, call.response_id);
     if (record == nullptr) {
@@ -265,16 +280,23 @@ net::awaitable<ApiResult<std::string>> Session::create_session(Request request) 
       co_return invalid_field("cache_salt",
                               "`cache_salt` is not the completion's own; leave it out");
     }
-    if (record->call.served != context_->first)
-      co_return context_->unknown_model(record->call.model);
+    if (!call.model.empty() && made.model->name() != record->call.served->name()) {
+      co_return invalid_field("model", "`model` is not the completion's own; leave it out");
+    }
+    made.model = record->call.served;
     fresh.cache_salt = record->call.cache_salt;
-    fresh.state = state_of_record(*record, call.choice, *context_->codec);
+    fresh.state = state_of_record(*record, call.choice, *made.model->codec);
     if (fresh.state == nullptr) {
       co_return invalid_field("choice", "`choice` is " + std::to_string(call.choice) +
                                             "; the completion has " +
                                             std::to_string(record->generated.size()));
     }
   }
+  const ServedModelPtr model = made.model;
+  fresh.model = call.model.empty() ? model->name() : call.model;
+  fresh.served = model->name();
+  fresh.weights = model->weights;
+  fresh.vocab_size = model->codec->vocab_size();
   const SharedState state = fresh.state;
   auto created = sessions.store().create(std::move(fresh));
   if (!created) {
@@ -289,10 +311,10 @@ net::awaitable<ApiResult<std::string>> Session::create_session(Request request) 
     GenerateRequest prefill_request;
     prefill_request.tenant = request.tenant;
     prefill_request.cache_salt = call.cache_salt;
-    prefill_request.model = context_->options.served_model_names.front();
+    prefill_request.model = model->name();
     prefill_request.session = id;
     prefill_request.prompt = state->tokens;
-    auto filled = co_await prefill(std::move(prefill_request), request.received);
+    auto filled = co_await prefill(std::move(prefill_request), model, request.received);
     StoredSession* session = sessions.store().find(request.tenant, id);
     if (auto* error = std::get_if<ApiError>(&filled)) {
       if (session != nullptr) sessions.store().erase(*session);
@@ -308,15 +330,17 @@ net::awaitable<ApiResult<std::string>> Session::create_session(Request request) 
 }
 
 net::awaitable<ApiResult<CompletionUsage>> Session::prefill(GenerateRequest request,
+                                                            ServedModelPtr model,
                                                             Clock::TimePoint received) {
+  const TextCodec* codec = model->codec.get();
   request.sampling = SamplingParams{};
   request.sampling.temperature = 0;
   request.sampling.max_tokens = 1;
   ApiCall call;
   call.prompts.emplace_back(std::vector<TokenId>());
   const auto live = std::make_shared<LiveCall>(
-      socket_.get_executor(), Completion(call, 1, CompletionLabel{}, context_->codec),
-      /*streamed=*/false, &context_->dispatcher, &context_->metrics, context_->codec, received);
+      socket_.get_executor(), Completion(call, 1, CompletionLabel{}, codec),
+      /*streamed=*/false, &context_->dispatcher, &context_->metrics, codec, received);
   std::vector<GenerateRequest> requests;
   requests.push_back(std::move(request));
   auto submitted = context_->dispatcher.submit(std::move(requests), live);
@@ -359,11 +383,14 @@ net::awaitable<ApiResult<std::string>> Session::fork_session(Request request) {
     state = std::move(std::get<SharedState>(kept));
   } else if (const auto record = sessions.running(request.route.session);
              call.include_running && record != nullptr) {
-    state = state_of_record(*record, 0, *context_->codec);
+    state = state_of_record(*record, 0, *record->call.served->codec);
   }
   if (!call.cut.is_whole()) {
+    auto model = context_->model_of(*std::get<StoredSession*>(found));
+    if (auto* error = std::get_if<ApiError>(&model)) co_return std::move(*error);
+    const ServedModelPtr served = std::get<ServedModelPtr>(model);
     auto cut = co_await net::co_spawn(
-        context_->text_pool, cut_on_pool(context_, state, call.cut, "cut."), net::use_awaitable);
+        context_->text_pool, cut_on_pool(served, state, call.cut, "cut."), net::use_awaitable);
     if (auto* error = std::get_if<ApiError>(&cut)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(cut));
     found = sessions.find(request.tenant, request.route.session, "id");
@@ -440,7 +467,7 @@ net::awaitable<ApiResult<std::string>> Session::import_session(Request request) 
   SessionService& sessions = context_->sessions;
   StoredSession session = std::move(document.session);
   session.tenant = request.tenant;
-  session.model = context_->options.served_model_names.front();
+  settle_model(context_, session);
   session.parent.clear();
   session.fork_tokens = 0;
   if (!call.label.empty()) session.label = call.label;
@@ -493,8 +520,11 @@ net::awaitable<ApiResult<std::string>> Session::rewind_session(Request request) 
     if (auto* error = std::get_if<ApiError>(&kept)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(kept));
   } else {
-    auto cut = co_await net::co_spawn(
-        context_->text_pool, cut_on_pool(context_, state, call.cut, ""), net::use_awaitable);
+    auto model = context_->model_of(*std::get<StoredSession*>(found));
+    if (auto* error = std::get_if<ApiError>(&model)) co_return std::move(*error);
+    const ServedModelPtr served = std::get<ServedModelPtr>(model);
+    auto cut = co_await net::co_spawn(context_->text_pool, cut_on_pool(served, state, call.cut, ""),
+                                      net::use_awaitable);
     if (auto* error = std::get_if<ApiError>(&cut)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(cut));
     found = sessions.find(request.tenant, request.route.session, "id");

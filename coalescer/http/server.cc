@@ -299,6 +299,7 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* b
                                 .max_model_len = options.max_model_len,
                                 .description = options.model,
                                 .codec = std::move(codec),
+                                .weights = "",
                                 .path = "",
                                 .created = ServerContext::unix_seconds()});
       !added)
@@ -312,7 +313,6 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* b
   const ServedModelPtr first = models->find("");
   if (first == nullptr)
     return make_error(Errc::kInvalidArgument, "no model is served; at least one is needed");
-  // Sessions are of the first model.
   options.served_model_names = first->names;
   options.max_model_len = first->max_model_len;
   auto impl = std::make_unique<Impl>(std::move(options), backend, std::move(models));

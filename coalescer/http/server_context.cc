@@ -70,14 +70,11 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
     : options(std::move(server_options)),
       backend(backend_in),
       models(std::move(models_in)),
-      first(models->find("")),
-      codec(first->codec.get()),
       history(kHistoryRequests, kHistoryTokens,
               [models = models](const std::string& name, std::span<const TokenId> tokens) {
                 return text_of(*models, name, tokens);
               }),
-      sessions(options.session_limits, options.session_kept_bytes,
-               options.served_model_names.front(), backend_in, &clock),
+      sessions(options.session_limits, options.session_kept_bytes, backend_in, &clock),
       cache_pins(options.prompt_cache_bytes, backend_in, &clock),
       dispatcher(options.window, options.max_queued_requests, backend_in, &history, &metrics,
                  &clock),
@@ -104,17 +101,27 @@ const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
   return known;
 }
 
-const std::string* ServerContext::served_name(const std::string& requested) const {
-  if (requested.empty()) return &first->name();
-  const auto found = std::ranges::find(first->names, requested);
-  return found == first->names.end() ? nullptr : &*found;
+ApiResult<ServedModelPtr> ServerContext::model_of(const StoredSession& session) const {
+  const ServedModelPtr model = models->find(session.served);
+  if (model != nullptr && model->weights == session.weights) return model;
+  ApiError error = invalid_field(
+      "session_id",
+      "the session's model `" + session.model + "` is " +
+          (model == nullptr ? "not served any more" : "served with other weights now") +
+          "; export the session and import it where the model is served",
+      "session_model_gone");
+  error.status = 409;
+  return error;
 }
 
-ApiError ServerContext::unknown_model(const std::string& requested) const {
-  auto model = require_model(*models, requested);
-  if (auto* error = std::get_if<ApiError>(&model)) return std::move(*error);
-  return unsupported_field("model", "sessions are of the first model, `" + first->name() +
-                                        "`; the model `" + requested.substr(0, 200) + "` has none");
+ServedModelPtr ServerContext::model_of(const std::string& weights, const std::string& name) const {
+  const auto all = models->list();
+  const auto found = std::ranges::find_if(all, [&](const ServedModelPtr& model) {
+    return !weights.empty() && model->weights == weights;
+  });
+  if (found != all.end()) return *found;
+  const auto named = name.empty() ? nullptr : models->find(name);
+  return named != nullptr ? named : models->find("");
 }
 
 std::string ServerContext::next_response_id(ApiKind kind) {

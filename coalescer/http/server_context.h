@@ -48,8 +48,6 @@ struct ServerContext {
   ServerOptions options;
   Backend* backend;
   std::shared_ptr<const ServedModels> models;
-  ServedModelPtr first;  ///< when the server started: the one that sessions are of
-  const TextCodec* codec;  ///< of `first`
   SteadyClock clock;
   Clock::TimePoint started = clock.now();
   ForkHistory history;
@@ -71,13 +69,11 @@ struct ServerContext {
   bool backend_was_ready();
   /// Of the model's weights and what computes with them; empty until a worker has loaded it.
   const std::string& system_fingerprint(const ServedModel& model);
-  const std::string& system_fingerprint() { return system_fingerprint(*first); }
-  /// The name to show for a model that sessions may have, of those of `first`; nullptr for another.
-  /// Empty: the first one.
-  const std::string* served_name(const std::string& requested) const;
-  /// What is wrong with a name that served_name() does not know: the 404, or that it has no
-  /// sessions.
-  ApiError unknown_model(const std::string& requested) const;
+  /// The session's model, or the 409 of one that is not served any more, or with other weights.
+  ApiResult<ServedModelPtr> model_of(const StoredSession& session) const;
+  /// The model that a written session is of: the one with its weights, else the one of its name,
+  /// else the first.
+  ServedModelPtr model_of(const std::string& weights, const std::string& name) const;
   /// "chatcmpl-<process>-<number>".
   std::string next_response_id(ApiKind kind);
   /// The same with another word in front.

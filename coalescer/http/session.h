@@ -42,6 +42,7 @@ class Session : public std::enable_shared_from_this<Session> {
     SharedState state;
     SessionCut cut;
     std::string cache_salt;
+    ServedModelPtr model;
   };
 
  private:
@@ -106,6 +107,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<ApiError> check_file(const std::string& file) const;
   /// Computes the KV of tokens that is not there; a client that hangs up ends it.
   boost::asio::awaitable<ApiResult<CompletionUsage>> prefill(GenerateRequest request,
+                                                             ServedModelPtr model,
                                                              Clock::TimePoint received);
   /// Has the KV kept that the call asks to keep, once it is computed.
   void keep_prompts(LiveCall& live, const ApiCall& call, const std::string& tenant,

@@ -87,6 +87,21 @@ Result<void> SessionFiles::write(const std::string& path, std::string_view text)
   return replace_file(path, text);
 }
 
+bool SessionFiles::share_kv(const std::string& from, const std::string& to) {
+  // The description first: whoever sees the file finds it.
+  for (const char* suffix : {".meta", ""}) {
+    const std::string source = from + suffix;
+    const std::string name = to + suffix;
+    const std::string incomplete = name + ".linked";
+    ::unlink(incomplete.c_str());
+    if (!is_file(source) || ::link(source.c_str(), incomplete.c_str()) != 0) return false;
+    const bool renamed = ::rename(incomplete.c_str(), name.c_str()) == 0;
+    ::unlink(incomplete.c_str());  // still there where both were one file already
+    if (!renamed) return false;
+  }
+  return true;
+}
+
 Result<std::string> SessionFiles::read(const std::string& path, std::uint64_t max_bytes) const {
   const std::string name = std::filesystem::path(path).filename().string();
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));

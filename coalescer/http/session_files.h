@@ -34,6 +34,10 @@ class SessionFiles {
 
   /// Errors: kIo; kUnsupported where `path` is no plain file.
   Result<void> write(const std::string& path, std::string_view text) const;
+  /// KV of one session, with what describes it, becomes another's as well: both share their place
+  /// on the disk. False where the file system cannot, or `from` is not there. Files of KV are
+  /// replaced, never written to.
+  static bool share_kv(const std::string& from, const std::string& to);
   /// Errors: kNotFound, kIo; kUnsupported where it is no plain file or longer than `max_bytes`.
   Result<std::string> read(const std::string& path, std::uint64_t max_bytes) const;
   /// True for a plain file.

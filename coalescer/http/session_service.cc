@@ -48,11 +48,10 @@ void RunningTurn::finish(const CallRecord& record, const TextCodec& codec) {
   std::exchange(service_, nullptr)->end_turn(session_, state_of_record(record, 0, codec));
 }
 
-SessionService::SessionService(SessionLimits limits, std::uint64_t kept_bytes, std::string model,
-                               Backend* backend, const Clock* clock)
+SessionService::SessionService(SessionLimits limits, std::uint64_t kept_bytes, Backend* backend,
+                               const Clock* clock)
     : store_(limits, clock, random_id, unix_now),
       pins_(kept_bytes),
-      model_(std::move(model)),
       backend_(backend),
       calls_(kEndedCalls, kEndedBytes) {
   store_.set_on_removed([this](const StoredSession& session) { forget(session); });
@@ -166,8 +165,8 @@ void SessionService::book(const std::string& session, const TrunkOwner& owner,
                           const SharedState& state, const KeptTrunk& kept) {
   const auto covered = std::span<const TokenId>(state->tokens)
                            .first(std::min<std::size_t>(kept.num_tokens, state->tokens.size()));
-  const std::string trunk =
-      hash_bytes(std::as_bytes(covered)).to_hex() + owner.tenant + '/' + owner.cache_salt;
+  const std::string trunk = hash_bytes(std::as_bytes(covered)).to_hex() + owner.model + '/' +
+                            owner.tenant + '/' + owner.cache_salt;
   for (const std::string& victim : pins_.kept(session, kept.num_tokens, kept.bytes, trunk))
     backend_->release(pin_of(victim));
 }

@@ -42,10 +42,9 @@ class RunningTurn {
 /// only; the states it gives out may be read on any.
 class SessionService {
  public:
-  /// `kept_bytes`: of KV, at most; 0 keeps none. `model`: as in the requests. The pointers must
-  /// outlive the service.
-  SessionService(SessionLimits limits, std::uint64_t kept_bytes, std::string model,
-                 Backend* backend, const Clock* clock);
+  /// `kept_bytes`: of KV, at most; 0 keeps none. The pointers must outlive the service.
+  SessionService(SessionLimits limits, std::uint64_t kept_bytes, Backend* backend,
+                 const Clock* clock);
 
   /// Runs a task on the I/O thread, from any thread; drops it once the server is gone.
   using Post = std::function<void(std::function<void()>)>;
@@ -60,8 +59,8 @@ class SessionService {
   void set_background(Post background) { background_ = std::move(background); }
   const Post& post() const { return post_; }
 
-  TrunkOwner owner_of(const StoredSession& session) const {
-    return {session.tenant, session.cache_salt, model_, ""};
+  static TrunkOwner owner_of(const StoredSession& session) {
+    return {session.tenant, session.cache_salt, session.served, ""};
   }
   static PinId pin_of(const std::string& session);
 
@@ -103,7 +102,6 @@ class SessionService {
 
   SessionStore store_;
   SessionPins pins_;
-  std::string model_;
   Backend* backend_;
   Post post_;
   Post background_;

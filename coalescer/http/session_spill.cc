@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include <boost/asio/as_tuple.hpp>
@@ -12,6 +14,8 @@
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "coalescer/http/model_admin.h"
+#include "engine/base/hash.h"
 #include "engine/base/log.h"
 
 namespace thaw::coalescer {
@@ -53,22 +57,26 @@ net::awaitable<Result<KeptTrunk>> await_trunk(ServerContext* context, TrunkCall 
 }
 
 net::awaitable<Result<void>> write_on_pool(std::shared_ptr<const SessionFiles> files,
-                                           std::string path, SessionDocument document,
-                                           int vocab_size) {
-  co_return files->write(path, write_session_document(document, vocab_size));
+                                           std::string path, SessionDocument document) {
+  co_return files->write(path, write_session_document(document));
+}
+
+net::awaitable<void> swap_in_on_pool(ModelAdmin* admin, std::string model) {
+  static_cast<void>(admin->load_model(model));
+  co_return;
 }
 
 // Plain functions, not lines of the coroutines: GCC 12 copies aggregates that are made of
 // temporaries in a coroutine byte by byte.
 TrunkCall save_call(ServerContext* context, const StoredSession& session, const std::string& path) {
-  SaveTrunk trunk{path, context->sessions.owner_of(session), session.state->tokens, kTrunkDeadline};
+  SaveTrunk trunk{path, SessionService::owner_of(session), session.state->tokens, kTrunkDeadline};
   return [backend = context->backend, trunk = std::move(trunk)](TrunkDone done) {
     backend->save(trunk, std::move(done));
   };
 }
 
 TrunkCall load_call(ServerContext* context, const StoredSession& session, const std::string& path) {
-  LoadTrunk trunk{path, SessionService::pin_of(session.id), context->sessions.owner_of(session),
+  LoadTrunk trunk{path, SessionService::pin_of(session.id), SessionService::owner_of(session),
                   std::chrono::seconds(0), kTrunkDeadline};
   return [backend = context->backend, trunk = std::move(trunk)](TrunkDone done) {
     backend->load(trunk, std::move(done));
@@ -76,54 +84,96 @@ TrunkCall load_call(ServerContext* context, const StoredSession& session, const 
 }
 
 SessionDocument document_of(ServerContext* context, const StoredSession& session) {
-  return {session, context->sessions.store().expires_at(session), context->system_fingerprint()};
+  const auto model = context->models->find(session.served);
+  return {session, context->sessions.store().expires_at(session),
+          model == nullptr ? "" : context->system_fingerprint(*model)};
 }
 
-/// Both files of one session. REQUIRES: the session is there.
+/// KV that was written a moment ago, by what it is of: sessions that were forked and did not go on
+/// have the same.
+struct WrittenKv {
+  struct File {
+    std::string path;
+    SavedSession saved;
+  };
+  std::map<std::string, File> files;
+
+  static std::string name_of(const StoredSession& session) {
+    return hash_bytes(std::as_bytes(std::span(session.state->tokens))).to_hex() + session.served +
+           '/' + session.tenant + '/' + session.cache_salt;
+  }
+  const File* find(const std::string& name) const {
+    const auto found = files.find(name);
+    return found == files.end() ? nullptr : &found->second;
+  }
+};
+
+/// Both files of one session; `written` is what it may share. REQUIRES: the session is there.
 net::awaitable<Result<SavedSession>> save_as(ServerContext* context, std::string id,
-                                             std::string document_path, std::string kv_path) {
+                                             std::string document_path, std::string kv_path,
+                                             WrittenKv* written_kv) {
   SessionService& sessions = context->sessions;
   const StoredSession* session = sessions.store().by_id(id);
   if (session == nullptr) co_return make_error(Errc::kNotFound, "the session is gone");
   SessionDocument document = document_of(context, *session);
   SavedSession saved;
-  if (session->state->tokens.size() >= kBlockSize) {
+  const std::string kv_name = WrittenKv::name_of(*session);
+  const WrittenKv::File* same = written_kv->find(kv_name);
+  if (same != nullptr && SessionFiles::share_kv(same->path, kv_path)) {
+    saved = same->saved;
+  } else if (session->state->tokens.size() >= kBlockSize) {
     TrunkCall start = save_call(context, *session, kv_path);
     const auto written = co_await await_trunk(context, std::move(start));
     if (written) {
       saved.kv_tokens = written->num_tokens;
       saved.kv_bytes = written->bytes;
+      written_kv->files[kv_name] = {kv_path, saved};
     } else {
       saved.kv_error = written.error().message;
     }
   }
   const auto files = sessions.files();
   const auto written = co_await net::co_spawn(
-      context->text_pool,
-      write_on_pool(files, document_path, std::move(document), context->codec->vocab_size()),
+      context->text_pool, write_on_pool(files, document_path, std::move(document)),
       net::use_awaitable);
   if (!written) co_return written.error();
+  co_return saved;
+}
+
+net::awaitable<Result<SavedSession>> save_beside(ServerContext* context, std::string id,
+                                                 WrittenKv* written) {
+  const auto files = context->sessions.files();
+  // What lies there and was not loaded yet is as good as what would be written.
+  co_await load_spilled(context, id);
+  auto saved = co_await save_as(context, id, files->document_path(id), files->kv_path(id), written);
+  // It may have been deleted meanwhile, and its files before they were written.
+  if (context->sessions.store().by_id(id) == nullptr) files->remove(id);
   co_return saved;
 }
 
 }  // namespace
 
 std::string document_text(ServerContext* context, const StoredSession& session) {
-  return write_session_document(document_of(context, session), context->codec->vocab_size());
+  return write_session_document(document_of(context, session));
 }
 
-DocumentLimits document_limits(const ServerContext* context) {
-  return {context->codec->vocab_size(), context->options.max_model_len};
+LimitsOf document_limits(const ServerContext* context) {
+  return [context](const std::string& weights, const std::string& name) {
+    const ServedModelPtr model = context->model_of(weights, name);
+    return DocumentLimits{model->codec->vocab_size(), model->max_model_len};
+  };
+}
+
+void settle_model(const ServerContext* context, StoredSession& session) {
+  const ServedModelPtr model = context->model_of(session.weights, session.model);
+  if (!model->is_called(session.model)) session.model = model->name();
+  session.served = model->name();
+  session.weights = model->weights;
 }
 
 net::awaitable<Result<SavedSession>> save_session(ServerContext* context, std::string id) {
-  const auto files = context->sessions.files();
-  // What lies there and was not loaded yet is as good as what would be written.
-  co_await load_spilled(context, id);
-  auto saved = co_await save_as(context, id, files->document_path(id), files->kv_path(id));
-  // It may have been deleted meanwhile, and its files before they were written.
-  if (context->sessions.store().by_id(id) == nullptr) files->remove(id);
-  co_return saved;
+  WrittenKv nothing;
+  co_return co_await save_beside(context, id, &nothing);
 }
 
 net::awaitable<Result<SavedSession>> export_session(ServerContext* context, std::string id,
@@ -138,7 +188,8 @@ net::awaitable<Result<SavedSession>> export_session(ServerContext* context, std:
     }
   }
   co_await load_spilled(context, id);
-  co_return co_await save_as(context, id, document_path, kv_path);
+  WrittenKv nothing;
+  co_return co_await save_as(context, id, document_path, kv_path, &nothing);
 }
 
 net::awaitable<std::string> load_kv(ServerContext* context, std::string id, std::string path) {
@@ -148,8 +199,16 @@ net::awaitable<std::string> load_kv(ServerContext* context, std::string id, std:
   if (!SessionFiles::is_file(path) || !SessionFiles::is_file(path + ".meta"))
     co_return "there is no KV beside the document";
   const SharedState state = session->state;
-  TrunkCall start = load_call(context, *session, path);
-  const auto loaded = co_await await_trunk(context, std::move(start));
+  const TrunkCall start = load_call(context, *session, path);
+  const std::string model = session->served;
+  auto loaded = co_await await_trunk(context, start);
+  if (!loaded && loaded.error().code == Errc::kUnavailable && context->options.admin != nullptr &&
+      !context->draining) {
+    // Another model has the slot. The turn that follows wants this one too.
+    co_await net::co_spawn(context->admin_pool, swap_in_on_pool(context->options.admin, model),
+                           net::use_awaitable);
+    loaded = co_await await_trunk(context, start);
+  }
   if (!loaded) {
     logger("http")->warn("event=session_kv_not_loaded session={} error=\"{}\"", id,
                          loaded.error().message);
@@ -164,7 +223,6 @@ net::awaitable<void> load_spilled(ServerContext* context, std::string id) {
   const std::string path = context->sessions.files()->kv_path(id);
   co_await load_kv(context, id, path);
 }
-
 net::awaitable<void> save_all_sessions(ServerContext* context) {
   SessionStore& store = context->sessions.store();
   store.expire();
@@ -173,9 +231,10 @@ net::awaitable<void> save_all_sessions(ServerContext* context) {
     ids.push_back(session->id);
   const auto deadline = context->clock.now() + kFarewellDeadline;
   std::size_t saved = 0;
+  WrittenKv written;
   for (const std::string& id : ids) {
     if (context->clock.now() >= deadline) break;
-    const auto done = co_await save_session(context, id);
+    const auto done = co_await save_beside(context, id, &written);
     if (done)
       ++saved;
     else
@@ -215,6 +274,7 @@ void load_all_sessions(ServerContext* context) {
       files->remove(id);
       continue;
     }
+    settle_model(context, document.session);
     document.session.ttl = std::min(document.session.ttl, sessions.store().limits().max_ttl);
     const auto adopted = sessions.store().adopt(std::move(document.session));
     if (!adopted) {

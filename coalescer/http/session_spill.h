@@ -39,6 +39,9 @@ void load_all_sessions(ServerContext* context);
 std::string document_text(ServerContext* context, const StoredSession& session);
 
 /// Of what is served now.
-DocumentLimits document_limits(const ServerContext* context);
+LimitsOf document_limits(const ServerContext* context);
+
+/// Binds a session that was written down, here or elsewhere, to the model that is served here.
+void settle_model(const ServerContext* context, StoredSession& session);
 
 }  // namespace thaw::coalescer

@@ -52,6 +52,14 @@ std::vector<ServedModelPtr> ServedModels::list() const {
   return models_;
 }
 
+std::shared_ptr<const ServedModels> ServedModels::led_by(const ServedModelPtr& model) const {
+  auto led = std::make_shared<ServedModels>();
+  led->models_ = list();
+  std::erase(led->models_, model);
+  led->models_.insert(led->models_.begin(), model);
+  return led;
+}
+
 ApiResult<ServedModelPtr> require_model(const ServedModels& models, const std::string& name) {
   if (auto model = models.find(name)) return model;
   const std::vector<ServedModelPtr> served = models.list();

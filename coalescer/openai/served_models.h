@@ -20,6 +20,7 @@ struct ServedModel {
   std::uint32_t max_model_len = 0;
   ModelDescription description;
   std::shared_ptr<const TextCodec> codec;
+  std::string weights;  ///< names them as they are computed with; empty: nobody knows
   std::string path;  ///< of its files; told to operators only
   std::int64_t created = 0;  ///< seconds since the epoch
 
@@ -41,6 +42,8 @@ class ServedModels {
   /// Null where none is called so. Empty: the first.
   ServedModelPtr find(const std::string& name) const;
   std::vector<ServedModelPtr> list() const;
+  /// The same models as of now, with `model` first, whether or not it is one of them.
+  std::shared_ptr<const ServedModels> led_by(const ServedModelPtr& model) const;
 
  private:
   mutable std::mutex mutex_;

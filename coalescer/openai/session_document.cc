@@ -188,7 +188,7 @@ void read_checkpoints(JsonFields& fields, const std::vector<SharedState>& states
 
 }  // namespace
 
-std::string write_session_document(const SessionDocument& document, int vocab_size) {
+std::string write_session_document(const SessionDocument& document) {
   const StoredSession& session = document.session;
   std::vector<const SessionState*> states{session.state.get()};
   ordered_json checkpoints = ordered_json::array();
@@ -205,7 +205,8 @@ std::string write_session_document(const SessionDocument& document, int vocab_si
                       {"tenant", session.tenant},
                       {"model", session.model},
                       {"system_fingerprint", document.system_fingerprint},
-                      {"vocab_size", vocab_size},
+                      {"weights", session.weights},
+                      {"vocab_size", session.vocab_size},
                       {"cache_salt", session.cache_salt},
                       {"label", session.label},
                       {"parent", session.parent},
@@ -221,8 +222,7 @@ std::string write_session_document(const SessionDocument& document, int vocab_si
   return out.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
-ApiResult<SessionDocument> read_session_document(std::string_view text,
-                                                 const DocumentLimits& limits) {
+ApiResult<SessionDocument> read_session_document(std::string_view text, const LimitsOf& limits_of) {
   JsonBody json;
   if (auto error = json.parse(text, kMaxDepth)) return std::move(*error);
   JsonFields fields(json.root());
@@ -236,7 +236,11 @@ ApiResult<SessionDocument> read_session_document(std::string_view text,
                          "this is no session of a format that is known: `format` must "
                          "be \"thaw-session\" and `version` 1");
   }
+  read_short(fields, "model", session.model);
+  // Files of earlier versions have none.
+  if (fields.find("weights")) read_short(fields, "weights", session.weights);
   const auto vocab_size = fields.integer("vocab_size", 1, kMaxInt32);
+  const DocumentLimits limits = limits_of(session.weights, session.model);
   if (!fields.failed() && vocab_size != limits.vocab_size) {
     return invalid_field("vocab_size", "`vocab_size` is " + std::to_string(vocab_size.value_or(0)) +
                                            "; the model served here has " +
@@ -246,8 +250,8 @@ ApiResult<SessionDocument> read_session_document(std::string_view text,
   fields.read("id", session.id);
   if (!fields.failed() && !is_session_id(session.id))
     return invalid_field("id", "`id` must be 32 lower-case hex digits");
+  session.vocab_size = limits.vocab_size;
   read_short(fields, "tenant", session.tenant);
-  read_short(fields, "model", session.model);
   read_short(fields, "system_fingerprint", document.system_fingerprint);
   read_short(fields, "cache_salt", session.cache_salt);
   read_short(fields, "label", session.label);

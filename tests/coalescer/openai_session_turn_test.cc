@@ -209,6 +209,7 @@ StoredSession written_session() {
   session.tenant = "anna";
   session.label = "x\"y";
   session.cache_salt = "salt";
+  session.vocab_size = 258;
   session.ttl = std::chrono::seconds(77);
   session.created = 1234;
   session.turns = 2;
@@ -221,10 +222,14 @@ StoredSession written_session() {
   return session;
 }
 
+LimitsOf limits(DocumentLimits fixed) {
+  return [fixed](const std::string&, const std::string&) { return fixed; };
+}
+
 TEST(SessionDocument, ReadsWhatItWrote) {
   const StoredSession session = written_session();
-  const std::string text = write_session_document({session, 5000, "print"}, 258);
-  const auto read = read_session_document(text, {258, 1024});
+  const std::string text = write_session_document({session, 5000, "print"});
+  const auto read = read_session_document(text, limits({258, 1024}));
   ASSERT_TRUE(std::holds_alternative<SessionDocument>(read)) << std::get<ApiError>(read).message;
   const auto& document = std::get<SessionDocument>(read);
   const StoredSession& back = document.session;
@@ -242,15 +247,37 @@ TEST(SessionDocument, ReadsWhatItWrote) {
   ASSERT_EQ(back.checkpoints.size(), 2U);
   EXPECT_EQ(back.checkpoints[0].state->tokens, session.checkpoints[0].state->tokens);
   EXPECT_EQ(back.checkpoints[1].state, back.state);
-  EXPECT_EQ(write_session_document(document, 258), text);
+  EXPECT_EQ(write_session_document(document), text);
+}
+
+TEST(SessionDocument, ItsModelDecidesWhatItMustFit) {
+  StoredSession session = written_session();
+  session.model = "alias";
+  session.weights = "abc";
+  const std::string text = write_session_document({session, 5000, ""});
+  std::string asked;
+  const auto read =
+      read_session_document(text, [&](const std::string& weights, const std::string& model) {
+        asked = weights + " " + model;
+        return DocumentLimits{258, 1024};
+      });
+  ASSERT_TRUE(std::holds_alternative<SessionDocument>(read));
+  EXPECT_EQ(asked, "abc alias");
+  EXPECT_EQ(std::get<SessionDocument>(read).session.weights, "abc");
+  EXPECT_EQ(std::get<SessionDocument>(read).session.vocab_size, 258);
+  // Files that older versions wrote name no weights.
+  json older = json::parse(text);
+  older.erase("weights");
+  EXPECT_TRUE(std::holds_alternative<SessionDocument>(
+      read_session_document(older.dump(), limits({258, 1024}))));
 }
 
 TEST(SessionDocument, EveryLieIsNamed) {
-  const std::string text = write_session_document({written_session(), 5000, ""}, 258);
+  const std::string text = write_session_document({written_session(), 5000, ""});
   const auto refused = [&](const char* pointer, const json& value, const std::string& param) {
     json document = json::parse(text);
     document[json::json_pointer(pointer)] = value;
-    const auto read = read_session_document(document.dump(), {258, 1024});
+    const auto read = read_session_document(document.dump(), limits({258, 1024}));
     ASSERT_TRUE(std::holds_alternative<ApiError>(read)) << pointer;
     EXPECT_EQ(std::get<ApiError>(read).param, param);
     EXPECT_EQ(std::get<ApiError>(read).status, 400);
@@ -258,6 +285,8 @@ TEST(SessionDocument, EveryLieIsNamed) {
   refused("/format", "tape", "format");
   refused("/version", 2, "format");
   refused("/vocab_size", 259, "vocab_size");
+  refused("/weights", 7, "weights");
+  refused("/weights", std::string(2000, 'w'), "weights");
   refused("/id", "../../etc/passwd", "id");
   refused("/ttl_seconds", -5, "ttl_seconds");
   refused("/states", json::array(), "states");
@@ -272,15 +301,15 @@ TEST(SessionDocument, EveryLieIsNamed) {
   refused("/states/0/marks/0/end", "nowhere", "states[0].marks[0].end");
   refused("/checkpoints/1/name", "one", "checkpoints[1]");
   refused("/checkpoints/0/state", 7, "checkpoints[0].state");
-  const auto too_long = read_session_document(text, {258, 10});
+  const auto too_long = read_session_document(text, limits({258, 10}));
   ASSERT_TRUE(std::holds_alternative<ApiError>(too_long));
   EXPECT_EQ(std::get<ApiError>(too_long).param, "states[0].tokens");
 }
 
 TEST(SessionDocument, CutAnywhereIsRefused) {
-  const std::string text = write_session_document({written_session(), 5000, ""}, 258);
+  const std::string text = write_session_document({written_session(), 5000, ""});
   for (std::size_t length = 0; length < text.size(); ++length) {
-    const auto read = read_session_document(text.substr(0, length), {258, 1024});
+    const auto read = read_session_document(text.substr(0, length), limits({258, 1024}));
     ASSERT_TRUE(std::holds_alternative<ApiError>(read)) << length;
   }
 }

@@ -233,6 +233,24 @@ def test_a_stopped_server_has_written_all(serve, tmp_path):
         assert turn(server, child, user("More."), **GREEDY)["usage"]["session"]["common_tokens"] > 200
 
 
+def test_children_that_did_not_go_on_share_their_file(serve, tmp_path):
+    server = serve("--session-dir", str(tmp_path))
+    session = create(server, user(LONG))
+    still = fork(server, session, n=3)
+    (gone_on,) = fork(server, session)
+    turn(server, gone_on, user("On."), **GREEDY)
+    assert server.stop() == 0
+    assert len({os.stat(tmp_path / f"{each}.thawkv").st_ino for each in [session, *still]}) == 1
+    assert os.stat(tmp_path / f"{session}.thawkv").st_nlink == 4
+    assert os.stat(tmp_path / f"{gone_on}.thawkv").st_nlink == 1
+    server = serve("--session-dir", str(tmp_path))
+    assert cached(turn(server, still[1], user("On."), **GREEDY)) > 500
+    # What one writes is its own; the others keep what they had.
+    post(server, f"/v1/sessions/{still[1]}/checkpoint", {})
+    assert os.stat(tmp_path / f"{session}.thawkv").st_nlink == 3
+    assert not list(tmp_path.glob("*.linked*"))
+
+
 @pytest.mark.parametrize("by_file", [False, True])
 def test_a_session_moves_to_another_server(serve, tmp_path, by_file):
     here = serve("--session-dir", str(tmp_path / "here"))

@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace thaw::coalescer;
   const DocumentLimits limits{300, 64};
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  const auto read = read_session_document(text, limits);
+  const LimitsOf limits_of = [&](const std::string&, const std::string&) { return limits; };
+  const auto read = read_session_document(text, limits_of);
   if (const auto* error = std::get_if<ApiError>(&read)) {
     if (error->message.empty() || error->status < 400) std::abort();
     return 0;
@@ -20,8 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (std::uint32_t cut = 1; cut <= state.tokens.size(); ++cut)
     if (cut_at_token(state, cut).state.tokens.size() != cut) std::abort();
   // What was accepted is written as it would be accepted again.
-  const std::string written = write_session_document(document, limits.vocab_size);
-  const auto again = read_session_document(written, limits);
+  const std::string written = write_session_document(document);
+  const auto again = read_session_document(written, limits_of);
   if (const auto* error = std::get_if<ApiError>(&again)) {
     // Arguments of tool calls that were text are objects now, which may be too deep.
     if (error->message.find("nests deeper") == std::string::npos) std::abort();

@@ -69,7 +69,9 @@ TEST_F(ConstrainedTest, TextsAreOfTheGrammarAndEndWithIt) {
     const std::string text = text_of(choice.tokens);
     EXPECT_TRUE(std::regex_match(text, std::regex("[A-Z]{3}[0-9]{2,6}"))) << text;
     // Where the text could go on, ignore_eos made it; where it could not, nothing does.
-    if (bed.request(id).sampling.ignore_eos) EXPECT_EQ(text.size(), 9U) << text;
+    if (bed.request(id).sampling.ignore_eos) {
+      EXPECT_EQ(text.size(), 9U) << text;
+    }
   }
   EXPECT_EQ(bed.stats().grammars_compiled, 1U);
   EXPECT_EQ(bed.stats().grammar_cache_hits, 11U);
@@ -91,7 +93,9 @@ TEST_F(ConstrainedTest, BatchesChangeNeitherConstrainedNorFreeRows) {
     expect_free(bed, id);
   for (const RequestId id : bound)
     EXPECT_EQ(bed.outcome(id).tokens(), alone(bed.request(id)));
-  if (looks_ahead()) EXPECT_GT(bed.ahead().num_masked(), 100U);
+  if (looks_ahead()) {
+    EXPECT_GT(bed.ahead().num_masked(), 100U);
+  }
 }
 
 TEST_F(ConstrainedTest, WhereTheModelTakesNoMasksTheHostSamples) {

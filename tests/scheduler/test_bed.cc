@@ -103,8 +103,9 @@ void TestBed::record(const GenerateEvent& event) {
   const bool known = outcomes_.contains(id);
   Outcome& outcome = outcomes_[id];
   // The first word is that it is queued, or that it never will be.
-  if (known || !std::holds_alternative<FailedEvent>(event))
+  if (known || !std::holds_alternative<FailedEvent>(event)) {
     EXPECT_EQ(known, !std::holds_alternative<AdmittedEvent>(event));
+  }
   EXPECT_FALSE(outcome.ended()) << "an event after the last one of request " << id;
   if (const auto* scored = std::get_if<PromptLogprobsEvent>(&event)) {
     if (outcome.prompt.empty()) outcome.first_scored = scored->first;
