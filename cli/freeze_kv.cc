@@ -135,8 +135,8 @@ Result<void> freeze_kv(const FreezeKvSettings& settings, const ModelLoader& mode
   options.kv_bytes = kv_bytes;
   options.arena_bytes = kv_bytes;
   options.log_level = "warn";
-  auto backend = PoolBackend::start(std::move(options),
-                                    {std::move(loaded->image.fd), loaded->image.size_bytes});
+  auto backend = PoolBackend::start(
+      std::move(options), {std::move(loaded->image.fd), loaded->image.size_bytes, nullptr});
   if (!backend) return std::move(backend).error();
   const auto started = std::chrono::steady_clock::now();
   std::printf("[thaw] Running warmup prompt of %zu tokens\n", tokens->size());

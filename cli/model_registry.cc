@@ -87,16 +87,18 @@ Result<forkpool::ModelSpec> ModelRegistry::load(std::vector<std::string> names,
   if (options_.max_model_len != 0)
     served.max_model_len = std::min(served.max_model_len, options_.max_model_len);
   served.description = describe_model(loader.source(), options_.packing, options_.use_generation);
+  forkpool::ModelSpec spec;
+  spec.weights.token_texts = std::make_shared<const TokenTexts>(loaded->text.tokenizer->texts());
   served.codec = own_codec(std::move(loaded->text));
   served.weights = loaded->image.digest.to_hex();
   served.path = loader.path();
   served.created = std::chrono::duration_cast<std::chrono::seconds>(
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
-  forkpool::ModelSpec spec;
   spec.name = served.name();
   spec.max_model_len = served.max_model_len;
-  spec.weights = {std::move(loaded->image.fd), loaded->image.size_bytes};
+  spec.weights.fd = std::move(loaded->image.fd);
+  spec.weights.size_bytes = loaded->image.size_bytes;
   if (pool_ == nullptr) {
     if (auto added = models_->add(std::move(served)); !added) return std::move(added).error();
     weight_bytes_[spec.name] = spec.weights.size_bytes;

@@ -81,6 +81,7 @@ Result<std::unique_ptr<ForkPool>> ForkPool::start(PoolOptions options, WeightsMe
   impl->options = std::move(options);
   impl->weights = std::move(weights);
   WorkerSlot::Shared shared{.weights_fd = impl->weights.fd.get()};
+  shared.token_texts = impl->weights.token_texts;
   if (impl->options.arena_bytes > 0) {
     auto arena = kvsnap::Arena::create(impl->options.arena_bytes);
     if (!arena) return std::move(arena).error();

@@ -13,6 +13,7 @@
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
+#include "engine/base/token_texts.h"
 #include "engine/base/trunk_keeping.h"
 #include "engine/base/unique_fd.h"
 #include "forkpool/backoff.h"
@@ -72,10 +73,12 @@ enum class TransferWay {
   kArena
 };
 
-/// The weights that every worker maps or uploads; owned here so that they outlive any worker.
+/// What every worker has of the model: weights that it maps or uploads, owned here so that they
+/// outlive any worker, and what the tokens stand for.
 struct WeightsMemory {
   UniqueFd fd;
   std::uint64_t size_bytes = 0;
+  std::shared_ptr<const TokenTexts> token_texts;  ///< null: unknown, grammars are refused
 };
 
 /// Worker processes behind one door. Owns their memory (weights, one KV pool each, the snapshot

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "forkpool/protocol_values.h"
 #include "forkpool/wire.h"
@@ -27,7 +28,7 @@ constexpr TypeInfo kTypes[] = {
     {13, "arrive"},        {16, "ready"},  {17, "events"},        {18, "publish"},
     {19, "evict"},         {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
     {23, "fatal"},         {24, "keep"},   {25, "offer"},         {26, "lent"},
-    {27, "snapshot_part"}, {28, "rank"}};
+    {27, "snapshot_part"}, {28, "rank"},   {14, "vocabulary"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -197,6 +198,12 @@ struct PayloadOf {
             {"token_ids", wire::pack(frame.token_ids)},
             {"num_to_lose", frame.num_to_lose}};
   }
+  Json operator()(const VocabularyFrame& frame) const {
+    const TokenTexts& texts = *frame.texts;
+    return {{"bytes", wire::pack_bytes(texts.bytes)},
+            {"ends", wire::pack(std::vector<TokenId>(texts.ends.begin(), texts.ends.end()))},
+            {"control", wire::pack(texts.control)}};
+  }
   Json operator()(const FatalFrame& frame) const { return {{"error", wire::to_json(frame.error)}}; }
 };
 
@@ -282,6 +289,24 @@ OfferFrame read_offer(const Fields& fields) {
   return offer;
 }
 
+VocabularyFrame read_vocabulary(const Fields& fields) {
+  auto texts = std::make_shared<TokenTexts>();
+  texts->bytes = fields.bytes("bytes", kMaxPayloadBytes);
+  for (const TokenId end : fields.tokens("ends", kMaxTokens))
+    texts->ends.push_back(static_cast<std::uint32_t>(end));
+  texts->control = fields.tokens("control", kMaxTokens);
+  const std::size_t count = texts->ends.size();
+  if (!std::ranges::is_sorted(texts->ends) ||
+      (count == 0 ? 0 : texts->ends.back()) != texts->bytes.size()) {
+    wire::fail("vocabulary: ends do not cut " + std::to_string(texts->bytes.size()) +
+               " bytes into tokens");
+  }
+  if (!std::ranges::is_sorted(texts->control) ||
+      (!texts->control.empty() && static_cast<std::size_t>(texts->control.back()) >= count))
+    wire::fail("vocabulary: a control token that is none of " + std::to_string(count));
+  return {std::move(texts)};
+}
+
 Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
   const Fields fields(payload, name);
   switch (type) {
@@ -315,6 +340,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 13:
       return ArriveFrame{fields.u64("id"), fields.u32("first_extent"), read_checksums(fields),
                          fields.text("error", kMaxTextBytes)};
+    case 14:
+      return read_vocabulary(fields);
     case 16:
       return read_ready(fields);
     case 17: {

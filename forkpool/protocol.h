@@ -11,6 +11,7 @@
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
+#include "engine/base/token_texts.h"
 #include "engine/base/unique_fd.h"
 #include "kvsnap/manifest.h"
 
@@ -142,6 +143,11 @@ struct BorrowFrame {
   std::vector<BlockId> blocks;  ///< of the peer's, one for every block of tokens
 };
 
+/// Right after InitFrame, where the pool knows what the model's tokens stand for.
+struct VocabularyFrame {
+  std::shared_ptr<const TokenTexts> texts;  ///< not null
+};
+
 // Worker to pool.
 struct ReadyFrame {
   std::string kernel_set;
@@ -215,7 +221,7 @@ using Frame =
                  ShutdownFrame, InheritFrame, PeerFrame, LendFrame, TakeBackFrame, BorrowFrame,
                  ArriveFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame, StatsFrame,
                  SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame, LentFrame,
-                 SnapshotPartFrame, RankFrame>;
+                 SnapshotPartFrame, RankFrame, VocabularyFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);

@@ -44,6 +44,7 @@ StartSlotPool fork_pool_slots(PoolOptions options) {
     if (model.max_model_len != 0) mine.max_model_len = model.max_model_len;
     WeightsMemory weights;
     weights.size_bytes = model.weights.size_bytes;
+    weights.token_texts = model.weights.token_texts;
     weights.fd = UniqueFd(::fcntl(model.weights.fd.get(), F_DUPFD_CLOEXEC, 0));
     if (weights.fd.get() < 0) return io_error("weights of model " + model.name, errno);
     auto pool = ForkPool::start(std::move(mine), std::move(weights), std::move(listener.on_event),

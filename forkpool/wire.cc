@@ -110,6 +110,10 @@ Json pack(std::span<const TokenId> tokens) {
   return Json::binary(std::move(bytes));
 }
 
+Json pack_bytes(std::string_view bytes) {
+  return Json::binary({bytes.begin(), bytes.end()});
+}
+
 Fields::Fields(const Json& value, std::string_view where) : value_(&value), where_(where) {
   if (!value.is_object()) fail(std::string(where) + " is " + value.type_name() + ", not a map");
 }
@@ -194,6 +198,19 @@ std::string Fields::text(const char* name, std::size_t max_bytes) const {
           "has " + std::to_string(text.size()) + " bytes; at most " + std::to_string(max_bytes));
   }
   return text;
+}
+
+std::string Fields::bytes(const char* name, std::size_t max_bytes) const {
+  const Json& value = at(name);
+  if (!value.is_binary()) {
+    wrong(name, std::string("is ") + value.type_name() + ", not a byte string");
+  }
+  const auto& bytes = value.get_binary();
+  if (bytes.size() > max_bytes) {
+    wrong(name,
+          "has " + std::to_string(bytes.size()) + " bytes; at most " + std::to_string(max_bytes));
+  }
+  return {bytes.begin(), bytes.end()};
 }
 
 Hash128 Fields::hash(const Json& value, const char* name) const {

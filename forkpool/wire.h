@@ -30,6 +30,7 @@ Json parse(std::span<const char> payload);
 /// Hashes and token arrays travel as byte strings: 16 bytes, and little-endian u32 each.
 Json pack(const Hash128& hash);
 Json pack(std::span<const TokenId> tokens);
+Json pack_bytes(std::string_view bytes);
 
 /// Typed access to one map. Every getter throws Exception(kProtocol) that names the field when it
 /// is missing, of another type or out of range. Borrows the value.
@@ -51,6 +52,7 @@ class Fields {
   std::int32_t i32(const char* name) const;
   float f32(const char* name) const;
   std::string text(const char* name, std::size_t max_bytes) const;
+  std::string bytes(const char* name, std::size_t max_bytes) const;
   Hash128 hash(const char* name) const;
   /// Packed one after another.
   std::vector<Hash128> hashes(const char* name, std::size_t max_hashes) const;

@@ -127,6 +127,7 @@ void WorkerSlot::spawn() {
                            .tp_size = options_.tensor_parallel,
                            .log_level = options_.log_level,
                            .offer_min_tokens = offer_min_tokens(options_)});
+  if (shared_.token_texts != nullptr) channel_->send(VocabularyFrame{shared_.token_texts});
   for (DeviceMemory& memory : kept())
     channel_->send(InheritFrame{std::move(memory)});
   channel_->send(AdoptFrame{ledger_.adoptable(kMaxListItems)});

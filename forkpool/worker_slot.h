@@ -57,6 +57,7 @@ class WorkerSlot {
     /// By the names of the workers' devices and the rank; null: workers keep nothing in device
     /// memory.
     std::map<std::string, SharedWeights>* device_weights = nullptr;
+    std::shared_ptr<const TokenTexts> token_texts = nullptr;  ///< null: unknown
   };
 
   WorkerSlot(Loop& loop, const PoolOptions& options, Shared shared, std::uint32_t worker,

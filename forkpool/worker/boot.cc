@@ -27,6 +27,11 @@ class AnnouncingModel final : public model::Model {
     if (auto flushed = outbox_->flush_evictions(); !flushed) return flushed.error();
     return model_->launch(batch);
   }
+  int max_masked_rows() const override { return model_->max_masked_rows(); }
+  Result<void> give_masks(model::StepHandle handle,
+                          std::span<const std::span<const std::uint32_t>> masks) override {
+    return model_->give_masks(handle, masks);
+  }
   Result<model::StepOutput> collect(model::StepHandle handle) override {
     return model_->collect(handle);
   }
@@ -60,7 +65,7 @@ Result<std::unique_ptr<Engine>> Engine::boot(const WorkerFds& fds, const BootFra
   request.kv_fd = kv_fd.get();
   request.arena = engine->arena();
   if (auto built = engine->build_model(request); !built) return built.error();
-  engine->build_scheduler(frames.init, outbox);
+  engine->build_scheduler(frames, outbox);
   for (RankFrame& rank : engine->parts_->ranks())
     outbox.queue(std::move(rank));
   for (DeviceMemory& memory : engine->parts_->memory_to_keep(engine->model_->kv()))
@@ -115,7 +120,8 @@ Result<void> Engine::build_model(const PartsRequest& request) {
   return {};
 }
 
-void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
+void Engine::build_scheduler(const BootFrames& frames, Outbox& outbox) {
+  const InitFrame& init = frames.init;
   model_ = std::make_unique<AnnouncingModel>(std::move(model_), outbox);
   pool_ = std::make_unique<kv::BlockPool>(ready_.num_blocks);
   kv::RadixIndex::Listener listener;
@@ -135,6 +141,12 @@ void Engine::build_scheduler(const InitFrame& init, Outbox& outbox) {
   options.max_model_len = ready_.max_model_len;
   options.num_blocks = ready_.num_blocks;
   options.engine_fingerprint = ready_.engine_fingerprint;
+  if (frames.token_texts != nullptr) {
+    const model::ModelConfig& config = model_->config();
+    grammars_ = std::make_unique<grammar::Service>(frames.token_texts, config.vocab_size,
+                                                   config.eos_token_ids);
+    options.grammars = grammars_.get();
+  }
   scheduler_ = std::make_unique<scheduler::Scheduler>(
       options, *model_, *index_, *pool_, clock_,
       [&outbox](GenerateEvent event) { outbox.add(std::move(event)); });

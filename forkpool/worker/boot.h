@@ -10,7 +10,9 @@
 #include "engine/base/clock.h"
 #include "engine/base/memory_map.h"
 #include "engine/base/result.h"
+#include "engine/base/token_texts.h"
 #include "engine/checkpoint/weight_image.h"
+#include "engine/grammar/service.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/radix_index.h"
 #include "engine/model/model.h"
@@ -29,6 +31,7 @@ namespace thaw::forkpool::worker {
 /// What the pool says before anything runs.
 struct BootFrames {
   InitFrame init;
+  std::shared_ptr<const TokenTexts> token_texts;  ///< null: the pool does not know
   std::vector<DeviceMemory> inherited;  ///< by rank; of nothing where the pool keeps nothing
   AdoptFrame adopt;
 };
@@ -63,7 +66,7 @@ class Engine {
   Result<void> map_files(int weights_fd, int arena_fd);
   Result<void> build_model(const PartsRequest& request);
   Result<void> adopt_blocks(const AdoptFrame& adopt, Outbox& outbox);
-  void build_scheduler(const InitFrame& init, Outbox& outbox);
+  void build_scheduler(const BootFrames& frames, Outbox& outbox);
   Result<void> build_snapshots(Outbox& outbox);
 
   SteadyClock clock_;
@@ -75,6 +78,7 @@ class Engine {
   std::unique_ptr<kv::BlockPool> pool_;
   std::unique_ptr<kv::RadixIndex> index_;
   std::unique_ptr<EvictionOffers> offers_;
+  std::unique_ptr<grammar::Service> grammars_;
   std::unique_ptr<scheduler::Scheduler> scheduler_;
   std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
   std::unique_ptr<SnapshotService> snapshots_;

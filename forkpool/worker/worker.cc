@@ -165,11 +165,17 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
     if (inherit == nullptr) return unexpected(next->frame, "inherit");
     return run_follower(channel.release(), *init, std::move(inherit->memory), fds.weights);
   }
-  BootFrames frames{*init, {}, {}};
+  BootFrames frames{*init, nullptr, {}, {}};
   frames.inherited.resize(std::max(init->tp_size, 1U));
   auto second = await_frame(channel, kBootDeadline);
   if (!second) return second.error();
   if (!second->found) return {};
+  if (auto* vocabulary = std::get_if<VocabularyFrame>(&second->frame)) {
+    frames.token_texts = std::move(vocabulary->texts);
+    second = await_frame(channel, kBootDeadline);
+    if (!second) return second.error();
+    if (!second->found) return {};
+  }
   std::vector<bool> has_come(frames.inherited.size(), false);
   while (auto* inherit = std::get_if<InheritFrame>(&second->frame)) {
     const std::uint32_t rank = inherit->memory.rank;
@@ -186,7 +192,7 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
     if (!second->found) return {};
   }
   auto* adopt = std::get_if<AdoptFrame>(&second->frame);
-  if (adopt == nullptr) return unexpected(second->frame, "inherit or adopt");
+  if (adopt == nullptr) return unexpected(second->frame, "vocabulary, inherit or adopt");
   frames.adopt = std::move(*adopt);
 
   Outbox outbox(channel);

@@ -208,7 +208,7 @@ struct Bed {
   static ModelSpec spec(const std::string& name) {
     ModelSpec model;
     model.name = name;
-    model.weights = {create_memfd("weights", 4096).value(), 4096};
+    model.weights = {create_memfd("weights", 4096).value(), 4096, nullptr};
     return model;
   }
   static GenerateRequest request(RequestId id, const std::string& model, std::uint32_t max_tokens) {

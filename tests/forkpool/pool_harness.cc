@@ -33,7 +33,7 @@ PoolOptions PoolHarness::options(std::uint32_t num_workers) {
 PoolHarness::PoolHarness(const std::string& rules, PoolOptions options, WeightsMemory weights) {
   set_log_level(std::getenv("THAW_TEST_LOG") == nullptr ? "off" : "debug");
   ::setenv("THAW_FAKE", rules.c_str(), 1);
-  if (!weights.fd) weights = {create_memfd("weights", 4096).value(), 4096};
+  if (!weights.fd) weights = {create_memfd("weights", 4096).value(), 4096, nullptr};
   pool_ = ForkPool::start(std::move(options), std::move(weights), [this](GenerateEvent event) {
             on_event(std::move(event));
           }).value();

@@ -163,6 +163,11 @@ class RandomFrames {
     stats.trunk_waits = u64();
     stats.snapshots = u64();
     stats.restores = u64();
+    stats.grammars_compiled = u64();
+    stats.grammar_cache_hits = u64();
+    stats.grammar_compile_us = u64();
+    stats.grammar_masks = u64();
+    stats.grammar_mask_us = u64();
     stats.blocks_total = u64();
     stats.blocks_free = u64();
     stats.running = u64();
@@ -233,13 +238,25 @@ class RandomFrames {
         return SnapshotPartFrame{u64(), u32(), checksums()};
       case 25:  // its descriptor is any
         return RankFrame{u32(), std::make_shared<const UniqueFd>(::dup(0))};
-      default: {
+      case 22: {
         OfferFrame offer{hash(), {}, 0};
         offer.token_ids.resize(kBlockSize * (1 + number(4)));
         for (TokenId& token : offer.token_ids)
           token = static_cast<TokenId>(number(1000));
         offer.num_to_lose = static_cast<std::uint32_t>(number(offer.token_ids.size()));
         return offer;
+      }
+      default: {
+        VocabularyFrame frame;
+        auto texts = std::make_shared<TokenTexts>();
+        for (std::uint64_t i = number(5); i > 0; --i) {
+          texts->bytes += text();
+          texts->ends.push_back(static_cast<std::uint32_t>(texts->bytes.size()));
+          if (number(1) == 1)
+            texts->control.push_back(static_cast<TokenId>(texts->ends.size() - 1));
+        }
+        frame.texts = std::move(texts);
+        return frame;
       }
     }
   }

@@ -161,7 +161,7 @@ void DrivenWorker::note(const Frame& frame) {
     EXPECT_FALSE(outcome.ended()) << "an event after the last one";
     if (const auto* token = std::get_if<TokenEvent>(&event)) {
       if (token->choice != 0) continue;
-      EXPECT_EQ(token->index, outcome.tokens.size());
+      EXPECT_EQ(token->index, outcome.first_index + outcome.tokens.size());
       outcome.tokens.push_back(token->token);
     } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
       outcome.reason = finished->reason;
@@ -175,6 +175,7 @@ void DrivenWorker::note(const Frame& frame) {
 
 Outcome DrivenWorker::run(GenerateRequest request) {
   const RequestId id = request.id;
+  if (!request.resumed.empty()) outcomes_[id].first_index = request.resumed[0].generated.size();
   send(SubmitFrame{std::move(request)});
   EXPECT_TRUE(receive_until([&] { return outcomes_[id].ended(); }));
   return outcomes_[id];

@@ -24,6 +24,7 @@ const model::LoadedImage& tiny_image();
 /// What one request came to.
 struct Outcome {
   std::vector<TokenId> tokens;  ///< of choice 0
+  std::size_t first_index = 0;  ///< of the first of them: what a resumed one already had
   std::optional<FinishReason> reason;
   std::optional<Usage> usage;
   std::optional<Error> error;
