@@ -229,6 +229,45 @@ TEST_P(CudaModelTest, GraphsAreDirectLaunches) {
   }
 }
 
+TEST_P(CudaModelTest, ADrawAwaitsItsMask) {
+  CudaHarness harness(weights(), options(), 100);
+  Model& model = harness.model();
+  ASSERT_GT(model.max_masked_rows(), 0);
+  const std::vector<BlockId> tables[] = {harness.take_table(20), harness.take_table(20)};
+  const std::vector<int> only = {0};
+  const std::size_t words = (static_cast<std::size_t>(model.config().vocab_size) + 31) / 32;
+  for (int position = 0; position < 3; ++position) {
+    Batch batch;
+    for (int s = 0; s < 2; ++s) {
+      batch.sequences.push_back(
+          {std::span(tokens).subspan(position, 1), position, tables[s], only});
+      batch.sequences.back().draw = DeviceDraw{};
+    }
+    batch.sequences[1].awaits_mask = true;
+    const StepHandle step = model.launch(batch).value();
+    EXPECT_THAT(model.launch(batch).error().message, HasSubstr("waits for its masks"));
+    EXPECT_THAT(model.collect(step).error().message, HasSubstr("waits for its masks"));
+    std::vector<std::uint32_t> mask(words, 0);
+    mask[1] = 1U << (3 + position);
+    std::vector<std::span<const std::uint32_t>> masks{{}, std::span(mask).first(words - 1)};
+    EXPECT_THAT(model.give_masks(step, masks).error().message, HasSubstr("words; "));
+    masks[1] = mask;
+    EXPECT_THAT(model.give_masks(step, std::span(masks).first(1)).error().message,
+                HasSubstr("1 masks for 2 drawn rows"));
+    EXPECT_FALSE(model.give_masks(step + 1, masks));
+    ASSERT_TRUE(model.give_masks(step, masks));
+    EXPECT_FALSE(model.give_masks(step, masks));
+    const StepOutput output = model.collect(step).value();
+    ASSERT_EQ(output.drawn.size(), 2u);
+    EXPECT_EQ(output.drawn[1], 35 + position);
+    // Its neighbour draws what it draws without anyone's mask.
+    batch.sequences[1].awaits_mask = false;
+    const StepHandle again = model.launch(batch).value();
+    const TokenId free = output.drawn[0];
+    EXPECT_EQ(model.collect(again).value().drawn[0], free);
+  }
+}
+
 // Tokens of three sequences, drawn on the device with two steps in flight, against logits that the
 // host's sampler looks at one step at a time.
 TEST_P(CudaModelTest, DrawnTokensAreTheSamplersChoice) {

@@ -9,6 +9,7 @@
 #include "kvsnap/copy_pipeline_cuda.h"
 #include "tests/cuda/gpu_test.h"
 #include "tests/model/cuda_harness.h"
+#include "tests/scheduler/ascii_texts.h"
 #include "tests/scheduler/real_prompts.h"
 
 namespace thaw::scheduler {
@@ -21,6 +22,7 @@ struct Case {
   bool is_8b = false;
   bool seeded = false;
   bool look_ahead = false;  ///< tokens drawn on the device, two steps in flight
+  bool constrained = false;  ///< every other answer has a grammar
 };
 
 /// Variant 1 is a worker's; 2 launches every kernel by itself, and has another workspace.
@@ -84,8 +86,16 @@ class CudaExactness : public cuda::GpuTest, public testing::WithParamInterface<C
                  ? std::make_unique<CudaTestWeights>(model::llama_8b_config(), 7, 0.02F)
                  : std::make_unique<CudaTestWeights>(model::gguf_source(model::default_model()));
     }
-    auto options = default_model_options();
+    auto options =
+        wanted.constrained && !wanted.is_8b ? constrained_model_options() : default_model_options();
     if (wanted.is_8b) options.prompts = random_prompts(held->config().vocab_size);
+    if (wanted.is_8b && wanted.constrained) {
+      const model::ModelConfig& config = held->config();
+      options.grammar = regex_grammar("([a-m]{2,7}[0-9]{1,3}[ ,])*");
+      options.grammars = std::make_shared<grammar::Service>(
+          ascii_texts(config.vocab_size, ' ', config.eos_token_ids), config.vocab_size,
+          config.eos_token_ids);
+    }
     options.look_ahead = wanted.look_ahead;
     options.make_model = [&held, blocks = options.num_blocks](int variant) {
       return std::make_unique<CudaSuiteModel>(*held, blocks, variant);
@@ -120,12 +130,14 @@ TEST_P(CudaExactness, Resumed) {
   suite().resumed();
 }
 TEST_P(CudaExactness, FedAgain) {
+  if (GetParam().constrained) GTEST_SKIP() << "the rest of an answer is no text of its grammar";
   suite().fed_again();
 }
 TEST_P(CudaExactness, ScoredAgain) {
   suite().scored_again();
 }
 TEST_P(CudaExactness, RestoredElsewhere) {
+  if (GetParam().constrained) GTEST_SKIP() << "the rest of an answer is no text of its grammar";
   suite().restored_elsewhere();
 }
 TEST_P(CudaExactness, RestoredAfterEviction) {
@@ -143,6 +155,15 @@ INSTANTIATE_TEST_SUITE_P(Models, CudaExactness,
                                          Case{"Llama8bGreedy", true},
                                          Case{"Llama8bSeeded", true, true}),
                          [](const auto& info) { return std::string(info.param.name); });
+
+#ifdef THAW_WITH_GRAMMAR
+INSTANTIATE_TEST_SUITE_P(Constrained, CudaExactness,
+                         testing::Values(Case{"Seeded", false, true, false, true},
+                                         Case{"GreedyDrawn", false, false, true, true},
+                                         Case{"SeededDrawn", false, true, true, true},
+                                         Case{"Llama8bDrawn", true, true, true, true}),
+                         [](const auto& info) { return std::string(info.param.name); });
+#endif
 
 }  // namespace
 }  // namespace thaw::scheduler

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <string>
@@ -81,6 +82,21 @@ struct Output {
   std::vector<int> drawn_rows;  ///< logit rows that are drawn, ascending
 };
 
+/// A step whose draws wait for their masks.
+struct WaitingDraws {
+  ForwardInputs inputs;
+};
+
+/// Words of the masks of one step: for each logit row which one it has, then the masks.
+std::size_t masks_words(const ModelConfig& config, const CudaModelOptions& options) {
+  const auto rows = static_cast<std::size_t>(limits_of(config, options).max_tail_rows);
+  return rows * (1 + static_cast<std::size_t>(ops::cuda::draw_mask_words(config.vocab_size)));
+}
+
+bool serves_masks(const CudaModelOptions& options) {
+  return options.tp.size == 1;  // the other ranks draw too, and are not told
+}
+
 class CudaDecoder final : public CudaModel {
  public:
   CudaDecoder(const ops::CudaDevice& device, ModelConfig config, CudaWeights weights,
@@ -104,6 +120,11 @@ class CudaDecoder final : public CudaModel {
           cuda::PinnedBuffer<std::int32_t>(static_cast<std::size_t>(options.max_sequences));
       output.drawn_rows.reserve(static_cast<std::size_t>(options.max_sequences));
     }
+    if (serves_masks(options)) {
+      const std::size_t words = masks_words(config_, options);
+      mask_staging_ = cuda::PinnedBuffer<std::int32_t>(words);
+      masks_ = {words, stream_};
+    }
     if (options.use_graphs) capture();
     stream_.synchronize();
   }
@@ -121,6 +142,9 @@ class CudaDecoder final : public CudaModel {
   bool can_draw(const SamplingParams& params) const override {
     return DeviceDraw::of(params).has_value();
   }
+  int max_masked_rows() const override {
+    return serves_masks(options_) ? limits_.max_tail_rows : 0;
+  }
   cuda::StreamView stream() const override { return stream_; }
   std::size_t device_bytes() const override { return cuda_model_bytes(config_, options_); }
   void set_probe(std::function<void(StepPart)> probe) override {
@@ -133,6 +157,11 @@ class CudaDecoder final : public CudaModel {
     if (launched_ - collected_ == kMaxInFlight) {
       return make_error(Errc::kInvalidArgument, "model: " + std::to_string(kMaxInFlight) +
                                                     " steps wait to be collected; no more may be "
+                                                    "launched");
+    }
+    if (waiting_) {
+      return make_error(Errc::kInvalidArgument, "model: step " + std::to_string(launched_ - 1) +
+                                                    " waits for its masks; no more may be "
                                                     "launched");
     }
     if (auto assigned = rows_.assign(batch, batch_limits_); !assigned) return assigned.error();
@@ -148,8 +177,38 @@ class CudaDecoder final : public CudaModel {
     return launched_++;
   }
 
+  Result<void> give_masks(StepHandle handle,
+                          std::span<const std::span<const std::uint32_t>> masks) override {
+    if (broken_) return *broken_;
+    if (!waiting_ || handle != collected_ || handle + 1 != launched_) {
+      return make_error(Errc::kInvalidArgument,
+                        "model: masks for step " + std::to_string(handle) +
+                            "; the only step in flight, one that awaits them, is right");
+    }
+    Output& output = outputs_[handle % kOutputs];
+    if (auto staged = stage_masks(output, masks); !staged) return staged.error();
+    try {
+      const cuda::DeviceScope scope(stream_.device());
+      const auto rows = static_cast<std::size_t>(limits_.max_tail_rows);
+      cuda::copy_to_device<std::int32_t>(mask_staging_.span().subspan(0, num_mask_words_),
+                                         masks_.span().subspan(0, num_mask_words_), stream_);
+      forward_.draw(waiting_->inputs, masks_.data(),
+                    reinterpret_cast<const std::uint32_t*>(masks_.data() + rows), stream_);
+      copy_drawn(output);
+      output.done.record(stream_);
+    } catch (const Exception& failure) {
+      return fail(failure.error());
+    }
+    waiting_.reset();
+    return {};
+  }
+
   Result<StepOutput> collect(StepHandle handle) override {
     if (broken_) return *broken_;
+    if (waiting_ && handle + 1 == launched_) {
+      return make_error(Errc::kInvalidArgument,
+                        "model: step " + std::to_string(handle) + " waits for its masks");
+    }
     if (handle != collected_ || handle >= launched_) {
       return make_error(Errc::kInvalidArgument,
                         "model: step " + std::to_string(handle) + " is not the next to collect");
@@ -204,6 +263,7 @@ class CudaDecoder final : public CudaModel {
   struct DecodeGraph {
     int rows;
     cuda::Graph graph;
+    std::optional<cuda::Graph> forward;  ///< without draws; captured when it is first needed
   };
 
   static KvView view_of(const ModelConfig& config, const ops::cuda::DeviceKv& kv, int num_blocks,
@@ -222,10 +282,47 @@ class CudaDecoder final : public CudaModel {
     for (const int rows : kGraphRows) {
       if (rows > rounded_up(options_.max_sequences, 8) || rows > limits_.max_tail_rows) break;
       const ForwardInputs inputs = inputs_.at(rows, rows);
-      graphs_.push_back({rows, cuda::Graph::capture(stream_, [&](cuda::StreamView stream) {
-                           forward_.enqueue(inputs, {}, stream);
-                         })});
+      graphs_.push_back(
+          {rows,
+           cuda::Graph::capture(
+               stream_, [&](cuda::StreamView stream) { forward_.enqueue(inputs, {}, stream); }),
+           std::nullopt});
     }
+  }
+
+  cuda::Graph& forward_graph(DecodeGraph& graph) {
+    if (!graph.forward) {
+      ForwardInputs inputs = inputs_.at(graph.rows, graph.rows);
+      inputs.has_draws = false;
+      graph.forward = cuda::Graph::capture(
+          stream_, [&](cuda::StreamView stream) { forward_.enqueue(inputs, {}, stream); });
+    }
+    return *graph.forward;
+  }
+
+  Result<void> stage_masks(const Output& output,
+                           std::span<const std::span<const std::uint32_t>> masks) {
+    if (masks.size() != output.drawn_rows.size())
+      return make_error(Errc::kInvalidArgument,
+                        "model: " + std::to_string(masks.size()) + " masks for " +
+                            std::to_string(output.drawn_rows.size()) + " drawn rows");
+    const auto words = static_cast<std::size_t>(ops::cuda::draw_mask_words(config_.vocab_size));
+    const auto rows = static_cast<std::size_t>(limits_.max_tail_rows);
+    const std::span<std::int32_t> staged = mask_staging_.span();
+    std::ranges::fill(staged.first(rows), -1);
+    std::int32_t count = 0;
+    num_mask_words_ = rows;
+    for (std::size_t i = 0; i < masks.size(); ++i) {
+      if (masks[i].empty()) continue;
+      if (masks[i].size() != words)
+        return make_error(Errc::kInvalidArgument, "model: a mask of " +
+                                                      std::to_string(masks[i].size()) + " words; " +
+                                                      std::to_string(words) + " are right");
+      staged[static_cast<std::size_t>(output.drawn_rows[i])] = count++;
+      std::memcpy(staged.data() + num_mask_words_, masks[i].data(), masks[i].size_bytes());
+      num_mask_words_ += words;
+    }
+    return {};
   }
 
   Result<void> check_size(const Batch& batch) const {
@@ -247,8 +344,10 @@ class CudaDecoder final : public CudaModel {
     drawn.clear();
     draws_.clear();
     int logit_row = 0;
+    awaits_masks_ = false;
     for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
       const SequenceRows& sequence = batch.sequences[i];
+      awaits_masks_ = awaits_masks_ || sequence.awaits_mask;
       const auto wrong = [i](const std::string& what) {
         return make_error(Errc::kInvalidArgument,
                           "batch: sequence " + std::to_string(i) + ": " + what);
@@ -279,6 +378,12 @@ class CudaDecoder final : public CudaModel {
           ops::cuda::drawn_reference(static_cast<int>(launched_ - step) - 1,
                                      rows[static_cast<std::size_t>(row)], forward_.max_drawn());
     }
+    if (awaits_masks_ && logit_row > max_masked_rows()) {
+      return make_error(Errc::kInvalidArgument,
+                        "batch: " + std::to_string(logit_row) +
+                            " logit rows beside a draw that awaits a mask; up to " +
+                            std::to_string(max_masked_rows()) + " are right");
+    }
     std::swap(output.drawn_rows, drawn);
     output.num_rows = logit_row - static_cast<int>(output.drawn_rows.size());
     return {};
@@ -296,7 +401,7 @@ class CudaDecoder final : public CudaModel {
     auto inputs = inputs_.send(rows_, ids_, draws_, padded, use_graph ? padded : logit_rows,
                                static_cast<int>(launched_ % kMaxInFlight), stream_);
     if (!inputs) return inputs.error();
-    inputs->has_draws = !output.drawn_rows.empty();
+    inputs->has_draws = !output.drawn_rows.empty() && !awaits_masks_;
     if (options_.exchange != nullptr && launched_ % kRefreshSteps == kRefreshSteps - 1)
       ops::cuda::refresh_exchange(device_, *options_.exchange, stream_);
 
@@ -309,7 +414,7 @@ class CudaDecoder final : public CudaModel {
                                 static_cast<std::size_t>(config_.vocab_size));
     const bool has_tiles = std::ranges::any_of(inputs->plans, &ForwardPlan::has_tiles);
     if (use_graph && !has_tiles) {
-      graph->graph.launch(stream_);
+      (awaits_masks_ ? forward_graph(*graph) : graph->graph).launch(stream_);
       copy_logits(output, 0, logit_rows);
     } else {
       forward_.enqueue(
@@ -318,6 +423,12 @@ class CudaDecoder final : public CudaModel {
             copy_logits(output, first, std::min(count, logit_rows - first));
           },
           stream_);
+    }
+    if (awaits_masks_) {
+      // The padded rows of a graph are nobody's.
+      inputs->num_logit_rows = logit_rows;
+      waiting_ = WaitingDraws{*std::move(inputs)};
+      return {};
     }
     copy_drawn(output);
     output.done.record(stream_);
@@ -376,6 +487,11 @@ class CudaDecoder final : public CudaModel {
   std::vector<std::int32_t> ids_;
   std::vector<ops::cuda::DrawRow> draws_;  ///< by logit row
   std::vector<int> drawn_rows_;
+  cuda::PinnedBuffer<std::int32_t> mask_staging_;
+  cuda::DeviceBuffer<std::int32_t> masks_;  // [tail rows], then [tail rows][mask words]
+  std::size_t num_mask_words_ = 0;  ///< of mask_staging_ that are used
+  std::optional<WaitingDraws> waiting_;  ///< of the newest step
+  bool awaits_masks_ = false;  ///< the step that is launched
   std::size_t next_logits_ = 0;  ///< of the step that is launched: floats copied so far
   bool is_pageable_ = false;
   bool has_probe_ = false;
@@ -424,7 +540,9 @@ Result<LinearKernel> choose_kernel(const ops::CudaDevice& device, const ModelCon
 
 std::size_t cuda_model_bytes(const ModelConfig& config, const CudaModelOptions& options) {
   const ForwardLimits limits = limits_of(config, options);
-  return Forward::device_bytes(config, limits, options.tp) +
+  const std::size_t masks =
+      serves_masks(options) ? masks_words(config, options) * sizeof(std::int32_t) : 0;
+  return masks + Forward::device_bytes(config, limits, options.tp) +
          StepInputs::device_bytes(
              limits, options.max_sequences,
              static_cast<int>(LayerWindows(config, limits.max_positions).windows.size()));

@@ -350,6 +350,11 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
          stream);
   gather_rows_of(logits_, count, config_.vocab_size, bounds_.vocabulary, stream);
   if (!inputs.has_draws) return;
+  ops::cuda::draw(device_, draw_params(inputs, first, count), stream);
+  done(StepPart::kDraw);
+}
+
+ops::cuda::DrawParams Forward::draw_params(const ForwardInputs& inputs, int first, int count) {
   ops::cuda::DrawParams draw;
   draw.logits = logits_;
   draw.stride = config_.vocab_size;
@@ -358,6 +363,14 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
   draw.rows = inputs.draws + first;
   draw.workspace = draw_workspace_.data();
   draw.out = drawn_.data() + first;
+  return draw;
+}
+
+void Forward::draw(const ForwardInputs& inputs, const std::int32_t* mask_of_row,
+                   const std::uint32_t* masks, cuda::StreamView stream) {
+  ops::cuda::DrawParams draw = draw_params(inputs, 0, inputs.num_logit_rows);
+  draw.mask_of_row = mask_of_row;
+  draw.masks = masks;
   ops::cuda::draw(device_, draw, stream);
   done(StepPart::kDraw);
 }

@@ -100,6 +100,12 @@ class Forward {
   void enqueue(const ForwardInputs& inputs,
                const std::function<void(int first, int count)>& on_logits, cuda::StreamView stream);
 
+  /// Draws every logit row of `inputs` from logits(), after an enqueue() with has_draws off.
+  /// REQUIRES: at most max_tail_rows. `masks`: [*][draw_mask_words], one for each that mask_of_row
+  /// names.
+  void draw(const ForwardInputs& inputs, const std::int32_t* mask_of_row,
+            const std::uint32_t* masks, cuda::StreamView stream);
+
   /// [max_tail_rows][vocab] float32: of the last group.
   const float* logits() const { return logits_; }
   /// [max_rows]: by logit row, what the step drew.
@@ -115,6 +121,7 @@ class Forward {
   void finish_layer(int layer, int num_rows, float* x, ops::cuda::Tiles attended_part,
                     ops::cuda::Tiles attended, cuda::StreamView stream);
   void tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream);
+  ops::cuda::DrawParams draw_params(const ForwardInputs& inputs, int first, int count);
   enum class Columns { kWhole, kOwn };  ///< of the residual stream that are up to date
   void norm(const float* weight, int num_rows, float* x, Columns columns, cuda::StreamView stream);
   /// Whether linears of so many rows store their outputs in the other ranks' matrices as well,

@@ -27,6 +27,25 @@ struct DrawKernelParams {
   std::int32_t* done;  // [num_rows]: thread blocks that have written their sums
 };
 
+/// A row's logits as its mask leaves them.
+struct MaskedRow {
+  const float* logits;
+  const std::uint32_t* mask;  // null: all may be drawn
+
+  __device__ __forceinline__ MaskedRow(const DrawKernelParams& k, int row)
+      : logits(k.p.logits + row * k.p.stride), mask(nullptr) {
+    const int number = k.p.mask_of_row == nullptr ? -1 : k.p.mask_of_row[row];
+    if (number >= 0)
+      mask = k.p.masks + static_cast<std::int64_t>(number) * draw_mask_words(k.p.vocabulary);
+  }
+  // A NaN or +infinity stays what it is: it is an error, barred or not.
+  __device__ __forceinline__ float logit(int token) const {
+    const float value = logits[token];
+    const bool is_barred = mask != nullptr && (mask[token / 32] >> (token % 32) & 1U) == 0;
+    return is_barred && value < INFINITY ? -INFINITY : value;
+  }
+};
+
 struct Best {
   float logit;
   std::int32_t token;
@@ -55,12 +74,12 @@ __global__ void __launch_bounds__(kThreads) largest_kernel(DrawKernelParams k) {
   const int lane = threadIdx.x % 32;
   if (blockIdx.x == 0 && threadIdx.x == 0) k.done[row] = 0;
   if (block >= k.blocks) return;
-  const float* logits = k.p.logits + row * k.p.stride;
+  const MaskedRow logits(k, row);
   float values[kSteps];
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) {
     const int token = block * kDrawBlockTokens + j * kDrawLanes + lane;
-    values[j] = token < k.p.vocabulary ? logits[token] : -INFINITY;
+    values[j] = token < k.p.vocabulary ? logits.logit(token) : -INFINITY;
   }
   Best best{-INFINITY, INT32_MAX};
 #pragma unroll
@@ -75,16 +94,16 @@ __global__ void __launch_bounds__(kThreads) largest_kernel(DrawKernelParams k) {
   }
 }
 
-__device__ __forceinline__ double weight_of(const DrawKernelParams& k, int row, int token,
-                                            float largest, const DrawRow& how) {
-  return token >= 0 && token < k.p.vocabulary ? draw_weight(k.p.logits[row * k.p.stride + token],
-                                                            largest, how.temperature, how.min_p)
-                                              : 0.0;
+__device__ __forceinline__ double weight_of(const DrawKernelParams& k, const MaskedRow& logits,
+                                            int token, float largest, const DrawRow& how) {
+  return token >= 0 && token < k.p.vocabulary
+             ? draw_weight(logits.logit(token), largest, how.temperature, how.min_p)
+             : 0.0;
 }
 
 // One warp: the walk over the blocks, their groups and their tokens.
-__device__ std::int32_t walk(const DrawKernelParams& k, int row, float largest, const DrawRow& how,
-                             const double* sums) {
+__device__ std::int32_t walk(const DrawKernelParams& k, const MaskedRow& logits, float largest,
+                             const DrawRow& how, const double* sums) {
   const int lane = threadIdx.x;
   DrawWalk blocks;
   if (lane == 0) {
@@ -99,7 +118,7 @@ __device__ std::int32_t walk(const DrawKernelParams& k, int row, float largest, 
   // Lane g sums group g in order.
   double group_sum = 0.0;
   for (int i = 0; i < kDrawGroupTokens; ++i)
-    group_sum += weight_of(k, row, block + lane * kDrawGroupTokens + i, largest, how);
+    group_sum += weight_of(k, logits, block + lane * kDrawGroupTokens + i, largest, how);
   DrawWalk groups{blocks.target, blocks.before};
   bool found = false;
   for (int i = 0; i < kDrawBlockTokens / kDrawGroupTokens; ++i) {
@@ -107,7 +126,7 @@ __device__ std::int32_t walk(const DrawKernelParams& k, int row, float largest, 
     if (lane == 0 && !found) found = groups.passes(i, sum);
   }
   const int group = block + __shfl_sync(0xffffffff, groups.index, 0) * kDrawGroupTokens;
-  const double own = weight_of(k, row, group + lane, largest, how);
+  const double own = weight_of(k, logits, group + lane, largest, how);
   DrawWalk tokens{groups.target, groups.before};
   found = false;
   for (int i = 0; i < kDrawGroupTokens; ++i) {
@@ -128,6 +147,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(DrawKernelParams k) {
   const int block = blockIdx.x * kWarps + warp;
   ptx::wait_for_previous_kernel();
   const DrawRow how = k.p.rows[row];
+  const MaskedRow logits(k, row);
   Best best{-INFINITY, INT32_MAX};
   for (int i = threadIdx.x; i < k.blocks; i += kThreads)
     best = better(best, {k.largest[row * k.blocks + i], k.first[row * k.blocks + i]});
@@ -146,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(DrawKernelParams k) {
   if (block < k.blocks) {
     double sum = 0.0;
     for (int j = 0; j < kSteps; ++j)
-      sum += weight_of(k, row, block * kDrawBlockTokens + j * kDrawLanes + lane, largest, how);
+      sum += weight_of(k, logits, block * kDrawBlockTokens + j * kDrawLanes + lane, largest, how);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2)
       sum += __shfl_xor_sync(0xffffffff, sum, offset);
@@ -162,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(DrawKernelParams k) {
     sums[i] = __ldcg(&k.sums[row * k.blocks + i]);
   __syncthreads();
   if (warp != 0) return;
-  const std::int32_t token = walk(k, row, largest, how, sums);
+  const std::int32_t token = walk(k, logits, largest, how, sums);
   if (lane == 0) k.p.out[row] = token;
 }
 
@@ -185,6 +205,8 @@ void draw(const CudaDevice& /*device*/, const DrawParams& params, thaw::cuda::St
           "vocabulary", params.vocabulary, "it must be 1 to 1048576");
   require(params.stride >= params.vocabulary, "stride", params.stride,
           "it must be at least the vocabulary");
+  if (params.mask_of_row != nullptr && params.masks == nullptr)
+    require(false, "masks", 0, "rows that name one need it");
   DrawKernelParams k{};
   k.p = params;
   k.blocks = ceil_div(params.vocabulary, kDrawBlockTokens);

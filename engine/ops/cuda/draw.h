@@ -17,6 +17,11 @@ struct DrawRow {
   float min_p = 0.0F;
 };
 
+/// 32-bit words of a mask: token t is bit t % 32 of word t / 32, set where it may be drawn.
+THAW_HOST_DEVICE constexpr int draw_mask_words(int vocabulary) {
+  return (vocabulary + 31) / 32;
+}
+
 /// Bytes of workspace, 8-byte aligned, for `num_rows` rows.
 constexpr std::size_t draw_workspace_bytes(int num_rows, int vocabulary) {
   const auto blocks = static_cast<std::size_t>(ceil_div(vocabulary, kDrawBlockTokens));
@@ -31,11 +36,14 @@ struct DrawParams {
   const DrawRow* rows = nullptr;  ///< [num_rows], device memory
   void* workspace = nullptr;  ///< draw_workspace_bytes(); holds nothing between calls
   std::int32_t* out = nullptr;  ///< [num_rows]; -1 where a logit is NaN or +infinity, or all are
-                                ///< -infinity
+                                ///< -infinity or barred
+  /// [num_rows], device memory: which of `masks` restricts a row, -1 for none. Null: none does.
+  const std::int32_t* mask_of_row = nullptr;
+  const std::uint32_t* masks = nullptr;  ///< [*][draw_mask_words(vocabulary)]
 };
 
 /// Draws every row's token: what sampling::Sampler draws from the same logits with the same
-/// temperature, min_p and uniform, and nothing else on (rule `draw-1`, docs/exactness.md).
+/// temperature, min_p, uniform and mask, and nothing else on (rule `draw-1`, docs/exactness.md).
 void draw(const CudaDevice& device, const DrawParams& params, thaw::cuda::StreamView stream);
 
 }  // namespace thaw::ops::cuda

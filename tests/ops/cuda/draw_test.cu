@@ -25,6 +25,7 @@ struct Case {
   std::uint64_t seed = 1;
   std::uint32_t choice = 0;
   std::uint64_t position = 0;
+  std::vector<std::uint32_t> mask = {};  ///< empty: none
 };
 
 class CudaDrawTest : public CudaOpsTest {
@@ -45,8 +46,27 @@ class CudaDrawTest : public CudaOpsTest {
     const int count = static_cast<int>(cases.size());
     const auto workspace = poisoned<double>(draw_workspace_bytes(count, vocabulary) / 8, *stream);
     const auto out = poisoned<std::int32_t>(cases.size(), *stream);
-    const DrawParams params{device_logits.data(), stride,           count,     vocabulary,
-                            device_rows.data(),   workspace.data(), out.data()};
+    std::vector<std::int32_t> mask_of_row;
+    std::vector<std::uint32_t> masks;
+    const auto words = static_cast<std::size_t>(draw_mask_words(vocabulary));
+    for (const Case& one : cases) {
+      mask_of_row.push_back(one.mask.empty() ? -1
+                                             : static_cast<std::int32_t>(masks.size() / words));
+      masks.insert(masks.end(), one.mask.begin(), one.mask.end());
+    }
+    const bool has_masks = !masks.empty();
+    const auto device_mask_of_row = to_device(mask_of_row, *stream);
+    masks.resize(masks.size() + 1);
+    const auto device_masks = to_device(masks, *stream);
+    const DrawParams params{device_logits.data(),
+                            stride,
+                            count,
+                            vocabulary,
+                            device_rows.data(),
+                            workspace.data(),
+                            out.data(),
+                            has_masks ? device_mask_of_row.data() : nullptr,
+                            has_masks ? device_masks.data() : nullptr};
     draw(*device, params, *stream);
     const auto once = to_host(out, *stream);
     draw(*device, params, *stream);  // the workspace holds nothing from before
@@ -64,6 +84,7 @@ class CudaDrawTest : public CudaOpsTest {
     context.tokens = tokens;
     context.generation_start = static_cast<std::uint32_t>(one.position);
     context.choice_index = one.choice;
+    context.mask = one.mask;
     sampling::Sampler sampler;
     const auto sampled = sampler.sample(one.logits, params, context);
     return sampled ? sampled->token : -1;
@@ -100,6 +121,49 @@ TEST_F(CudaDrawTest, RandomLogitsOfEverySize) {
     }
     expect_alike(cases);
   }
+}
+
+TEST_F(CudaDrawTest, MaskedRowsAmongFreeOnes) {
+  for (const int vocabulary : {1, 31, 33, 1024, 1025, 5000, 49152, 128256}) {
+    std::vector<Case> cases;
+    for (unsigned seed = 0; seed < 24; ++seed) {
+      std::mt19937 random(seed);
+      Case one{random_logits(vocabulary, 3.0F, seed),
+               seed % 4 == 0 ? 0.0F : 1.1F,
+               seed % 5 == 0 ? 0.1F : 0.0F,
+               seed,
+               seed % 3,
+               seed};
+      if (seed % 3 != 0) {
+        // From dense to a handful of tokens, and one with none at all.
+        one.mask.resize(static_cast<std::size_t>(draw_mask_words(vocabulary)));
+        for (std::uint32_t& word : one.mask) {
+          word = static_cast<std::uint32_t>(random());
+          for (unsigned thinner = 0; thinner < seed % 8; ++thinner)
+            word &= static_cast<std::uint32_t>(random());
+        }
+        if (seed == 23) std::fill(one.mask.begin(), one.mask.end(), 0U);
+      }
+      cases.push_back(std::move(one));
+    }
+    expect_alike(cases);
+  }
+}
+
+TEST_F(CudaDrawTest, WhatIsWrongBehindAMaskIsWrong) {
+  std::vector<Case> cases;
+  for (const float bad : {NAN, kInfinity, -kInfinity}) {
+    Case one{random_logits(2500, 3.0F, 1)};
+    one.logits[1999] = bad;
+    one.mask.assign(79, ~0U);
+    one.mask[1999 / 32] = 0;
+    cases.push_back(std::move(one));
+  }
+  const auto drawn = device_draws(cases);
+  EXPECT_EQ(drawn[0], -1);
+  EXPECT_EQ(drawn[1], -1);
+  EXPECT_GE(drawn[2], 0);
+  expect_alike(cases);
 }
 
 TEST_F(CudaDrawTest, ExtremeTemperatures) {
