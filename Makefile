@@ -36,7 +36,7 @@ serve: binary model  ## the server on the default model, 127.0.0.1:8000
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-kills test-tools test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
+test-long: test-kills test-tools test-schemas test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
 	@$(PYTHON) scripts/run_tidy.py
@@ -61,6 +61,9 @@ test-exact: build model  ## long exactness runs: the real model, and every famil
 	@echo "==> plain C++"; THAW_TEST_ISA=generic $(BUILD)/bin/thaw_exactness_test --gtest_brief=1 --gtest_filter='*.SharedTrunk*:*.InABatchOfEight*'
 	@! grep -qw avx2 /proc/cpuinfo || { echo "==> AVX2"; THAW_TEST_ISA=avx2 $(BUILD)/bin/thaw_exactness_test --gtest_brief=1; }
 
+test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 6 minutes)
+	@$(PYTHON) -m pytest -q -s tests/e2e/long -k schemas
+
 test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB where `make test` has not)
 	@$(PYTHON) scripts/get_tokenizers.py --long >/dev/null
 	@$(BUILD)/bin/thaw_tokenizer_test --gtest_brief=1 --gtest_also_run_disabled_tests --gtest_filter='*LongVocabulary*'
@@ -84,4 +87,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
