@@ -190,6 +190,7 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
   says({32, 8, 128}, good, 10, 12, Errc::kResourceExhausted, "room for 12");
   // Chunks go to the tile kernel where they are many rows together, each a tile of its own.
   std::vector<AttentionSequence> chunks;
+  words.resize(4000);
   for (int i = 0; i < 4; ++i) {
     chunks.push_back({longer, i * 20, 20, 300});
     ASSERT_TRUE(plan_attention({32, 8, 128}, chunks, 1000, words));
