@@ -185,6 +185,7 @@ class CudaDecoder final : public CudaModel {
                         "model: masks for step " + std::to_string(handle) +
                             "; the only step in flight, one that awaits them, is right");
     }
+    const WaitingDraws& waiting = *waiting_;
     Output& output = outputs_[handle % kOutputs];
     if (auto staged = stage_masks(output, masks); !staged) return staged.error();
     try {
@@ -192,7 +193,7 @@ class CudaDecoder final : public CudaModel {
       const auto rows = static_cast<std::size_t>(limits_.max_tail_rows);
       cuda::copy_to_device<std::int32_t>(mask_staging_.span().subspan(0, num_mask_words_),
                                          masks_.span().subspan(0, num_mask_words_), stream_);
-      forward_.draw(waiting_->inputs, masks_.data(),
+      forward_.draw(waiting.inputs, masks_.data(),
                     reinterpret_cast<const std::uint32_t*>(masks_.data() + rows), stream_);
       copy_drawn(output);
       output.done.record(stream_);
