@@ -71,6 +71,12 @@ CHANGED = [
         "      /*any_whitespace=*/true,\n",
         "      /*any_whitespace=*/format.max_whitespace_cnt.has_value(),\n",
     ),
+    # A string with a bound on its length may hold no control character either: JSON allows none.
+    (
+        "cpp/json_schema_converter.cc",
+        r"""AddCharacterClass({{'"', '"'}, {'\\', '\\'}, {'\r', '\r'}, {'\n', '\n'}}, true);""",
+        r"""AddCharacterClass({{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}, true);""",
+    ),
 ]
 
 

@@ -17,7 +17,9 @@ def test_answers_of_random_schemas_validate(server):
     ends = check_schemas(server, random_schemas(40, seed=1), max_tokens=1500)
     assert ends["stop"] >= 38, ends
     metrics = server.wait_idle()
-    assert metrics["thaw_grammars_compiled_total"] == 40
+    # Some of them are the same.
+    found = metrics["thaw_grammar_cache_hits_total"]
+    assert metrics["thaw_grammars_compiled_total"] + found == 40 and found < 20
     assert metrics["thaw_grammar_masks_total"] > 200
 
 

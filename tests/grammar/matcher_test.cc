@@ -74,6 +74,7 @@ TEST(MatcherTest, BoundsOfNumbersStringsAndArrays) {
   EXPECT_TRUE(matches(bounded, R"("ab")"));
   EXPECT_TRUE(matches(bounded, R"("abc")"));
   EXPECT_FALSE(matches(bounded, R"("abcd")"));
+  EXPECT_FALSE(matches(bounded, "\"a\x05\""));  // JSON allows no control character
   const std::string items =
       schema(R"({"type":"array","items":{"type":"boolean"},"minItems":1,"maxItems":2})");
   EXPECT_FALSE(matches(items, "[]"));
