@@ -1,6 +1,7 @@
 // What lies in a bucket, and its removal: requests without a body, answered by XML.
 
 #include <algorithm>
+#include <cstdlib>
 #include <ctime>
 #include <string_view>
 #include <utility>
