@@ -103,7 +103,7 @@ void BM_Pool(benchmark::State& state) {
   options.worker_binary = fake_worker();
   options.num_workers = static_cast<std::uint32_t>(state.range(1));
   options.kv_bytes = kKvBytes;
-  WeightsMemory weights{create_memfd("bench-weights", 4096).value(), 4096};
+  WeightsMemory weights{create_memfd("bench-weights", 4096).value(), 4096, {}};
   const auto pool = ForkPool::start(options, std::move(weights), [&](const GenerateEvent& event) {
                       if (std::holds_alternative<TokenEvent>(event)) first.load()->set_value();
                       if (std::holds_alternative<CompletedEvent>(event)) last.load()->set_value();

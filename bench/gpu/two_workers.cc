@@ -60,7 +60,7 @@ class Pool {
     UniqueFd image(::open(options.image.c_str(), O_RDONLY | O_CLOEXEC));
     if (!image) throw std::runtime_error(options.image + " cannot be opened");
     const std::uint64_t bytes = fd_size_bytes(image.get()).value();
-    pool_ = ForkPool::start(pool, {std::move(image), bytes}, [this](GenerateEvent event) {
+    pool_ = ForkPool::start(pool, {std::move(image), bytes, {}}, [this](GenerateEvent event) {
               note(event);
             }).value();
     wait([&] {

@@ -46,7 +46,7 @@ const model::LoadedImage& image() {
 }
 
 WeightsMemory weights() {
-  return {UniqueFd(::dup(image().fd.get())), image().size_bytes};
+  return {UniqueFd(::dup(image().fd.get())), image().size_bytes, {}};
 }
 
 PoolOptions options(std::uint32_t ranks) {

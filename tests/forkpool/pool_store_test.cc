@@ -288,7 +288,9 @@ TEST(TrunkStore, AFetchedFileIsWholeOrNotThere) {
         const auto files =
             disk.after_crash(call, torn, {kind, static_cast<unsigned>(call * 1000 + torn)});
         const auto found = files.find("d/trunk.thawkv");
-        if (found != files.end()) ASSERT_EQ(found->second, bytes) << "call " << call;
+        if (found != files.end()) {
+          ASSERT_EQ(found->second, bytes) << "call " << call;
+        }
       }
     }
   }

@@ -68,7 +68,7 @@ PoolOptions gpu_options(std::uint32_t num_workers) {
 }
 
 WeightsMemory weights() {
-  return {UniqueFd(::dup(image().fd.get())), image().size_bytes};
+  return {UniqueFd(::dup(image().fd.get())), image().size_bytes, {}};
 }
 
 GenerateRequest gpu_request(RequestId id, std::uint64_t prompt_seed, std::uint32_t max_tokens,

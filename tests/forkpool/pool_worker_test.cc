@@ -44,7 +44,7 @@ PoolOptions real_options(std::uint32_t num_workers) {
 }
 
 WeightsMemory weights() {
-  return {UniqueFd(::dup(tiny_image().fd.get())), tiny_image().size_bytes};
+  return {UniqueFd(::dup(tiny_image().fd.get())), tiny_image().size_bytes, {}};
 }
 
 GenerateRequest tiny_request(RequestId id, std::size_t prompt_tokens, std::uint64_t prompt_seed,

@@ -42,7 +42,7 @@ class EvictionOrder : public testing::Test {
     init.prefill_chunk_tokens = 32;
     const WorkerFds fds{-1, ::fcntl(test::tiny_image().fd.get(), F_DUPFD_CLOEXEC, 0),
                         ::fcntl(kv_fd_.get(), F_DUPFD_CLOEXEC, 0), -1};
-    engine_ = std::move(Engine::boot(fds, {init, {}, {}}, *outbox_)).value();
+    engine_ = std::move(Engine::boot(fds, {init, {}, {}, {}}, *outbox_)).value();
   }
 
   Hash128 bytes_of(BlockId block) const {

@@ -443,11 +443,7 @@ TEST_F(FatalTest, FramesOutOfOrder) {
   twice.send(init());
   twice.send(InheritFrame{});
   twice.send(InheritFrame{});
-<<<<<<< HEAD
   expect_fatal(twice, Errc::kProtocol, "expected adopt, or one of another rank");
-=======
-  expect_fatal(twice, Errc::kProtocol, "inherit or adopt");
->>>>>>> a8a522c (forkpool: workers know what tokens stand for)
   DrivenWorker late(memory(kv), init());
   ASSERT_TRUE(late.await<ReadyFrame>());
   late.send(ReadyFrame{});
