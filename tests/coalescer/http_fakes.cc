@@ -112,8 +112,12 @@ void FakeBackend::set_event_sink(std::function<void(GenerateEvent)> sink) {
 void FakeBackend::submit(ForkPlan plan) {
   {
     const std::scoped_lock lock(mutex_);
-    for (const PlannedRequest& planned : plan.requests)
+    for (const PlannedRequest& planned : plan.requests) {
+      const RequestId id = planned.request.id;
+      // A server that starts anew with this backend counts its requests from 1 again.
+      next_index_.erase(next_index_.lower_bound({id, 0}), next_index_.lower_bound({id + 1, 0}));
       requests_.push_back(planned.request);
+    }
     plans_.push_back(plan);
     changed_.notify_all();
   }
