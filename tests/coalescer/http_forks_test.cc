@@ -136,7 +136,8 @@ TEST(HttpForks, FromARunningStreamAtAToken) {
   backend.emit_text(request.id, "abcdef");
   const auto head = client.read_until("\"content\":\"f\"");
   ASSERT_TRUE(head);
-  const std::size_t at = head->find("chatcmpl-");
+  // The head of the answer holds the id as well, without quotes.
+  const std::size_t at = head->find("\"chatcmpl-") + 1;
   const std::string id = head->substr(at, head->find('"', at) - at);
 
   backend.set_automatic(true);
