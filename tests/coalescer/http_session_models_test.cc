@@ -145,10 +145,12 @@ TEST_F(HttpSessionModelsTest, ATurnRunsOnTheSessionsModelWithoutNamingIt) {
       << error;
   EXPECT_EQ(error_of(server.post(kChat, turn_body(wide, R"(, "model": "x")")), 404)["code"],
             "model_not_found");
-  EXPECT_EQ(error_of(server.post(kSessions, R"({"model": "x", "messages": []})"), 404)["code"],
-            "model_not_found");
+  const std::string unknown = R"({"model": "x", "messages": [{"role": "user", "content": "a"}]})";
+  EXPECT_EQ(error_of(server.post(kSessions, unknown), 404)["code"], "model_not_found");
   // A body that is too long to be read on the I/O thread goes the same way.
-  ok(server.post(kChat, turn_body(wide, ", \"stop\": [\"" + std::string(3000, 's') + "\"]")));
+  const std::string stop = '"' + std::string(1000, 's') + '"';
+  ok(server.post(kChat,
+                 turn_body(wide, R"(, "stop": [)" + stop + ", " + stop + ", " + stop + "]")));
   EXPECT_EQ(backend.wait_for_request(4).model, "wide");
 }
 
