@@ -179,7 +179,10 @@ def test_chat_template_flag_goes_before_the_models_own(serve, tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}the {{ m.content }}{% endfor %}")
     server = serve("--chat-template", str(file))
-    assert chat_ids(server) == chat_ids(server, TOOLS) == token_ids(server, "the road")
+    assert chat_ids(server) == token_ids(server, "the road")
+    # It shows no tools, so they come as a system message.
+    shown = server.post("/detokenize", {"tokens": chat_ids(server, TOOLS)})[1]["prompt"]
+    assert shown.startswith("the ") and '"river"' in shown and shown.endswith("the road"), shown
     file.write_text("one\n{% for %}")
     for path, wanted in ((file, "mine.jinja: chat template, line 2"), (tmp_path / "no", "does not exist")):
         result = run(

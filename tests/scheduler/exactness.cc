@@ -131,12 +131,19 @@ Generated ExactnessSuite::alone(const GenerateRequest& request) const {
   return run.begin()->second;
 }
 
+// An answer may end sooner than others, with its grammar.
+std::ptrdiff_t ExactnessSuite::cut_of(std::size_t prompt, std::size_t cut) const {
+  EXPECT_GT(reference_[prompt].tokens.size(), 1U);
+  return static_cast<std::ptrdiff_t>(std::min(cut, reference_[prompt].tokens.size() - 1));
+}
+
 void ExactnessSuite::expect_reference(const Run& run, std::size_t skip) const {
   ASSERT_EQ(run.size(), reference_.size());
   for (const auto& [key, generated] : run) {
     const Generated& whole = reference_[key.first];
-    const Generated rest{{whole.tokens.begin() + skip, whole.tokens.end()},
-                         {whole.logits.begin() + skip, whole.logits.end()},
+    const std::ptrdiff_t begin = skip == 0 ? 0 : cut_of(key.first, skip);
+    const Generated rest{{whole.tokens.begin() + begin, whole.tokens.end()},
+                         {whole.logits.begin() + begin, whole.logits.end()},
                          {},
                          {}};
     EXPECT_EQ(generated.tokens, rest.tokens) << "prompt " << key.first;
@@ -254,7 +261,7 @@ void ExactnessSuite::resumed() {
     for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
       const auto& tokens = reference_[i].tokens;
       requests.push_back(request(i));
-      requests.back().resumed = {{0, {tokens.begin(), tokens.begin() + cut}}};
+      requests.back().resumed = {{0, {tokens.begin(), tokens.begin() + cut_of(i, cut)}}};
     }
     ExactBed successor = bed();
     expect_reference(successor.run(requests), cut);

@@ -123,6 +123,8 @@ class ExactnessSuite {
   Generated alone(const GenerateRequest& request) const;
   /// Same tokens, and the same logits where they were seen.
   bool matches(const Generated& generated, const Generated& reference) const;
+  /// `cut`, or one token less than the prompt's answer has.
+  std::ptrdiff_t cut_of(std::size_t prompt, std::size_t cut) const;
   /// `run`[i] equals the reference of prompt i from its token `skip` on.
   void expect_reference(const Run& run, std::size_t skip = 0) const;
 
