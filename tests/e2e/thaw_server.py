@@ -52,7 +52,9 @@ class ThawServer:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         if not self.port:
-            raise AssertionError(f"no port: exit {self.process.wait(timeout=10)}: {self.log}")
+            status = self.process.wait(timeout=10)
+            self._reader.join(timeout=10)  # the last it said may not be read yet
+            raise AssertionError(f"no port: exit {status}: {self.log}")
 
     def _read_log(self):
         for line in self.process.stderr:
