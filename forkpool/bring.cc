@@ -13,7 +13,6 @@ namespace {
 
 // Past this a file is not worth waiting for: the request prefills instead.
 constexpr std::chrono::seconds kBringDeadline{30};
-constexpr std::chrono::milliseconds kLeastPatience{250};
 constexpr int kMaxFailures = 3;
 // A pool with nothing to do writes what was used more than once.
 constexpr std::chrono::milliseconds kIdle{500};
@@ -99,19 +98,19 @@ void Dispatcher::bring(TrunkId trunk, std::uint32_t worker) {
   const std::pair key(trunk, worker);
   Bring& bringing = brings_.at(key);
   bringing.timer = std::make_unique<Loop::Timer>(loop_);
-  Clock::Duration patience = kBringDeadline;
-  // A network may be slower than it was: a request is late by what its prefill takes, at most.
-  if (!trunks_.find(trunk)->is_here()) {
-    patience = std::clamp<Clock::Duration>(
-        std::chrono::duration_cast<Clock::Duration>(
-            std::chrono::duration<double>(model_.prefill_seconds(bringing.gain_tokens))),
-        kLeastPatience, kBringDeadline);
-  }
-  bringing.timer->start(loop_.now() + patience, [this, key] {
+  const double patience =
+      std::min(std::chrono::duration<double>(kBringDeadline).count(),
+               model_.patience_seconds(bringing.gain_tokens, tier_of(*trunks_.find(trunk))));
+  const auto until = loop_.now() + std::chrono::duration_cast<Clock::Duration>(
+                                       std::chrono::duration<double>(patience));
+  bringing.timer->start(until, [this, key] {
     arrived(key, make_error(Errc::kDeadlineExceeded, "the trunk did not come in time"));
   });
   const auto restore = [this, key, worker](TrunkId from_arena) {
-    if (!brings_.contains(key)) return;  // too late: it lies in the arena for the next one
+    if (!brings_.contains(key)) {  // too late: it lies in the arena for the next one
+      if (Trunk* late = trunks_.find(from_arena)) late->failures = 0;
+      return;
+    }
     if (!slots_[worker]->ready())
       return arrived(key, make_error(Errc::kUnavailable, "the worker died meanwhile"));
     transfers_.restore(from_arena, end_of(worker), kBringDeadline,

@@ -219,6 +219,10 @@ double CostModel::restore_seconds(std::uint64_t bytes, Tier from) const {
   return seconds;
 }
 
+double CostModel::patience_seconds(std::uint64_t tokens, Tier from) const {
+  return from == Tier::kStore ? prefill_seconds(tokens) : std::numeric_limits<double>::infinity();
+}
+
 std::uint32_t CostModel::crossover_tokens(std::uint64_t kv_bytes_per_token, Tier from) const {
   constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
   const double fixed = restore_seconds(0, from);

@@ -64,6 +64,9 @@ struct CostModel {
   }
   /// From a tier to a worker, through those that lie between.
   double restore_seconds(std::uint64_t bytes, Tier from) const;
+  /// The longest that a request waits for what spares it the prefill of `tokens`. A network may be
+  /// slower than it was: for a store that is what the prefill takes, for what is here no bound.
+  double patience_seconds(std::uint64_t tokens, Tier from) const;
   /// The fewest tokens that are restored sooner than prefilled, by the measured rates; the largest
   /// number where that is never so.
   std::uint32_t crossover_tokens(std::uint64_t kv_bytes_per_token, Tier from) const;

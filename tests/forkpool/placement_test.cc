@@ -307,6 +307,11 @@ TEST(CostModel, FindsWhereRestoringBeatsPrefill) {
     EXPECT_GE(model.restore_seconds((crossover - 1) * kTokenBytes, from),
               model.prefill_seconds(crossover - 1));
   }
+  // Of a store: not longer than it takes without, however little that is.
+  for (const std::uint64_t tokens : {std::uint64_t{1}, std::uint64_t{100}, std::uint64_t{100000}}) {
+    EXPECT_EQ(model.patience_seconds(tokens, Tier::kStore), model.prefill_seconds(tokens));
+    EXPECT_GT(model.patience_seconds(tokens, Tier::kFile), 1e6);
+  }
   const auto crossover = [&](Tier from) { return model.crossover_tokens(kTokenBytes, from); };
   EXPECT_LT(crossover(Tier::kArena), crossover(Tier::kFile));
   EXPECT_LT(crossover(Tier::kFile), crossover(Tier::kStore));
