@@ -249,7 +249,7 @@ class Proxy:
             return
         started = time.monotonic()
         view = memoryview(content)
-        step = 256 << 10
+        step = max(1, min(256 << 10, int(self.bytes_per_second / 10)))
         for start in range(0, len(view), step):
             handler.wfile.write(view[start : start + step])
             due = min(start + step, len(view)) / self.bytes_per_second
