@@ -134,6 +134,9 @@ TEST(PoolPeer, AnEndThatDiesFailsTheCopyAndHoldsNothing) {
     const auto tokens = moved.move(TransferWay::kPeer);
     ASSERT_FALSE(tokens);
     EXPECT_EQ(tokens.error().code, Errc::kUnavailable);
+    // The copy may fail before the pool has seen the end of the process.
+    ASSERT_TRUE(
+        moved.harness.wait([&] { return moved.harness.pool().status().worker_deaths == 1; }));
     ASSERT_TRUE(moved.harness.wait_ready());  // a memory that is still held would have no process
     const auto again = moved.move(TransferWay::kPeer);
     ASSERT_TRUE(again) << again.error().to_string();
