@@ -1,6 +1,7 @@
 #include "coalescer/core/session_store.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace thaw::coalescer {
@@ -57,7 +58,9 @@ Result<std::chrono::seconds> SessionStore::check_ttl(std::chrono::seconds ttl) c
 }
 
 StoredSession& SessionStore::insert(StoredSession session) {
-  session.number = next_number_++;
+  // A session of an earlier server keeps its place among the others.
+  if (session.number == 0) session.number = next_number_;
+  next_number_ = std::max(next_number_, session.number + 1);
   session.last_used = clock_->now();
   hold(session.state);
   for (const SessionCheckpoint& checkpoint : session.checkpoints)
@@ -124,7 +127,9 @@ std::vector<StoredSession*> SessionStore::all() {
   found.reserve(sessions_.size());
   for (const auto& [id, session] : sessions_)
     found.push_back(session.get());
-  std::ranges::sort(found, {}, &StoredSession::number);
+  std::ranges::sort(found, [](const StoredSession* a, const StoredSession* b) {
+    return std::tie(a->number, a->id) < std::tie(b->number, b->id);
+  });
   return found;
 }
 

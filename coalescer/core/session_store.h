@@ -48,7 +48,7 @@ struct StoredSession {
   std::chrono::seconds ttl{0};
   Clock::TimePoint last_used;
   std::int64_t created = 0;  ///< seconds since the epoch
-  std::uint64_t number = 0;  ///< order of creation
+  std::uint64_t number = 0;  ///< order of creation; 0: none yet
   std::uint64_t turns = 0;  ///< that were finished
   bool busy = false;  ///< a turn is running
 };

@@ -470,6 +470,7 @@ net::awaitable<ApiResult<std::string>> Session::import_session(Request request) 
   settle_model(context_, session);
   session.parent.clear();
   session.fork_tokens = 0;
+  session.number = 0;  // it comes after those that are here
   if (!call.label.empty()) session.label = call.label;
   session.ttl =
       call.ttl.count() > 0 ? call.ttl : std::min(session.ttl, sessions.store().limits().max_ttl);

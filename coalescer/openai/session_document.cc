@@ -213,6 +213,7 @@ std::string write_session_document(const SessionDocument& document) {
                       {"fork_tokens", session.fork_tokens},
                       {"ttl_seconds", session.ttl.count()},
                       {"created_at", session.created},
+                      {"number", session.number},
                       {"expires_at", document.expires_at},
                       {"turns", session.turns},
                       {"states", ordered_json::array()},
@@ -260,6 +261,7 @@ ApiResult<SessionDocument> read_session_document(std::string_view text, const Li
   if (const auto ttl = fields.integer("ttl_seconds", 1, kMaxInt32))
     session.ttl = std::chrono::seconds(*ttl);
   fields.read("created_at", session.created, 0, kMaxInt64);
+  fields.read("number", session.number, 0, kMaxInt32);
   fields.read("expires_at", document.expires_at, 0, kMaxInt64);
   fields.read("turns", session.turns, 0, kMaxInt64);
   std::vector<SharedState> states;
