@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "engine/base/hash.h"
 #include "engine/kv/radix_index.h"
@@ -54,12 +56,24 @@ Result<void> check_children(const RadixIndex::State& state, const Node& node, To
     before = child.get();
     locks += child->locks_below;
     if (auto checked = check_node(state, *child, totals); !checked) return checked;
-    if (auto checked = check_children(state, *child, totals); !checked) return checked;
   }
   if (locks > node.locks_below)
     return inconsistent("block " + std::to_string(node.block) + " counts " +
                         std::to_string(node.locks_below) + " locks, its children " +
                         std::to_string(locks));
+  return {};
+}
+
+// Not by recursion: a long prompt is a chain of as many nodes as it has blocks.
+Result<void> check_tree(const RadixIndex::State& state, const Node& root, Totals& totals) {
+  std::vector<const Node*> pending{&root};
+  while (!pending.empty()) {
+    const Node& node = *pending.back();
+    pending.pop_back();
+    if (auto checked = check_children(state, node, totals); !checked) return checked;
+    for (const auto& child : node.children)
+      pending.push_back(child.get());
+  }
   return {};
 }
 
@@ -69,7 +83,7 @@ Result<void> RadixIndex::check_integrity() const {
   Totals totals;
   for (const auto& [hash, root] : state_->roots) {
     if (root->hash != hash || !root->is_root()) return inconsistent("a root under another's name");
-    if (auto checked = check_children(*state_, *root, totals); !checked) return checked;
+    if (auto checked = check_tree(*state_, *root, totals); !checked) return checked;
   }
   std::size_t registered = 0;
   for (const Node* node : state_->node_of_block)
