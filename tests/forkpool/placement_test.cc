@@ -102,6 +102,18 @@ TEST(Placement, SlowCopiesAreNotMade) {
   EXPECT_THAT(placed.unit_load, Each(0U));
 }
 
+TEST(Placement, ATrunkGoesTheCheaperWay) {
+  const auto group = fork(2000, {2000, 0}, 32, 50, 256);
+  CostModel model;
+  model.copy_bytes_per_second = 1e6;  // the arena is of no use
+  auto loads = idle_workers(2);
+  EXPECT_TRUE(place(model, loads, group).transfers.empty());
+  loads[0].lends = true;
+  EXPECT_EQ(place(model, loads, group).transfers.size(), 1U);
+  model.peer_bytes_per_second = 1e6;
+  EXPECT_TRUE(place(model, loads, group).transfers.empty());
+}
+
 TEST(Placement, AUnitsOwnPrefixCounts) {
   // Two families under a short header; each goes where its own part is alive.
   Group group = fork(32, {32, 32}, 2, 0, 16);
@@ -183,6 +195,10 @@ TEST(CostModel, LearnsFromReports) {
   for (int i = 0; i < 50; ++i)
     model.observe_transfer(46'000'000, 0.011);
   EXPECT_NEAR(model.copy_bytes_per_second, 9.2e9, 1e8);
+  for (int i = 0; i < 50; ++i)
+    model.observe_peer(524'000'000, 0.0018);
+  EXPECT_NEAR(model.peer_bytes_per_second, 349e9, 4e9);
+  EXPECT_LT(model.peer_move_seconds(524e6), model.arena_move_seconds(524e6));
 }
 
 TEST(CostModel, ReportsThatAreReadLateDoNotMakePrefillFaster) {

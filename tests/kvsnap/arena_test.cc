@@ -65,6 +65,29 @@ TEST(Arena, CanBeMovedAndDestroyedWhileItWarms) {
   EXPECT_NE(publish_new(moved, 3), 0U);
 }
 
+TEST(Arena, ALeaseIsCutWhereBlocksEndOnPages) {
+  Arena arena = make_arena(8);
+  const WriteLease lease = arena.lease_for_writing(kFirst, 5, kBlock, 2 * kBlock + 1).value();
+  ASSERT_EQ(lease.extents.size(), 3U);
+  std::uint64_t next = lease.extents[0].offset;
+  for (const Extent& extent : lease.extents) {
+    EXPECT_EQ(extent.offset, next);
+    next += extent.size_bytes;
+  }
+  EXPECT_EQ(lease.extents[0].size_bytes, 2 * kBlock);
+  EXPECT_EQ(lease.extents[2].size_bytes, kBlock);
+  const SnapshotId snapshot = arena.publish(lease.id, kFirst, manifest_for(lease)).value();
+  EXPECT_TRUE(arena.check_integrity());
+  arena.remove(snapshot);
+  EXPECT_EQ(arena.used_bytes(), 0U);
+  EXPECT_TRUE(arena.check_integrity());
+  // Blocks that end on no page before the limit stay together.
+  const WriteLease odd = arena.lease_for_writing(kFirst, 5, 3000, 8192).value();
+  EXPECT_EQ(odd.extents.size(), 1U);
+  arena.abandon(odd.id, kFirst);
+  EXPECT_EQ(arena.used_bytes(), 0U);
+}
+
 TEST(Arena, WriteLeaseIsInvisibleUntilPublished) {
   Arena arena = make_arena(8);
   const WriteLease lease = arena.lease_for_writing(kFirst, 3, kBlock).value();

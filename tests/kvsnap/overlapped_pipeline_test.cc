@@ -4,6 +4,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,6 +26,7 @@ class LazyEngine final : public CopyEngine {
     std::atomic<int> starts{0};
     std::atomic<std::size_t> most_in_flight{0};
     std::atomic<bool> held{false};  ///< nothing finishes
+    std::atomic<int> held_after{1 << 30};  ///< arrivals: nothing more finishes
     int fail_at_start = -1;  ///< the start with that number
     int fail_at_finish = -1;  ///< when that many have been started
     bool fail_fence = false;
@@ -67,7 +69,7 @@ class LazyEngine final : public CopyEngine {
   }
   Result<bool> finished(std::size_t slot) override {
     if (control_->starts == control_->fail_at_finish) return make_error(Errc::kCuda, "illegal");
-    if (control_->held) return false;
+    if (control_->held || control_->arrivals >= control_->held_after) return false;
     Slot& asked = slots_[slot];
     EXPECT_TRUE(asked.in_flight);
     if (!std::exchange(asked.seen, true)) return false;
@@ -257,6 +259,45 @@ TEST_F(OverlappedPipelineTest, DestructionDropsWhatWaits) {
     ASSERT_TRUE(pipeline->launch(CopyDirection::kToArena, to_arena()));
   pipeline.reset();  // the test's own time limit is what fails here
   EXPECT_LE(control_.waits, 2);
+}
+
+TEST_F(OverlappedPipelineTest, WholeExtentsAreToldWhileTheOthersAreCopied) {
+  control_.held_after = 35;  // of 30 chunks an extent
+  OverlappedPipeline pipeline = make();
+  const CopyHandle handle = pipeline.launch(CopyDirection::kToArena, to_arena()).value();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (pipeline.checked(handle).empty() && std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
+  EXPECT_EQ(pipeline.checked(handle), std::vector{arena_crc(0, kBlocks / 2)});
+  EXPECT_FALSE(pipeline.done(handle));
+  control_.held_after = 1 << 30;
+  const auto sums = pipeline.collect(handle);
+  ASSERT_TRUE(sums) << sums.error().to_string();
+  EXPECT_EQ(*sums, (std::vector{arena_crc(0, kBlocks / 2), arena_crc(kBlocks / 2, kBlocks / 2)}));
+  EXPECT_TRUE(pipeline.checked(handle).empty());
+}
+
+TEST_F(OverlappedPipelineTest, NobodyChecksWhatComesFromAPeer) {
+  control_.checks = true;
+  OverlappedPipeline pipeline = make();
+  std::vector<std::byte> to(kv_.size());
+  std::vector<ExtentCopy> copies(1);
+  for (std::size_t i = 0; i < kBlocks; ++i) {  // scattered there, one after another here
+    const std::size_t block = i * 7 % kBlocks;
+    copies[0].pieces.push_back(
+        {kv_.data() + block * kBlockBytes, to.data() + i * kBlockBytes, kBlockBytes});
+  }
+  const CopyHandle handle = pipeline.launch(CopyDirection::kFromPeer, std::move(copies)).value();
+  const auto sums = pipeline.collect(handle);
+  ASSERT_TRUE(sums) << sums.error().to_string();
+  EXPECT_TRUE(sums->empty());
+  EXPECT_EQ(control_.checked, 0);
+  for (std::size_t i = 0; i < kBlocks; ++i) {
+    ASSERT_EQ(std::memcmp(kv_.data() + i * 7 % kBlocks * kBlockBytes, to.data() + i * kBlockBytes,
+                          kBlockBytes),
+              0)
+        << i;
+  }
 }
 
 }  // namespace
