@@ -265,6 +265,7 @@ std::string Completion::end_frames(const std::string& explanation) const {
 
 std::vector<std::size_t> Completion::shown_choices(std::size_t prompt) const {
   std::vector<std::size_t> shown;
+  shown.reserve(num_choices_);
   for (std::uint32_t i = 0; i < num_choices_; ++i)
     shown.push_back(choice_index(prompt, i));
   if (num_returned_ == num_choices_) return shown;

@@ -37,10 +37,11 @@ ApiResult<std::string> content_text(element content, const std::string& name) {
       return unsupported_field(part_name, "`" + part_name + "` has type \"" + std::string(type) +
                                               "\"; this model reads text parts only");
     }
-    const std::string key = is_refusal ? "refusal" : "text";
+    const char* key = is_refusal ? "refusal" : "text";
     if (part[key].get(text) != simdjson::SUCCESS) {
-      return invalid_field(part_name + "." + key,
-                           "`" + part_name + "." + key + "` must be a string");
+      std::string name = part_name;
+      name.append(".").append(key);
+      return invalid_field(name, "`" + name + "` must be a string");
     }
     if (index++ > 0) joined += '\n';
     joined += text;
@@ -74,15 +75,15 @@ void rename_fields(ordered_json& message) {
   if (message["role"] == "function") message["role"] = "tool";
   const auto call = message.find("function_call");
   if (call != message.end() && call->is_object() && !message.contains("tool_calls")) {
-    const ordered_json function = *call;
-    message["tool_calls"] = ordered_json::array({{{"type", "function"}, {"function", function}}});
+    ordered_json entry = {{"type", "function"}, {"function", *call}};
+    message["tool_calls"] = ordered_json::array({std::move(entry)});
   }
   message.erase("function_call");
   const auto reasoning = message.find("reasoning");
   if (reasoning != message.end() && reasoning->is_string() &&
       !message.contains("reasoning_content")) {
-    const ordered_json thought = *reasoning;
-    message["reasoning_content"] = thought;
+    ordered_json thought = *reasoning;  // a new key moves the others
+    message["reasoning_content"] = std::move(thought);
   }
 }
 
