@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/json_text.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -13,11 +14,6 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::size_t kMaxNameBytes = 200;
-
-/// Names and paths may hold what is no UTF-8.
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
 
 ordered_json stats_json(const EngineStats& stats) {
   return {{"steps", stats.steps},
@@ -173,35 +169,35 @@ std::string pool_status_body(const PoolStatus& status, const ServedModels& model
          {"system_fingerprint", worker.system_fingerprint},
          {"stats", stats_json(worker.stats)}});
   }
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string snapshots_body(const ServedModels& models) {
-  return dump({{"snapshots", paths_json(models, true)}});
+  return dump_json({{"snapshots", paths_json(models, true)}});
 }
 
 std::string snapshot_body(std::string_view status, const std::string& name,
                           const std::string& snapshot) {
   ordered_json out = {{"status", status}, {"model", name}};
   if (!snapshot.empty()) out["snapshot"] = snapshot;
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string preloaded_body(const std::string& name, double seconds, double bytes) {
-  return dump({{"status", "preloaded"},
-               {"model", name},
-               {"throughput_gb_s", seconds > 0 ? bytes / seconds * 1e-9 : 0.0},
-               {"elapsed_s", seconds}});
+  return dump_json({{"status", "preloaded"},
+                    {"model", name},
+                    {"throughput_gb_s", seconds > 0 ? bytes / seconds * 1e-9 : 0.0},
+                    {"elapsed_s", seconds}});
 }
 
 std::string health_body(const PoolStatus& status, const ServedModels& models) {
   const std::vector<SlotStatus> slots = slots_of(status, models);
   const auto idle = std::ranges::count_if(
       slots, [](const SlotStatus& slot) { return slot.running == 0 && slot.state != "swapping"; });
-  return dump({{"status", "ok"},
-               {"pool_size", slots.size()},
-               {"idle_slots", idle},
-               {"registered_models", models.list().size()}});
+  return dump_json({{"status", "ok"},
+                    {"pool_size", slots.size()},
+                    {"idle_slots", idle},
+                    {"registered_models", models.list().size()}});
 }
 
 }  // namespace thaw::coalescer

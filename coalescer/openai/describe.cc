@@ -5,15 +5,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "coalescer/openai/json_text.h"
+
 namespace thaw::coalescer {
 namespace {
 
 using nlohmann::ordered_json;
-
-/// Text of prompts may be cut inside a character: write it as valid UTF-8 all the same.
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
 
 /// Numbers of a float as people wrote them: 0.9, not 0.8999999761581421.
 double as_written(float value) {
@@ -73,20 +70,20 @@ std::string models_body(const ServedModels& models) {
   for (const ServedModelPtr& model : models.list())
     for (const std::string& name : model->names)
       out["data"].push_back(model_json(name, *model));
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string model_body(const std::string& name, const ServedModel& model) {
-  return dump(model_json(name, model));
+  return dump_json(model_json(name, model));
 }
 
 std::string explanations_json(const std::vector<Explanation>& explanations) {
   if (explanations.empty()) return "null";
-  if (explanations.size() == 1) return dump(explanation_json(explanations.front()));
+  if (explanations.size() == 1) return dump_json(explanation_json(explanations.front()));
   ordered_json out = ordered_json::array();
   for (const Explanation& explanation : explanations)
     out.push_back(explanation_json(explanation));
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string windows_body(const std::vector<ForkHistory::WindowExplanation>& windows) {
@@ -97,7 +94,7 @@ std::string windows_body(const std::vector<ForkHistory::WindowExplanation>& wind
       requests.push_back(explanation_json(explanation));
     out["windows"].push_back({{"window", window.window}, {"requests", std::move(requests)}});
   }
-  return dump(out);
+  return dump_json(out);
 }
 
 }  // namespace thaw::coalescer

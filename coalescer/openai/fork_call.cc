@@ -107,10 +107,6 @@ std::optional<ApiError> join_prompts(const Trunk& trunk, ordered_json& branch,
   return std::nullopt;
 }
 
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
-
 }  // namespace
 
 ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& models,
@@ -173,7 +169,7 @@ ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& mode
       merged[std::string(field.key)] = to_ordered_json(field.value);
     merged.erase("label");
     if (auto error = join_prompts(trunk, merged, name)) return std::move(*error);
-    auto parsed = parse_call(call.kind, dump(merged), models, max_choices);
+    auto parsed = parse_call(call.kind, dump_json(merged), models, max_choices);
     if (auto* error = std::get_if<ApiError>(&parsed)) {
       if (error->status == 400 && error->param != "model")
         error->param = error->param.empty() ? name : name + "." + error->param;

@@ -3,6 +3,7 @@
 #include <simdjson.h>
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +19,10 @@ namespace thaw::coalescer {
 
 /// Deepest nesting that is accepted.
 inline constexpr std::size_t kMaxJsonDepth = 100;
+
+/// Bounds of fields that have no closer one.
+inline constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+inline constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 
 /// A parsed body; keeps the memory that its elements point into.
 class JsonBody {

@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include <nlohmann/json_fwd.hpp>
+
 namespace thaw::coalescer {
 
 /// Appends `text` as a JSON string with its quotes. Invalid UTF-8 comes out as U+FFFD, so the
@@ -17,6 +19,10 @@ void append_json_integer(std::string& out, std::int64_t value);
 
 /// The shortest text that reads back as `value`; `null` for what JSON cannot write.
 void append_json_float(std::string& out, float value);
+
+/// On one line. Strings may hold what is no UTF-8, such as a character that was cut: U+FFFD stands
+/// for it.
+std::string dump_json(const nlohmann::ordered_json& value);
 
 /// Length of the valid UTF-8 character at the start of `text`; 0 where there is none.
 std::size_t utf8_character_length(std::string_view text);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -12,8 +11,6 @@ namespace thaw::coalescer {
 namespace {
 
 using simdjson::dom::element;
-
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
 /// What is well known but not served: better an error than another meaning.
 void refuse_unsupported(JsonFields& fields, const ApiCall& call) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
 #include <utility>
 
 #include "coalescer/openai/json_fields.h"
@@ -11,7 +10,6 @@
 namespace thaw::coalescer {
 namespace {
 
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::size_t kMaxLabelBytes = 200;
 constexpr std::uint32_t kMaxPage = 1000;
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -10,6 +9,7 @@
 
 #include "coalescer/core/token_trie.h"
 #include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_messages.h"
 #include "coalescer/openai/session_json.h"
 
@@ -20,8 +20,6 @@ using nlohmann::ordered_json;
 
 constexpr const char* kFormat = "thaw-session";
 constexpr std::int64_t kVersion = 1;
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 constexpr std::size_t kMaxText = 1024;
 /// A message of a request, with the arguments of its tool calls as objects.
 constexpr std::size_t kMaxDepth = 2 * kMaxJsonDepth + 8;
@@ -220,7 +218,7 @@ std::string write_session_document(const SessionDocument& document) {
                       {"checkpoints", std::move(checkpoints)}};
   for (const SessionState* state : states)
     out["states"].push_back(state_json(*state, *states.front()));
-  return out.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  return dump_json(out);
 }
 
 ApiResult<SessionDocument> read_session_document(std::string_view text, const LimitsOf& limits_of) {

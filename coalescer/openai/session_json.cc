@@ -6,15 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/core/token_trie.h"
+#include "coalescer/openai/json_text.h"
 
 namespace thaw::coalescer {
 namespace {
 
 using nlohmann::ordered_json;
-
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
 
 ordered_json text_or_null(const std::string& text) {
   return text.empty() ? ordered_json(nullptr) : ordered_json(text);
@@ -121,7 +118,7 @@ std::string session_body(const SessionsView& sessions, const StoredSession& sess
     if (!session.state->tools.empty()) out["tools"] = ordered_json::parse(session.state->tools);
   }
   if (view.token_ids) out["token_ids"] = session.state->tokens;
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string sessions_body(const SessionsView& sessions, const std::vector<StoredSession*>& listed,
@@ -129,7 +126,7 @@ std::string sessions_body(const SessionsView& sessions, const std::vector<Stored
   ordered_json out = {{"object", "list"}, {"data", ordered_json::array()}, {"has_more", has_more}};
   for (const StoredSession* session : listed)
     out["data"].push_back(session_json(sessions, *session));
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string checkpoint_body(const StoredSession& session, const SessionCheckpoint& checkpoint,
@@ -137,14 +134,14 @@ std::string checkpoint_body(const StoredSession& session, const SessionCheckpoin
   ordered_json out = {{"object", "session.checkpoint"}, {"session", session.id}};
   out.update(checkpoint_json(checkpoint));
   out["saved"] = saved == nullptr ? ordered_json(nullptr) : saved_json(*saved);
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string export_file_body(const std::string& id, const std::string& file,
                              const SavedSession& saved) {
   ordered_json out = {{"object", "session.export"}, {"id", id}, {"file", file}};
   out.update(saved_json(saved));
-  return dump(out);
+  return dump_json(out);
 }
 
 std::string export_body(const std::string& id, const std::string& document) {
@@ -152,15 +149,16 @@ std::string export_body(const std::string& id, const std::string& document) {
 }
 
 std::string deleted_body(const std::string& id, std::size_t count) {
-  return dump({{"id", id}, {"object", "session.deleted"}, {"deleted", true}, {"count", count}});
+  return dump_json(
+      {{"id", id}, {"object", "session.deleted"}, {"deleted", true}, {"count", count}});
 }
 
 std::string tree_body(const SessionsView& sessions, const StoredSession& session) {
   const StoredSession& root = sessions.store.root_of(session);
-  return dump({{"object", "session.tree"},
-               {"root", root.id},
-               {"current", session.id},
-               {"nodes", tree_json(sessions, root, session)}});
+  return dump_json({{"object", "session.tree"},
+                    {"root", root.id},
+                    {"current", session.id},
+                    {"nodes", tree_json(sessions, root, session)}});
 }
 
 bool is_session_id(std::string_view text) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "coalescer/core/token_trie.h"
+#include "coalescer/openai/json_text.h"
 #include "coalescer/openai/message_json.h"
 #include "coalescer/openai/stop_matcher.h"
 
@@ -13,12 +14,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
-
 std::string assistant_message(const std::string& content) {
-  return dump({{"role", "assistant"}, {"content", content}});
+  return dump_json({{"role", "assistant"}, {"content", content}});
 }
 
 /// The text of tokens in the middle of a line.
@@ -58,9 +55,9 @@ ApiError template_error(const Error& error) {
 
 void set_chat(SessionState& state, const ChatPrompt& prompt) {
   for (const ordered_json& message : prompt.messages)
-    state.messages.push_back(dump(message));
-  if (!prompt.tools.is_null()) state.tools = dump(prompt.tools);
-  if (!prompt.template_kwargs.empty()) state.template_kwargs = dump(prompt.template_kwargs);
+    state.messages.push_back(dump_json(message));
+  if (!prompt.tools.is_null()) state.tools = dump_json(prompt.tools);
+  if (!prompt.template_kwargs.empty()) state.template_kwargs = dump_json(prompt.template_kwargs);
 }
 
 /// What goes behind the session's ids; `prompt` has all messages, the new ones from `first_new` on.
@@ -115,16 +112,16 @@ ApiResult<SessionTurn> prepare_turn(const ApiCall& call, const SessionState& sta
   if (!call.replace) next.messages = state.messages;
   const std::size_t first_new = next.messages.size();
   for (const ordered_json& message : given.messages)
-    next.messages.push_back(dump(message));
+    next.messages.push_back(dump_json(message));
   if (next.messages.empty()) {
     return invalid_field("messages",
                          "`messages` is empty and so is the session; there is nothing to reply to");
   }
   next.tools = state.tools;
   if (call.has_tools && !call.hides_tools)
-    next.tools = given.tools.is_null() ? "" : dump(given.tools);
+    next.tools = given.tools.is_null() ? "" : dump_json(given.tools);
   next.template_kwargs =
-      call.has_template_kwargs ? dump(given.template_kwargs) : state.template_kwargs;
+      call.has_template_kwargs ? dump_json(given.template_kwargs) : state.template_kwargs;
 
   ChatPrompt prompt = chat_prompt_of(next);
   if (call.hides_tools) prompt.tools = nullptr;
@@ -201,10 +198,10 @@ SharedState finish_turn(SessionTurn turn, std::span<const TokenId> generated, co
     } else {
       message["content"] = message["content"].get<std::string>() + reply.text;
     }
-    next.messages.back() = dump(message);
+    next.messages.back() = dump_json(message);
   } else {
     mark_end(next, LineEnd::kPrompted);
-    next.messages.push_back(dump(message_of_reply(reply.text, call, codec, choice)));
+    next.messages.push_back(dump_json(message_of_reply(reply.text, call, codec, choice)));
   }
   next.tokens.insert(next.tokens.end(), generated.begin(), generated.end());
   mark_end(next, LineEnd::kReply);

@@ -4,6 +4,7 @@
 
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_messages.h"
 
 namespace thaw::coalescer {
@@ -55,7 +56,7 @@ ApiResult<std::string> tokenize(std::string_view body, const ServedModels& model
     for (const TokenId token : tokens)
       reply["token_strs"].push_back(codec.decode({&token, 1}, /*keep_special=*/true));
   }
-  return reply.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return dump_json(reply);
 }
 
 ApiResult<std::string> detokenize(std::string_view body, const ServedModels& models) {
@@ -73,7 +74,7 @@ ApiResult<std::string> detokenize(std::string_view body, const ServedModels& mod
   if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
   nlohmann::ordered_json reply;
   reply["prompt"] = codec.decode(std::get<std::vector<TokenId>>(tokens), /*keep_special=*/true);
-  return reply.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return dump_json(reply);
 }
 
 }  // namespace thaw::coalescer

@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "coalescer/openai/json_text.h"
 #include "coalescer/openai/tool_call_json.h"
 
 namespace thaw::coalescer {
@@ -301,7 +302,7 @@ class PythonicReader final : public CallReader {
 std::optional<std::string> keywords_to_json(std::string_view keywords) {
   ordered_json arguments;
   if (!Literals(keywords).keywords(arguments)) return std::nullopt;
-  return arguments.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  return dump_json(arguments);
 }
 
 std::unique_ptr<CallReader> make_pythonic_reader(bool tagged, CallSink* sink) {

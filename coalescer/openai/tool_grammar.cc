@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "coalescer/openai/json_text.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -260,7 +262,7 @@ std::string grammar_document(const ReplyShape& shape, const ChatForm& form) {
   }
   const ordered_json document = {{"type", "structural_tag"},
                                  {"format", behind_thinking(answer, form, shape.thinking)}};
-  return document.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  return dump_json(document);
 }
 
 }  // namespace thaw::coalescer

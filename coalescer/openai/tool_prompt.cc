@@ -4,14 +4,12 @@
 #include <string>
 #include <utility>
 
+#include "coalescer/openai/json_text.h"
+
 namespace thaw::coalescer {
 namespace {
 
 using nlohmann::ordered_json;
-
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
 
 /// Short: small models lose the thread of a long one.
 std::string description(const ordered_json& tools) {
@@ -19,7 +17,7 @@ std::string description(const ordered_json& tools) {
       "You can call the functions below. Each line describes one, with its arguments as a JSON "
       "schema.\n<tools>\n";
   for (const ordered_json& tool : tools)
-    text += dump(tool) + "\n";
+    text += dump_json(tool) + "\n";
   text +=
       "</tools>\nA call is a JSON object inside of <tool_call> tags. Copy the values of its "
       "arguments from the question:\n<tool_call>\n{\"name\": \"the function\", \"arguments\": "
@@ -40,7 +38,7 @@ std::string call_text(const ordered_json& call) {
   shown["name"] = text_of(function, "name");
   const auto arguments = function.find("arguments");
   shown["arguments"] = arguments == function.end() ? ordered_json::object() : *arguments;
-  return "<tool_call>\n" + dump(shown) + "\n</tool_call>";
+  return "<tool_call>\n" + dump_json(shown) + "\n</tool_call>";
 }
 
 ordered_json message_as_text(const ordered_json& message) {
