@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/http/cache_pins.h"
+#include "tests/base/manual_clock.h"
 #include "tests/coalescer/http_client.h"
 
 namespace thaw::coalescer {
@@ -16,15 +17,6 @@ using nlohmann::json;
 using std::chrono::seconds;
 
 constexpr const char* kChat = "/v1/chat/completions";
-
-class ManualClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration duration) { now_ += duration; }
-
- private:
-  TimePoint now_{};
-};
 
 class CachePinsTest : public ::testing::Test {
  protected:

@@ -7,19 +7,11 @@
 #include <gtest/gtest.h>
 
 #include "coalescer/http/dispatcher.h"
+#include "tests/base/manual_clock.h"
 #include "tests/coalescer/http_fakes.h"
 
 namespace thaw::coalescer {
 namespace {
-
-class ManualClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration duration) { now_ += duration; }
-
- private:
-  TimePoint now_{};
-};
 
 class Recorder final : public EventReceiver {
  public:

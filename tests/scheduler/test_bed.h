@@ -8,19 +8,11 @@
 #include <gtest/gtest.h>
 
 #include "engine/scheduler/scheduler.h"
+#include "tests/base/manual_clock.h"
 #include "tests/scheduler/ahead_model.h"
 #include "tests/scheduler/fake_model.h"
 
 namespace thaw::scheduler {
-
-class ManualClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration duration) { now_ += duration; }
-
- private:
-  TimePoint now_{};
-};
 
 /// What the events of a request said; recording them checks their order.
 struct Outcome {
