@@ -39,14 +39,7 @@ struct CudaBench {
 }  // namespace thaw::scheduler
 
 int main(int argc, char** argv) {
-  using namespace thaw::scheduler;
-  CudaBench bench;
-  for (const auto& [name, rows] : {std::pair{"decode_8_free", 0},
-                                   {"decode_8_half", 4},
-                                   {"decode_8_constrained", 8},
-                                   {"decode_8_free_again", 0}})
-    register_rows(name, *bench.model, *bench.grammars, rows, 7);
-  benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
+  thaw::scheduler::CudaBench bench;
+  thaw::scheduler::run_rows(argc, argv, *bench.model, *bench.grammars, 7);
   return 0;
 }

@@ -96,4 +96,16 @@ inline void register_rows(const char* name, model::Model& model, grammar::Servic
       ->Unit(benchmark::kMillisecond);
 }
 
+/// Runs the benches of eight rows, none of them, four and all constrained, and none again.
+inline void run_rows(int argc, char** argv, model::Model& model, grammar::Service& grammars,
+                     int repetitions) {
+  for (const auto& [name, rows] : {std::pair{"decode_8_free", 0},
+                                   {"decode_8_half", 4},
+                                   {"decode_8_constrained", 8},
+                                   {"decode_8_free_again", 0}})
+    register_rows(name, model, grammars, rows, repetitions);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}
+
 }  // namespace thaw::scheduler
