@@ -50,24 +50,24 @@ class WideCodec final : public TextCodec {
   ByteCodec bytes_;
 };
 
-ServedModel narrow_model(const std::string& weights = "narrow weights") {
+ServedModel made_model(const std::string& name, std::uint32_t max_model_len,
+                       std::shared_ptr<const TextCodec> codec, const std::string& weights,
+                       int top_k) {
   ServedModel model;
-  model.names = {"narrow", "n"};
-  model.max_model_len = 1024;
-  model.codec = std::make_shared<ByteCodec>();
+  model.names = {name, name.substr(0, 1)};
+  model.max_model_len = max_model_len;
+  model.codec = std::move(codec);
   model.weights = weights;
-  model.description.default_sampling.top_k = 7;
+  model.description.default_sampling.top_k = top_k;
   return model;
 }
 
+ServedModel narrow_model(const std::string& weights = "narrow weights") {
+  return made_model("narrow", 1024, std::make_shared<ByteCodec>(), weights, 7);
+}
+
 ServedModel wide_model(const std::string& weights = "wide weights") {
-  ServedModel model;
-  model.names = {"wide", "w"};
-  model.max_model_len = 2048;
-  model.codec = std::make_shared<WideCodec>();
-  model.weights = weights;
-  model.description.default_sampling.top_k = 9;
-  return model;
+  return made_model("wide", 2048, std::make_shared<WideCodec>(), weights, 9);
 }
 
 std::shared_ptr<ServedModels> models_of(std::vector<ServedModel> all) {
