@@ -1,7 +1,6 @@
 // Sessions that outlive their server: the session directory, exports and imports.
 
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -11,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/http/session_files.h"
+#include "tests/checkpoint/scratch_folder.h"
 #include "tests/coalescer/http_client.h"
 
 namespace thaw::coalescer {
@@ -25,14 +25,6 @@ const std::string kStart =
     R"({"messages": [{"role": "user", "content": ")" + std::string(57, 'h') + "\"}]}";
 
 struct HttpSessionFilesTest : testing::Test {
-  HttpSessionFilesTest()
-      : directory(fs::temp_directory_path() /
-                  ("thaw-sessions-" + std::to_string(::getpid()) + "-" +
-                   testing::UnitTest::GetInstance()->current_test_info()->name())) {
-    fs::remove_all(directory);
-  }
-  ~HttpSessionFilesTest() override { fs::remove_all(directory); }
-
   ServerOptions options(const std::string& folder = "a") const {
     ServerOptions made;
     made.session_dir = (directory / folder).string();
@@ -67,7 +59,8 @@ struct HttpSessionFilesTest : testing::Test {
     return names;
   }
 
-  fs::path directory;
+  const checkpoint::ScratchFolder scratch;
+  const fs::path directory = scratch.path();
   FakeBackend backend;
 };
 

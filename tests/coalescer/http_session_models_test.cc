@@ -1,7 +1,5 @@
 // Sessions where several models are served: each is bound to its model, its turns run there.
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <fstream>
 
@@ -9,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/http/model_admin.h"
+#include "tests/checkpoint/scratch_folder.h"
 #include "tests/coalescer/http_client.h"
 
 namespace thaw::coalescer {
@@ -82,13 +81,6 @@ std::shared_ptr<ServedModels> two_models() {
 }
 
 struct HttpSessionModelsTest : testing::Test {
-  HttpSessionModelsTest()
-      : directory(fs::temp_directory_path() /
-                  ("thaw-session-models-" + std::to_string(::getpid()))) {
-    fs::remove_all(directory);
-  }
-  ~HttpSessionModelsTest() override { fs::remove_all(directory); }
-
   ServerOptions with_directory(const std::string& name = "a") const {
     ServerOptions options;
     options.session_dir = (directory / name).string();
@@ -118,7 +110,8 @@ struct HttpSessionModelsTest : testing::Test {
            (verb.empty() ? "" : "/" + verb);
   }
 
-  fs::path directory;
+  const checkpoint::ScratchFolder scratch;
+  const fs::path directory = scratch.path();
   FakeBackend backend;
 };
 

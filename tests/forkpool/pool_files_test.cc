@@ -1,6 +1,5 @@
 // Trunks in files: saved, loaded, spilled, found again; by pools of fake workers.
 
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -13,6 +12,7 @@
 
 #include "engine/base/hash.h"
 #include "kvsnap/kv_file.h"
+#include "tests/checkpoint/scratch_folder.h"
 #include "tests/forkpool/trunk_calls.h"
 #include "tests/kvsnap/crash_io.h"
 
@@ -58,17 +58,6 @@ class GatedIo final : public kvsnap::FileIo {
 
 class PoolFilesTest : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "thaw-files-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder = name;
-    spill = folder / "spill";
-  }
-  void TearDown() override {
-    harness.reset();
-    fs::remove_all(folder);
-  }
-
   void start(PoolOptions options, const std::string& rules = "") {
     harness.reset();
     harness.emplace(rules, std::move(options));
@@ -108,8 +97,9 @@ class PoolFilesTest : public testing::Test {
     stream.put(byte);
   }
 
-  fs::path folder;
-  fs::path spill;
+  const checkpoint::ScratchFolder scratch;
+  const fs::path folder = scratch.path();
+  const fs::path spill = folder / "spill";
   std::optional<PoolHarness> harness;
   RequestId last_id = 0;
 };

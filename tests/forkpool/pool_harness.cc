@@ -6,6 +6,8 @@
 #include <random>
 #include <utility>
 
+#include <gtest/gtest.h>
+
 #include "engine/base/log.h"
 #include "engine/base/memory_map.h"
 #include "tests/forkpool/fake_tokens.h"
@@ -145,6 +147,50 @@ std::vector<TokenId> expected_tokens(const GenerateRequest& request, std::uint32
   for (std::uint32_t i = 0; i < request.sampling.max_tokens; ++i)
     tokens.push_back(fake_token(request.prompt, request.sampling.seed, choice, i));
   return tokens;
+}
+
+void expect_exact(PoolHarness& harness, const GenerateRequest& request) {
+  const auto stream = harness.stream(request.id);
+  SCOPED_TRACE("request " + std::to_string(request.id));
+  ASSERT_FALSE(stream.failed) << stream.failed->to_string();
+  EXPECT_TRUE(stream.in_order);
+  EXPECT_EQ(stream.admitted, 1);
+  EXPECT_EQ(stream.ends, 1);
+  EXPECT_EQ(stream.tokens.size(), request.num_choices);
+  for (std::uint32_t choice = 0; choice < request.num_choices; ++choice) {
+    EXPECT_EQ(stream.tokens.at(choice), expected_tokens(request, choice));
+    EXPECT_EQ(stream.finished.at(choice), FinishReason::kLength);
+  }
+  ASSERT_TRUE(stream.completed);
+  EXPECT_EQ(stream.completed->prompt_tokens, request.prompt.size());
+  EXPECT_EQ(stream.completed->generated_tokens, request.num_choices * request.sampling.max_tokens);
+  EXPECT_TRUE(std::holds_alternative<CompletedEvent>(stream.events.back()));
+}
+
+void expect_branches_spread(PoolHarness& harness) {
+  const auto trunk = make_prompt(1024, 1);
+  GenerateRequest primer = make_request(1, trunk, 2);
+  primer.worker = 0;
+  harness.submit({primer});
+  ASSERT_TRUE(harness.wait_ended(1));
+  std::vector<GenerateRequest> branches;
+  for (RequestId id = 2; id < 34; ++id) {
+    branches.push_back(make_request(id, trunk, 256));
+    branches.back().prompt.push_back(static_cast<TokenId>(id));
+  }
+  harness.submit(branches);
+  for (const GenerateRequest& branch : branches)
+    ASSERT_TRUE(harness.wait_ended(branch.id));
+  for (const GenerateRequest& branch : branches)
+    expect_exact(harness, branch);
+  ASSERT_TRUE(harness.wait([&] {
+    return harness.worker(0).stats.tokens_decoded + harness.worker(1).stats.tokens_decoded ==
+           2 + 32 * 256;
+  }));
+  EXPECT_EQ(harness.worker(1).stats.restores, 1U);
+  // The trunk was prefilled once, by the primer; each branch has its own last tokens.
+  EXPECT_EQ(harness.worker(0).stats.tokens_prefilled + harness.worker(1).stats.tokens_prefilled,
+            1024U + 32U);
 }
 
 }  // namespace thaw::forkpool

@@ -62,4 +62,11 @@ std::vector<TokenId> make_prompt(std::size_t count, std::uint64_t seed);
 /// What the fake answers to choice `choice`.
 std::vector<TokenId> expected_tokens(const GenerateRequest& request, std::uint32_t choice = 0);
 
+/// Everything that a served stream must be, whatever happened on its way.
+void expect_exact(PoolHarness& harness, const GenerateRequest& request);
+
+/// Of two workers: 32 branches of a trunk that the first one has computed run on both, and the
+/// second one got the trunk by one copy.
+void expect_branches_spread(PoolHarness& harness);
+
 }  // namespace thaw::forkpool

@@ -87,28 +87,7 @@ TEST(PoolPeer, BranchesSpreadWithoutTheArena) {
   options.fork_min_prefix_tokens = 500;
   PoolHarness harness("", options);
   ASSERT_TRUE(harness.wait_ready());
-  const auto trunk = make_prompt(1024, 1);
-  GenerateRequest primer = make_request(1, trunk, 2);
-  primer.worker = 0;
-  harness.submit({primer});
-  ASSERT_TRUE(harness.wait_ended(1));
-  std::vector<GenerateRequest> branches;
-  for (RequestId id = 2; id < 34; ++id) {
-    branches.push_back(make_request(id, trunk, 256));
-    branches.back().prompt.push_back(static_cast<TokenId>(id));
-  }
-  harness.submit(branches);
-  for (const GenerateRequest& branch : branches) {
-    ASSERT_TRUE(harness.wait_ended(branch.id));
-    EXPECT_EQ(harness.stream(branch.id).tokens.at(0), expected_tokens(branch));
-  }
-  ASSERT_TRUE(harness.wait([&] {
-    return harness.worker(0).stats.tokens_decoded + harness.worker(1).stats.tokens_decoded ==
-           2 + 32 * 256;
-  }));
-  EXPECT_EQ(harness.worker(1).stats.restores, 1U);
-  EXPECT_EQ(harness.worker(0).stats.tokens_prefilled + harness.worker(1).stats.tokens_prefilled,
-            1024U + 32U);
+  expect_branches_spread(harness);
 }
 
 TEST(PoolPeer, WhereTheStraightWayFailsTheArenaServes) {

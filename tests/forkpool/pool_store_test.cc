@@ -1,8 +1,6 @@
 // Trunks in a store below the spill directory: put there, found by other servers, and nobody waits
 // for one that is slow, wrong or gone. By pools of fake workers and a store in memory.
 
-#include <stdlib.h>
-
 #include <filesystem>
 
 #include <gmock/gmock.h>
@@ -11,6 +9,7 @@
 #include "engine/base/hash.h"
 #include "forkpool/trunk_store.h"
 #include "kvsnap/kv_file.h"
+#include "tests/checkpoint/scratch_folder.h"
 #include "tests/forkpool/fake_store.h"
 #include "tests/forkpool/trunk_calls.h"
 #include "tests/kvsnap/crash_io.h"
@@ -26,16 +25,6 @@ const std::string kUrl = "s3://bucket/kv";
 
 class PoolStoreTest : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "thaw-store-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder = name;
-  }
-  void TearDown() override {
-    harness.reset();
-    fs::remove_all(folder);
-  }
-
   /// Of a machine of its own: what one wrote, another finds in the store alone.
   PoolOptions on_machine(const std::string& machine,
                          std::uint64_t spill_bytes = std::uint64_t{64} << 20) {
@@ -87,7 +76,8 @@ class PoolStoreTest : public testing::Test {
     return count;
   }
 
-  fs::path folder;
+  const checkpoint::ScratchFolder scratch;
+  const fs::path folder = scratch.path();
   std::shared_ptr<FakeBucket> bucket = std::make_shared<FakeBucket>();
   FakeStore store{bucket};
   std::optional<PoolHarness> harness;
