@@ -180,6 +180,8 @@ TEST(PoolPeer, ASourceThatDiesInTheMiddleOfItsSnapshotLeavesNoPart) {
   const auto tokens = moved.move(TransferWay::kArena);
   ASSERT_FALSE(tokens);
   EXPECT_EQ(tokens.error().code, Errc::kUnavailable);
+  // The copy may fail before the pool has seen the end of the process.
+  ASSERT_TRUE(moved.harness.wait([&] { return moved.harness.pool().status().worker_deaths == 1; }));
   ASSERT_TRUE(moved.harness.wait_ready());
   moved.expect_arena(0);
   EXPECT_EQ(moved.ask(1), 0U);
