@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <optional>
 
 namespace thaw::kvsnap {
 namespace {
@@ -25,6 +26,17 @@ UniqueFd sized_memfd(std::size_t size_bytes, unsigned flags) {
   return fd;
 }
 
+/// The first huge page boundary of a range of `size_bytes` that nothing was mapped to a moment ago;
+/// nothing, with errno set, where the address space has none.
+std::optional<std::byte*> free_huge_boundary(std::size_t size_bytes) {
+  const std::size_t padded = size_bytes + kHugePage;
+  void* const found = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) return std::nullopt;
+  ::munmap(found, padded);
+  const auto address = reinterpret_cast<std::uintptr_t>(found);
+  return static_cast<std::byte*>(found) + (round_up(address, kHugePage) - address);
+}
+
 std::string mebibytes(std::size_t size_bytes) {
   return std::to_string(size_bytes >> 20) + " MiB";
 }
@@ -32,26 +44,27 @@ std::string mebibytes(std::size_t size_bytes) {
 }  // namespace
 
 Result<Mapping> map_on_huge_boundary(int fd, std::size_t size_bytes, MapAccess access) {
-  const std::size_t padded = size_bytes + kHugePage;
-  void* reserved = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (reserved == MAP_FAILED) {
-    return io_error("cannot reserve " + std::to_string(padded) + " bytes of address space", errno);
-  }
-  auto* start = static_cast<std::byte*>(reserved);
-  const std::size_t head = round_up(reinterpret_cast<std::uintptr_t>(start), kHugePage) -
-                           reinterpret_cast<std::uintptr_t>(start);
   const int protection = access == MapAccess::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* data = ::mmap(start + head, size_bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0);
-  if (data == MAP_FAILED) {
-    const int error_number = errno;
-    ::munmap(start, padded);
-    return io_error("cannot map " + std::to_string(size_bytes) + " bytes of shared memory",
-                    error_number);
+  const auto wrong = [&](const char* what) {
+    return io_error("cannot " + std::string(what) + " " + std::to_string(size_bytes) +
+                        " bytes of shared memory",
+                    errno);
+  };
+  // The range is free when it is asked for, and no longer ours: another thread may take it first.
+  // MAP_FIXED over a reservation that we keep would not do. Where such a call fails (no huge pages
+  // left), the kernel has unmapped the reservation already, another thread's memory may lie there,
+  // and giving the reservation back would take that thread's memory away.
+  constexpr int kTries = 16;
+  for (int i = 0; i < kTries; ++i) {
+    const auto aligned = free_huge_boundary(size_bytes);
+    if (!aligned) return wrong("find addresses for");
+    void* const data =
+        ::mmap(*aligned, size_bytes, protection, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+    if (data != MAP_FAILED) return Mapping(static_cast<std::byte*>(data), size_bytes);
+    if (errno != EEXIST) return wrong("map");
   }
-  if (head > 0) ::munmap(start, head);
-  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::size_t end = head + round_up(size_bytes, page);
-  if (end < padded) ::munmap(start + end, padded - end);
+  void* const data = ::mmap(nullptr, size_bytes, protection, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) return wrong("map");
   return Mapping(static_cast<std::byte*>(data), size_bytes);
 }
 

@@ -23,7 +23,9 @@ struct ArenaMemory {
 Result<ArenaMemory> create_arena_memory(std::size_t size_bytes);
 
 /// Maps `size_bytes` of shared memory at an address that is a multiple of 2 MiB: the kernel maps a
-/// huge page as one only where file offset and address agree.
+/// huge page as one only where file offset and address agree. (Where other threads keep taking such
+/// addresses first, at any address.) Takes no memory away from other threads, on errors neither.
+/// Errors: kIo.
 Result<Mapping> map_on_huge_boundary(int fd, std::size_t size_bytes,
                                      MapAccess access = MapAccess::kReadWrite);
 

@@ -11,6 +11,7 @@ import threading
 import time
 
 HEALTHY_WITHIN_S = 60
+SENT_BY_TESTS = (signal.SIGKILL, signal.SIGTERM)
 
 
 def children(pid: int) -> list[int]:
@@ -126,7 +127,7 @@ class ThawServer:
             time.sleep(0.01)
 
     def stop(self, timeout: float = 30) -> int:
-        """SIGTERM; returns the exit status. No process of the server may be left."""
+        """SIGTERM; returns the exit status. No process of the server may be left, nor may it have crashed."""
         if self.process.poll() is None:
             pids = children(self.process.pid)
             self.process.send_signal(signal.SIGTERM)
@@ -140,7 +141,10 @@ class ThawServer:
             assert not left, f"workers left behind: {left}"
         self.process.stdout.close()
         self._reader.join(timeout=5)
-        return self.process.returncode
+        status = self.process.returncode
+        if status < 0 and -status not in SENT_BY_TESTS:
+            raise AssertionError(f"died of {signal.Signals(-status).name}:\n" + "\n".join(self.log[-20:]))
+        return status
 
 
 class Stream:
