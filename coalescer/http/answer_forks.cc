@@ -11,6 +11,7 @@
 
 #include "coalescer/http/session.h"
 #include "coalescer/http/session_spill.h"
+#include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/fork_call.h"
 #include "coalescer/openai/session_turn.h"
 

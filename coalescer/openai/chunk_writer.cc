@@ -120,7 +120,7 @@ void append_text_logprobs(std::string& out, const std::vector<LogprobEntry>& ent
   out += '}';
 }
 
-void append_end(std::string& out, const std::optional<ChoiceEnd>& end, bool legacy_functions) {
+void append_finish(std::string& out, const std::optional<ChoiceEnd>& end, bool legacy_functions) {
   out += R"(,"finish_reason":)";
   if (!end) {
     out += "null";
@@ -148,13 +148,27 @@ void append_token_ids(std::string& out, std::span<const TokenId> tokens) {
   out += ']';
 }
 
-ChunkWriter::ChunkWriter(ApiKind kind, const CompletionLabel& label, bool logprobs, bool null_usage,
-                         const AnswerOptions& show)
-    : kind_(kind), logprobs_(logprobs), null_usage_(null_usage), show_(show) {
-  const bool chat = kind == ApiKind::kChat;
-  frame_head_ = "data: " + head(label, chat ? "chat.completion.chunk" : "text_completion");
-  body_head_ = head(label, chat ? "chat.completion" : "text_completion");
+ChunkWriter::ChunkWriter(const ApiCall& call, const CompletionLabel& label)
+    : kind_(call.kind),
+      label_(label),
+      logprobs_(call.logprobs),
+      include_usage_(call.include_usage),
+      show_(call.show) {
+  make_heads();
 }
+
+void ChunkWriter::make_heads() {
+  const bool chat = kind_ == ApiKind::kChat;
+  frame_head_ = "data: " + head(label_, chat ? "chat.completion.chunk" : "text_completion");
+  body_head_ = head(label_, chat ? "chat.completion" : "text_completion");
+}
+
+void ChunkWriter::set_system_fingerprint(const std::string& fingerprint) {
+  label_.system_fingerprint = fingerprint;
+  make_heads();
+}
+
+void ChunkWriter::append_start(std::string& /*out*/, std::uint64_t /*prompt_tokens*/) {}
 
 void ChunkWriter::append_logprobs(std::string& out,
                                   const std::vector<LogprobEntry>& entries) const {
@@ -167,7 +181,7 @@ void ChunkWriter::append_logprobs(std::string& out,
     append_text_logprobs(out, entries, show_.tokens_as_ids);
 }
 
-void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
+void ChunkWriter::append_delta(std::string& out, const Delta& delta) {
   // The end of a call says nothing in this API.
   const bool is_silent =
       !delta.role && !delta.end && delta.logprobs.empty() && delta.token_ids.empty() &&
@@ -192,7 +206,7 @@ void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
     append_json_string(out, text_of_pieces(delta.pieces));
   }
   append_logprobs(out, delta.logprobs);
-  append_end(out, delta.end, show_.legacy_functions);
+  append_finish(out, delta.end, show_.legacy_functions);
   if (show_.token_ids) {
     out += R"(,"token_ids":)";
     append_token_ids(out, delta.token_ids);
@@ -203,7 +217,7 @@ void ChunkWriter::append_delta(std::string& out, const Delta& delta) const {
   if (delta.usage) {
     out += ',';
     append_usage_object(out, *delta.usage);
-  } else if (null_usage_) {
+  } else if (include_usage_) {
     out += R"(,"usage":null)";
   }
   out += "}\n\n";
@@ -235,42 +249,64 @@ void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& u
   out += '}';
 }
 
-void ChunkWriter::append_usage(std::string& out, const CompletionUsage& usage,
-                               const std::string& explanation) const {
+void ChunkWriter::append_end(std::string& out, const CompletionUsage& usage,
+                             const std::string& explanation) {
+  if (!include_usage_ && explanation.empty()) return;
   out += frame_head_;
-  out += "],";
-  append_usage_object(out, usage);
+  out += ']';
+  if (include_usage_) {
+    out += ',';
+    append_usage_object(out, usage);
+  }
   if (!explanation.empty()) out += ",\"thaw\":" + explanation;
   out += "}\n\n";
 }
 
-void ChunkWriter::append_explanation(std::string& out, const std::string& explanation) const {
-  out += frame_head_;
-  out += "],\"thaw\":" + explanation + "}\n\n";
+void ChunkWriter::append_done(std::string& out) {
+  out += kDoneFrame;
 }
 
-void ChunkWriter::append_choice(std::string& out, std::size_t index, const ReplyPieces& pieces,
-                                const std::vector<LogprobEntry>& logprobs, const ChoiceEnd& end,
-                                std::span<const TokenId> token_ids,
-                                std::string_view prompt_fields) const {
+void ChunkWriter::append_error(std::string& out, const ApiError& error) {
+  out += error_frame(error);
+}
+
+void ChunkWriter::append_choice(std::string& out, std::size_t index,
+                                const WholeChoice& choice) const {
   out += R"({"index":)";
   append_json_integer(out, static_cast<std::int64_t>(index));
   if (kind_ == ApiKind::kChat) {
     out += R"(,"message":{"role":"assistant",)";
-    append_message_fields(out, pieces, show_.legacy_functions);
+    append_message_fields(out, choice.pieces, show_.legacy_functions);
     out += R"(,"refusal":null})";
   } else {
     out += R"(,"text":)";
-    append_json_string(out, text_of_pieces(pieces));
+    append_json_string(out, text_of_pieces(choice.pieces));
   }
-  append_logprobs(out, logprobs);
-  append_end(out, end, show_.legacy_functions);
+  append_logprobs(out, choice.logprobs);
+  append_finish(out, choice.end, show_.legacy_functions);
   if (show_.token_ids) {
     out += R"(,"token_ids":)";
-    append_token_ids(out, token_ids);
+    append_token_ids(out, choice.token_ids);
   }
-  out += prompt_fields;
+  if (kind_ == ApiKind::kCompletions) out += choice.prompt_fields;
   out += '}';
+}
+
+std::string ChunkWriter::body(const std::vector<WholeChoice>& choices, const CompletionUsage& usage,
+                              const std::string& explanation) {
+  std::string out = body_head_;
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    if (i > 0) out += ',';
+    append_choice(out, i, choices[i]);
+  }
+  out += ']';
+  // A chat has one prompt, and what is said of it stands beside the choices.
+  if (kind_ == ApiKind::kChat && !choices.empty()) out += choices.front().prompt_fields;
+  out += ',';
+  append_usage_object(out, usage);
+  if (!explanation.empty()) out += ",\"thaw\":" + explanation;
+  out += '}';
+  return out;
 }
 
 std::string error_frame(const ApiError& error) {

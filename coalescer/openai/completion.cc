@@ -10,16 +10,15 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
                        const TextCodec* codec)
     : served_(call.served),
       codec_(codec),
-      label_(label),
+      has_fingerprint_(!label.system_fingerprint.empty()),
       kind_(call.kind),
       streamed_(call.stream),
       logprobs_(call.logprobs),
-      include_usage_(call.include_usage),
       show_(call.show),
       num_choices_(call.num_choices),
       num_returned_(call.num_returned > 0 ? call.num_returned : call.num_choices),
       min_tokens_(call.sampling.min_tokens),
-      writer_(call.kind, label, call.logprobs, call.include_usage, call.show),
+      writer_(make_answer_writer(call, label)),
       choices_(num_prompts * call.num_choices),
       prompt_open_(num_prompts, true),
       num_open_(num_prompts),
@@ -33,12 +32,14 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
 }
 
 void Completion::set_system_fingerprint(const std::string& fingerprint) {
-  if (!label_.system_fingerprint.empty() || fingerprint.empty()) return;
-  label_.system_fingerprint = fingerprint;
-  writer_ = ChunkWriter(kind_, label_, logprobs_, include_usage_, show_);
+  if (has_fingerprint_ || fingerprint.empty()) return;
+  has_fingerprint_ = true;
+  writer_->set_system_fingerprint(fingerprint);
 }
 
 void Completion::set_prompts(const ApiCall& call, std::span<const PreparedPrompt> prompts) {
+  for (const PreparedPrompt& prompt : prompts)
+    prompt_tokens_ += prompt.tokens.size();
   const AnswerOptions defaults;
   if (show_.echo == defaults.echo && show_.token_ids == defaults.token_ids &&
       show_.prompt_logprobs == defaults.prompt_logprobs &&
@@ -76,6 +77,7 @@ void Completion::on_event(std::size_t prompt, const GenerateEvent& event) {
 void Completion::begin() {
   if (started_) return;
   started_ = true;
+  starts_ = streamed_;
   if (!streamed_ || kind_ != ApiKind::kChat) return;
   // Sent at admission: clients give up on a stream that shows no chunk for two minutes.
   for (std::size_t i = 0; i < choices_.size(); ++i) {
@@ -241,25 +243,27 @@ std::vector<std::size_t> Completion::take_cancellations() {
 
 std::string Completion::take_frames() {
   std::string out;
+  if (std::exchange(starts_, false)) writer_->append_start(out, prompt_tokens_);
   for (const Delta& delta : pending_)
-    writer_.append_delta(out, delta);
+    writer_->append_delta(out, delta);
   pending_.clear();
   return out;
 }
 
-std::string Completion::last_frames(const std::string& explanation) const {
-  if (error_) return error_frame(*error_);
-  std::string out = end_frames(explanation);
-  out += kDoneFrame;
+std::string Completion::last_frames(const std::string& explanation) {
+  std::string out;
+  if (error_) {
+    writer_->append_error(out, *error_);
+    return out;
+  }
+  writer_->append_end(out, usage_, explanation);
+  writer_->append_done(out);
   return out;
 }
 
-std::string Completion::end_frames(const std::string& explanation) const {
+std::string Completion::end_frames(const std::string& explanation) {
   std::string out;
-  if (include_usage_)
-    writer_.append_usage(out, usage_, explanation);
-  else if (!explanation.empty())
-    writer_.append_explanation(out, explanation);
+  writer_->append_end(out, usage_, explanation);
   return out;
 }
 
@@ -280,26 +284,21 @@ std::vector<std::size_t> Completion::shown_choices(std::size_t prompt) const {
   return shown;
 }
 
-std::string Completion::body(const std::string& explanation) const {
-  std::string out = writer_.body_head();
-  std::size_t number = 0;
+std::string Completion::body(const std::string& explanation) {
+  std::vector<WholeChoice> shown;
   for (std::size_t prompt = 0; prompt < prompt_open_.size(); ++prompt) {
-    std::string fields;
-    if (kind_ == ApiKind::kCompletions && !reports_.empty()) fields = reports_[prompt].fields();
+    const std::string fields = reports_.empty() ? "" : reports_[prompt].fields();
     for (const std::size_t index : shown_choices(prompt)) {
-      if (number > 0) out += ',';
-      const Choice& choice = choices_[index];
-      writer_.append_choice(out, number++, choice.pieces, choice.logprobs,
-                            choice.end.value_or(ChoiceEnd{}), choice.token_ids, fields);
+      Choice& choice = choices_[index];
+      WholeChoice& whole = shown.emplace_back();
+      whole.pieces = std::move(choice.pieces);
+      whole.logprobs = std::move(choice.logprobs);
+      whole.end = choice.end.value_or(ChoiceEnd{});
+      whole.token_ids = std::move(choice.token_ids);
+      whole.prompt_fields = fields;
     }
   }
-  out += ']';
-  if (kind_ == ApiKind::kChat && !reports_.empty()) out += reports_.front().fields();
-  out += ',';
-  ChunkWriter::append_usage_object(out, usage_);
-  if (!explanation.empty()) out += ",\"thaw\":" + explanation;
-  out += "}";
-  return out;
+  return writer_->body(shown, usage_, explanation);
 }
 
 }  // namespace thaw::coalescer

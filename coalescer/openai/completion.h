@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "coalescer/openai/answer_writer.h"
 #include "coalescer/openai/call.h"
-#include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/prompt_report.h"
 #include "coalescer/openai/reply_parser.h"
 #include "coalescer/openai/stop_matcher.h"
@@ -53,18 +53,18 @@ class Completion {
   std::vector<std::size_t> take_cancellations();
 
   /// True while take_frames() has something to give.
-  bool has_frames() const { return !pending_.empty(); }
+  bool has_frames() const { return starts_ || !pending_.empty(); }
   /// SSE frames of what came since the last call. REQUIRES: call.stream.
   std::string take_frames();
   /// The end of a stream: usage, explanation (JSON text, empty for none), [DONE]. On an error the
   /// error frame instead.
-  std::string last_frames(const std::string& explanation) const;
+  std::string last_frames(const std::string& explanation);
 
   /// The same without an error and without [DONE]: of one of several answers in a stream.
-  std::string end_frames(const std::string& explanation) const;
+  std::string end_frames(const std::string& explanation);
 
-  /// The body of an unstreamed answer. REQUIRES: ended() without error().
-  std::string body(const std::string& explanation) const;
+  /// The body of an unstreamed answer; once. REQUIRES: ended() without error().
+  std::string body(const std::string& explanation);
 
   const CompletionUsage& usage() const { return usage_; }
   void set_session(SessionUsage session) { usage_.session = std::move(session); }
@@ -101,16 +101,15 @@ class Completion {
 
   ServedModelPtr served_;  // keeps the codec of a model that is unregistered meanwhile
   const TextCodec* codec_;
-  CompletionLabel label_;
+  bool has_fingerprint_;
   ApiKind kind_;
   bool streamed_;
   bool logprobs_;
-  bool include_usage_;
   AnswerOptions show_;
   std::uint32_t num_choices_;
   std::uint32_t num_returned_;  // of these
   std::uint32_t min_tokens_;
-  ChunkWriter writer_;
+  std::unique_ptr<AnswerWriter> writer_;
   std::vector<Choice> choices_;
   std::vector<PromptReport> reports_;  // by prompt; empty where nothing is said of them
   std::vector<bool> prompt_open_;
@@ -118,7 +117,9 @@ class Completion {
   HiddenMarkers markers_;
   std::vector<std::size_t> cancellations_;
   std::vector<Delta> pending_;
+  std::uint64_t prompt_tokens_ = 0;
   bool started_ = false;
+  bool starts_ = false;  // the stream's first frames are not written yet
   std::optional<ApiError> error_;
   CompletionUsage usage_;
 };

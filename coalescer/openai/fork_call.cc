@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
 

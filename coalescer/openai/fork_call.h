@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "coalescer/openai/call.h"
-#include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/answer.h"
 
 namespace thaw::coalescer {
 

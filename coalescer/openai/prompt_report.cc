@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/json_text.h"
 
 namespace thaw::coalescer {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "coalescer/openai/call.h"
-#include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/answer.h"
 #include "coalescer/openai/text_codec.h"
 
 namespace thaw::coalescer {

@@ -7,7 +7,7 @@
 
 #include "coalescer/core/session_pins.h"
 #include "coalescer/core/session_store.h"
-#include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/answer.h"
 #include "coalescer/openai/session_call.h"
 
 namespace thaw::coalescer {
