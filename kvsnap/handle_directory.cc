@@ -270,7 +270,8 @@ Result<void> make_handle_directory(const std::string& path) {
        entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     if (name != kHandleFile && is_part_of_handle(name)) continue;
-    std::string message = path + " is there already and holds " + name;
+    std::string message = path;
+    message.append(" is there already and holds ").append(name);
     if (name == kHandleFile) message += ": it is a handle";
     message += "; name a directory that does not exist yet";
     return make_error(Errc::kInvalidArgument, std::move(message));

@@ -102,7 +102,7 @@ const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
 }
 
 ApiResult<ServedModelPtr> ServerContext::model_of(const StoredSession& session) const {
-  const ServedModelPtr model = models->find(session.served);
+  ServedModelPtr model = models->find(session.served);
   if (model != nullptr && model->weights == session.weights) return model;
   ApiError error = invalid_field(
       "session_id",

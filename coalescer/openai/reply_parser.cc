@@ -22,8 +22,7 @@ constexpr std::size_t kMaxReadAgain = 64;
 
 ReplyParser::ReplyParser(ReplyReading reading)
     : reading_(std::move(reading)),
-      reads_calls_(reading_.tools != nullptr && !reading_.tools->empty()),
-      at_(At::kContent) {
+      reads_calls_(reading_.tools != nullptr && !reading_.tools->empty()) {
   if (reading_.thinking == ThinkingStart::kOpen) at_ = At::kThinking;
   if (reading_.thinking == ThinkingStart::kMayBegin) at_ = At::kBeforeThinking;
 }

@@ -64,7 +64,7 @@ class ReplyParser final : private CallSink {
 
   ReplyReading reading_;
   bool reads_calls_;
-  At at_;
+  At at_ = At::kContent;
   ReplyPieces out_;
   std::string held_;  // may become a marker
   std::string space_;  // whitespace that content may go on behind

@@ -170,8 +170,8 @@ class ModelTextCodec final : public TextCodec {
 }  // namespace
 
 const ChatForm& TextCodec::form() const {
-  static const ChatForm kPlain;
-  return kPlain;
+  static const ChatForm plain;
+  return plain;
 }
 
 std::unique_ptr<TextCodec> make_model_codec(const text::Tokenizer* tokenizer,

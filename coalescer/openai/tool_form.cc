@@ -66,45 +66,45 @@ ChatForm form_of_template(std::string_view source) {
 }
 
 const std::vector<std::string>& call_triggers(ToolForm form) {
-  static const std::vector<std::string> kTag = {"<tool_call>"};
-  static const std::vector<std::string> kFunction = {"<tool_call>", "<function="};
-  static const std::vector<std::string> kMistral = {"[TOOL_CALLS]"};
-  static const std::vector<std::string> kBracket = {"<|tool_call_start|>"};
-  static const std::vector<std::string> kNone;
+  static const std::vector<std::string> tag = {"<tool_call>"};
+  static const std::vector<std::string> function = {"<tool_call>", "<function="};
+  static const std::vector<std::string> mistral = {"[TOOL_CALLS]"};
+  static const std::vector<std::string> bracket = {"<|tool_call_start|>"};
+  static const std::vector<std::string> none;
   switch (form) {
     case ToolForm::kHermes:
     case ToolForm::kHermesList:
-      return kTag;
+      return tag;
     case ToolForm::kFunctionTag:
-      return kFunction;
+      return function;
     case ToolForm::kMistral:
-      return kMistral;
+      return mistral;
     case ToolForm::kPythonic:
-      return kBracket;
+      return bracket;
     case ToolForm::kLlama3Json:
       break;
   }
-  return kNone;
+  return none;
 }
 
 const std::vector<std::string>& control_markers(ToolForm form) {
-  static const std::vector<std::string> kTag = {"<tool_call>", "</tool_call>"};
-  static const std::vector<std::string> kMistral = {"[TOOL_CALLS]", "[ARGS]"};
-  static const std::vector<std::string> kBracket = {"<|tool_call_start|>", "<|tool_call_end|>"};
-  static const std::vector<std::string> kPython = {"<|python_tag|>"};
+  static const std::vector<std::string> tag = {"<tool_call>", "</tool_call>"};
+  static const std::vector<std::string> mistral = {"[TOOL_CALLS]", "[ARGS]"};
+  static const std::vector<std::string> bracket = {"<|tool_call_start|>", "<|tool_call_end|>"};
+  static const std::vector<std::string> python = {"<|python_tag|>"};
   switch (form) {
     case ToolForm::kHermes:
     case ToolForm::kHermesList:
     case ToolForm::kFunctionTag:
-      return kTag;
+      return tag;
     case ToolForm::kMistral:
-      return kMistral;
+      return mistral;
     case ToolForm::kPythonic:
-      return kBracket;
+      return bracket;
     case ToolForm::kLlama3Json:
       break;
   }
-  return kPython;
+  return python;
 }
 
 }  // namespace thaw::coalescer

@@ -140,9 +140,10 @@ Result<std::vector<RenderedSpan>> ChatTemplate::render(const RenderOptions& opti
   context.variable = [&](const std::string& name) { return variable(options, name); };
   context.now_unix_seconds = options.now_unix_seconds;
   context.max_work = options.max_work;
-  const bool for_tools = impl_->for_tools && !options.tools.is_null();
+  const auto& for_tools = impl_->for_tools;
+  const auto& parsed = for_tools && !options.tools.is_null() ? *for_tools : impl_->parsed;
   try {
-    const jinja::Text text = jinja::render(for_tools ? *impl_->for_tools : impl_->parsed, context);
+    const jinja::Text text = jinja::render(parsed, context);
     std::vector<RenderedSpan> spans;
     text.for_each_run([&](std::string_view bytes, Origin origin) {
       spans.push_back({std::string(bytes), origin == Origin::kTemplate});

@@ -48,6 +48,14 @@
 namespace thaw::forkpool::worker {
 namespace {
 
+std::vector<int> numbers_of(const std::vector<UniqueFd>& descriptors) {
+  std::vector<int> numbers;
+  numbers.reserve(descriptors.size());
+  for (const UniqueFd& descriptor : descriptors)
+    numbers.push_back(descriptor.get());
+  return numbers;
+}
+
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMarginBytes = std::size_t{768} << 20;  // left free, as for one GPU
@@ -292,6 +300,7 @@ class Watch {
  private:
   void run(const std::vector<int>& sockets, ops::cuda::Exchange& exchange) const {
     std::vector<pollfd> polled;
+    polled.reserve(sockets.size() + 1);
     for (const int socket : sockets)
       polled.push_back({socket, POLLIN | POLLRDHUP, 0});
     polled.push_back({wake_.get(), POLLIN, 0});
@@ -346,9 +355,7 @@ class CudaGroupParts final : public DeviceParts {
   const ops::Device& device() const override { return rank_.device(); }
 
   Result<std::unique_ptr<model::Model>> make_model() override {
-    std::vector<int> exchanges;
-    for (const UniqueFd& exchange : exchanges_)
-      exchanges.push_back(exchange.get());
+    const std::vector<int> exchanges = numbers_of(exchanges_);
     for (Follower& follower : followers_) {
       if (auto sent = follower.link->send(RankMessageKind::kBegin, words_of(num_blocks_), exchanges,
                                           kBootDeadline);
@@ -561,9 +568,7 @@ Result<void> follow_leader(RankLink& leader, const InitFrame& init, DeviceMemory
   if (auto received = leader.receive(begin, RankMessageKind::kBegin, kBootDeadline); !received)
     return received;
   if (begin.words.size() != 2) return make_error(Errc::kProtocol, "begin is of another form");
-  std::vector<int> exchanges;
-  for (const UniqueFd& exchange : begin.descriptors)
-    exchanges.push_back(exchange.get());
+  const std::vector<int> exchanges = numbers_of(begin.descriptors);
   auto model = rank.make_model(number_of(begin.words), exchanges);
   if (!model) return model.error();
   begin.descriptors.clear();
@@ -583,6 +588,7 @@ Result<void> follow_leader(RankLink& leader, const InitFrame& init, DeviceMemory
       memory.push_back(*weights_memory);
     }
     std::vector<int> descriptors;
+    descriptors.reserve(memory.size());
     for (const SharedFd& part : memory)
       descriptors.push_back(part->get());
     if (auto sent = leader.send(RankMessageKind::kReady, words, descriptors, kBootDeadline); !sent)
