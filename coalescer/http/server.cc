@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <exception>
 #include <mutex>
 #include <unordered_map>
@@ -106,9 +107,10 @@ struct Server::Impl {
   void connect_backend();
   void take_events();
   void schedule_flush();
-  void start_session(tcp::socket socket);
+  void admit(Session::Socket socket);
+  void start_session(Session::Socket socket);
   void end_session(Session* session, const std::exception_ptr& exception);
-  void refuse_connection(tcp::socket socket);
+  void refuse_connection(Session::Socket socket);
   net::awaitable<void> accept_loop();
   void tick();
   void begin_drain(std::chrono::milliseconds timeout);
@@ -183,7 +185,14 @@ void Server::Impl::schedule_flush() {
   });
 }
 
-void Server::Impl::start_session(tcp::socket socket) {
+void Server::Impl::admit(Session::Socket socket) {
+  if (sessions.size() >= context.options.max_connections)
+    refuse_connection(std::move(socket));
+  else
+    start_session(std::move(socket));
+}
+
+void Server::Impl::start_session(Session::Socket socket) {
   auto session = std::make_shared<Session>(std::move(socket), &context);
   sessions.emplace(session.get(), session);
   net::co_spawn(io, session->serve(), [this, session](const std::exception_ptr& exception) {
@@ -206,7 +215,7 @@ void Server::Impl::end_session(Session* session, const std::exception_ptr& excep
   if (context.draining && sessions.empty()) finish();
 }
 
-void Server::Impl::refuse_connection(tcp::socket socket) {
+void Server::Impl::refuse_connection(Session::Socket socket) {
   ApiError error = to_api_error(
       make_error(Errc::kUnavailable, "too many connections are open; try again later"));
   ReplyMode mode;
@@ -226,10 +235,8 @@ net::awaitable<void> Server::Impl::accept_loop() {
       co_await back_off.async_wait(net::as_tuple(net::use_awaitable));
       continue;
     }
-    if (sessions.size() >= context.options.max_connections)
-      refuse_connection(std::move(socket));
-    else
-      start_session(std::move(socket));
+    static_cast<void>(socket.set_option(tcp::no_delay(true), error));
+    admit(std::move(socket));
   }
 }
 
@@ -322,10 +329,12 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* b
     impl->context.sessions.set_files(std::make_shared<const SessionFiles>(std::move(*files)));
     load_all_sessions(&impl->context);
   }
-  auto acceptor = listen(impl->io, impl->context.options);
-  if (!acceptor) return std::move(acceptor).error();
-  impl->acceptor = std::move(*acceptor);
-  impl->port = impl->acceptor.local_endpoint().port();
+  if (impl->context.options.listens) {
+    auto acceptor = listen(impl->io, impl->context.options);
+    if (!acceptor) return std::move(acceptor).error();
+    impl->acceptor = std::move(*acceptor);
+    impl->port = impl->acceptor.local_endpoint().port();
+  }
   impl->connect_backend();
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
@@ -334,8 +343,26 @@ std::uint16_t Server::port() const {
   return impl_->port;
 }
 
+Result<UniqueFd> Server::connect() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    return io_error("socketpair", errno);
+  UniqueFd theirs(ends[0]);
+  // The handler owns our end: one that never runs closes it.
+  net::post(impl_->io, [impl = impl_.get(), ours = UniqueFd(ends[1])]() mutable {
+    Session::Socket socket(impl->io);
+    boost::system::error_code error;
+    static_cast<void>(socket.assign(net::generic::stream_protocol(AF_UNIX, 0), ours.get(), error));
+    if (error) return;
+    ours.release();
+    impl->admit(std::move(socket));
+  });
+  return theirs;
+}
+
 void Server::run() {
-  logger("http")->info("event=listening host={} port={}", impl_->context.options.host, port());
+  if (impl_->context.options.listens)
+    logger("http")->info("event=listening host={} port={}", impl_->context.options.host, port());
   net::co_spawn(impl_->io, impl_->accept_loop(), [](const std::exception_ptr& exception) {
     if (exception) logger("http")->critical("event=accept_loop_failed");
   });

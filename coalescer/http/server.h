@@ -11,6 +11,7 @@
 #include "coalescer/core/session_store.h"
 #include "coalescer/openai/served_models.h"
 #include "engine/base/result.h"
+#include "engine/base/unique_fd.h"
 #include "engine/text/chat_template.h"
 #include "engine/text/tokenizer.h"
 
@@ -25,6 +26,7 @@ struct ApiKey {
 };
 
 struct ServerOptions {
+  bool listens = true;  ///< false: only those who connect() are served
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;  ///< 0: any free one
   // Of the one model of a server that is created with a codec; a table of models has its own.
@@ -71,8 +73,13 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  /// The port it listens on (bound in create()).
+  /// The port it listens on (bound in create()); 0 where it does not listen.
   std::uint16_t port() const;
+
+  /// Any thread: one end of a socketpair, whose other end is served as a connection from when run()
+  /// runs. What is served does not differ from what comes over TCP; a server that drains or has
+  /// stopped closes it. Errors: the system's.
+  Result<UniqueFd> connect();
 
   /// Serves until stop(); call from one thread.
   void run();

@@ -28,10 +28,8 @@ constexpr std::chrono::seconds kLingerTimeout{5};
 
 }  // namespace
 
-Session::Session(net::ip::tcp::socket socket, ServerContext* context)
+Session::Session(Socket socket, ServerContext* context)
     : socket_(std::move(socket)), context_(context) {
-  boost::system::error_code ignored;
-  static_cast<void>(socket_.set_option(net::ip::tcp::no_delay(true), ignored));
   ++context_->metrics.connections;
   ++context_->metrics.connections_total;
 }
@@ -200,7 +198,7 @@ net::awaitable<void> Session::refuse(HttpReply reply, ReplyMode mode) {
 net::awaitable<void> Session::linger() {
   // Closing with unread bytes would reset the connection, and the client might lose the answer.
   boost::system::error_code ignored;
-  static_cast<void>(socket_.shutdown(net::ip::tcp::socket::shutdown_send, ignored));
+  static_cast<void>(socket_.shutdown(Socket::shutdown_send, ignored));
   set_deadline(kLingerTimeout);
   std::string sink(kBodyReadBytes, '\0');
   for (;;) {
@@ -266,7 +264,7 @@ void Session::watch_client(const std::shared_ptr<LiveCall>& call) {
       self->blind_ = true;
   };
   blind_ = false;
-  socket_.async_wait(net::ip::tcp::socket::wait_read, std::move(handler));
+  socket_.async_wait(Socket::wait_read, std::move(handler));
 }
 
 void Session::close_if_idle() {

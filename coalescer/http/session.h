@@ -7,7 +7,7 @@
 #include <string>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
 
 #include "coalescer/http/http_reply.h"
 #include "coalescer/http/live_call.h"
@@ -24,7 +24,10 @@ namespace thaw::coalescer {
 /// generated has none, but a client that hangs up ends it.
 class Session : public std::enable_shared_from_this<Session> {
  public:
-  Session(boost::asio::ip::tcp::socket socket, ServerContext* context);
+  using Socket = boost::asio::generic::stream_protocol::socket;
+
+  /// `socket` is connected: over TCP, or one end of a socketpair.
+  Session(Socket socket, ServerContext* context);
 
   /// Serves until the connection ends.
   boost::asio::awaitable<void> serve();
@@ -122,7 +125,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void set_deadline(std::chrono::milliseconds from_now);
   void clear_deadline();
 
-  boost::asio::ip::tcp::socket socket_;
+  Socket socket_;
   ServerContext* context_;
   std::string buffer_;  // received, not parsed yet
   Phase phase_ = Phase::kIdle;

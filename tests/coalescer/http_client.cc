@@ -16,9 +16,7 @@ RawClient::RawClient(std::uint16_t port, int receive_buffer_bytes) {
   fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (receive_buffer_bytes > 0)
     ::setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer_bytes, sizeof(receive_buffer_bytes));
-  const timeval patience{10, 0};
-  ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-  ::setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+  be_patient();
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
@@ -27,6 +25,16 @@ RawClient::RawClient(std::uint16_t port, int receive_buffer_bytes) {
     close();
     throw std::runtime_error("cannot connect");
   }
+}
+
+RawClient::RawClient(UniqueFd socket) : fd_(socket.release()) {
+  be_patient();
+}
+
+void RawClient::be_patient() const {
+  const timeval patience{10, 0};
+  ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  ::setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 }
 
 RawClient::~RawClient() {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "coalescer/http/server.h"
+#include "engine/base/unique_fd.h"
 #include "tests/coalescer/http_fakes.h"
 
 namespace thaw::coalescer {
@@ -20,10 +21,13 @@ struct ClientReply {
   std::string body;  ///< chunks joined
 };
 
-/// A plain socket to 127.0.0.1 that can send anything. Waits at most ten seconds for bytes.
+/// A plain socket that can send anything. Waits at most ten seconds for bytes.
 class RawClient {
  public:
+  /// To 127.0.0.1.
   explicit RawClient(std::uint16_t port, int receive_buffer_bytes = 0);
+  /// A connected one.
+  explicit RawClient(UniqueFd socket);
   ~RawClient();
   RawClient(const RawClient&) = delete;
   RawClient& operator=(const RawClient&) = delete;
@@ -40,6 +44,7 @@ class RawClient {
 
  private:
   bool fill();
+  void be_patient() const;
 
   int fd_ = -1;
   std::string buffer_;
