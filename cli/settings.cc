@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <map>
+#include <utility>
 
 #include "engine/base/device_name.h"
 #include "kvsnap/store/s3_url.h"
@@ -373,6 +374,19 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(engine);
   add(command, "--log-level", s.log_level, "trace, debug, info, warn, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+}
+
+Result<ServeSettings> parse_serve_settings(std::vector<std::string> arguments,
+                                           ServeSettings settings) {
+  CLI::App app;
+  add_serve_options(app, settings);
+  std::ranges::reverse(arguments);  // as CLI11 takes them
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return make_error(Errc::kInvalidArgument, error.what());
+  }
+  return settings;
 }
 
 }  // namespace thaw::cli

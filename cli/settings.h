@@ -72,6 +72,11 @@ struct ServeSettings {
   std::string log_level = "info";
 };
 
+/// What flags (`--kv-bytes=64MiB`, ...) and the environment say, on top of `settings`. Errors:
+/// kInvalidArgument with the flag and its value.
+Result<ServeSettings> parse_serve_settings(std::vector<std::string> arguments,
+                                           ServeSettings settings);
+
 /// Whether more than one model may be served: then slots change hands.
 bool serves_several(const ServeSettings& settings);
 

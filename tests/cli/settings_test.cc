@@ -235,5 +235,26 @@ TEST(Settings, ABadValueIsNamed) {
   EXPECT_NE(parse(settings, {"--port", "70000"}).find("--port"), std::string::npos);
 }
 
+TEST(Settings, ArgumentsAloneGiveSettings) {
+  ServeSettings defaults;
+  defaults.log_level = "warn";
+  const auto settings =
+      parse_serve_settings({"--model=a.gguf", "--kv-bytes=64MiB", "--served-model-name=a",
+                            "--served-model-name=b", "--verify-weights"},
+                           defaults);
+  ASSERT_TRUE(settings) << settings.error().message;
+  EXPECT_EQ(settings->model, "a.gguf");
+  EXPECT_EQ(settings->kv_bytes, 64U << 20);
+  EXPECT_EQ(settings->served_model_names, (std::vector<std::string>{"a", "b"}));
+  EXPECT_TRUE(settings->verify_weights);
+  EXPECT_EQ(settings->log_level, "warn");
+  for (const std::string wrong : {"--kv-bytes=much", "--no-such-flag=1"}) {
+    const auto refused = parse_serve_settings({wrong}, {});
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::kInvalidArgument);
+    EXPECT_NE(refused.error().message.find(wrong.substr(0, wrong.find('='))), std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace thaw::cli
