@@ -33,10 +33,13 @@ demo: binary model  ## a real fan-out on a real model: what the fork saved
 serve: binary model  ## the server on the default model, 127.0.0.1:8000
 	@$(BUILD)/bin/thaw serve
 
+wheel: setup  ## the Python package's wheel, in build/dist (with the objects of the compiler cache a minute)
+	@$(PYTHON) -m build --wheel --no-isolation --outdir build/dist
+
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-kills test-tools test-schemas test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
+test-long: test-kills test-tools test-schemas test-python-long test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
 	@$(PYTHON) scripts/run_tidy.py
@@ -52,6 +55,9 @@ test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 
 test-tools: binary model  ## 100 forced tool calls at temperature 1, each of which must parse and validate (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k tool
+
+test-python-long: build model  ## the wheel in a clean environment, a thousand calls, fifty engines
+	@THAW_BUILD="$$PWD/$(BUILD)" $(PYTHON) -m pytest -q tests/python/long
 
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
 	@scripts/run_fuzz.sh
@@ -82,9 +88,9 @@ setup-long: setup
 
 format:  ## clang-format and ruff format
 	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
-	@.venv/bin/ruff format --quiet demos scripts tests bench
+	@.venv/bin/ruff format --quiet demos scripts tests bench python
 
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model templates build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates wheel test-python-long build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

@@ -133,12 +133,20 @@ def test_ruff():
         pytest.fail("ruff is missing; `make setup` installs it")
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run(
-            [str(ruff), *command, "--quiet", "demos", "scripts", "tests", "bench"],
+            [str(ruff), *command, "--quiet", "demos", "scripts", "tests", "bench", "python"],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_mypy():
+    mypy = ROOT / ".venv" / "bin" / "mypy"
+    if not mypy.exists():
+        pytest.fail("mypy is missing; `make setup` installs it")
+    result = subprocess.run([str(mypy)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_no_machine_paths_or_marks():

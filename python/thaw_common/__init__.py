@@ -1,0 +1,1 @@
+"""Readers, writers and helpers that the packages share."""

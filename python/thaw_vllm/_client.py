@@ -1,0 +1,483 @@
+"""The client of a thaw engine in this process, or of a thaw server: blocking and async, one pool for both.
+
+A connection is a bare socket, which belongs to no thread and to no event loop; what is open can be used by
+whoever calls next. A call that is given up (an exception, a cancelled task, a closed stream) ends its
+connection, which is how the engine learns that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from typing import Any
+
+from thaw_vllm._errors import APIConnectionError, APIStatusError, error_of
+from thaw_vllm._transport import Endpoint, await_ready, wait_ready
+from thaw_vllm._wire import READ_BYTES, Ended, EventParser, Exchange, NeedsMore, Tls
+
+DEFAULT_TIMEOUT_S = 600.0
+CONNECT_TIMEOUT_S = 10.0
+_MAX_IDLE = 64
+_FIRST_DELAY_S = 0.25
+_MAX_DELAY_S = 120.0  # what a server may ask for
+
+Json = dict[str, Any]
+
+
+class _Connection:
+    """A socket and what was said on it."""
+
+    def __init__(self, sock: socket.socket, tls: Tls | None) -> None:
+        self.sock = sock
+        self.tls = tls
+        self.exchange = Exchange()
+
+    def is_stale(self) -> bool:
+        """Whether the other side has closed it, or said what nobody asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def receive(self) -> bytes | None:
+        """What has come; empty at the end, None where nothing has."""
+        try:
+            return self.sock.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise APIConnectionError(f"the connection failed: {error}") from error
+
+    def send(self, data: bytes) -> bytes:
+        """Sends what there is room for; the rest is returned."""
+        try:
+            return data[self.sock.send(data) :] if data else data
+        except (BlockingIOError, InterruptedError):
+            return data
+        except OSError as error:
+            raise APIConnectionError(f"the connection failed: {error}") from error
+
+    def end(self) -> None:
+        # shutdown() first: a forked child may hold the socket too, and the engine must learn of it now.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+class Client:
+    """Calls to one endpoint. Safe for threads, event loops and forks; every wait has a deadline.
+
+    ``timeout_s`` bounds a whole call, and in streams each wait for the next event. ``max_retries`` is for
+    answers 429 and 503 and for connections that end before an answer began: after the time that the server
+    asks for, else after 0.25 s, 0.5 s, ...
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, timeout_s: float = DEFAULT_TIMEOUT_S, max_retries: int = 2
+    ) -> None:
+        self.endpoint = endpoint
+        self.timeout_s = timeout_s
+        self.max_retries = max_retries
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        _clients.add(self)
+
+    # -- whole answers
+
+    def call(
+        self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """The answer's JSON, or its text where it is no JSON. Raises ThawError's kin."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        for attempt in range(self.max_retries + 1):
+            try:
+                return self._call_once(method, path, body, deadline)
+            except (APIStatusError, APIConnectionError) as error:
+                time.sleep(self._delay_or_raise(error, attempt, deadline))
+        raise AssertionError("the last attempt raises")
+
+    async def acall(
+        self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """call() on the running event loop."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        for attempt in range(self.max_retries + 1):
+            try:
+                return await self._acall_once(method, path, body, deadline)
+            except (APIStatusError, APIConnectionError) as error:
+                await asyncio.sleep(self._delay_or_raise(error, attempt, deadline))
+        raise AssertionError("the last attempt raises")
+
+    # -- streams
+
+    def stream(self, path: str, body: Json, *, timeout_s: float | None = None) -> Generator[Json, None, None]:
+        """The events of a streamed answer. Retries end with the first event. Closing the iterator
+        cancels the request. Raises as call() does; APIStatusError with status 0 for an error within."""
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        for attempt in range(self.max_retries + 1):
+            deadline = time.monotonic() + wait_s
+            began = False
+            try:
+                for event in self._stream_once(path, body, wait_s):
+                    began = True
+                    yield event
+                return
+            except (APIStatusError, APIConnectionError) as error:
+                if began:
+                    raise
+                time.sleep(self._delay_or_raise(error, attempt, deadline))
+
+    async def astream(
+        self, path: str, body: Json, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[Json, None]:
+        """stream() on the running event loop."""
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        for attempt in range(self.max_retries + 1):
+            deadline = time.monotonic() + wait_s
+            began = False
+            try:
+                async with contextlib.aclosing(self._astream_once(path, body, wait_s)) as events:
+                    async for event in events:
+                        began = True
+                        yield event
+                return
+            except (APIStatusError, APIConnectionError) as error:
+                if began:
+                    raise
+                await asyncio.sleep(self._delay_or_raise(error, attempt, deadline))
+
+    def close(self) -> None:
+        """Ends idle connections; calls that run go on. The client stays usable."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.end()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Client:
+        return self
+
+    # -- one attempt
+
+    def _call_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
+        with self._connection(
+            deadline, lambda fresh: self._send(fresh, method, path, body, deadline)
+        ) as used:
+            parts: list[bytes] = []
+            while (part := self._part(used, deadline)) is not None:
+                parts.append(part)
+            return self._answer(used.exchange, b"".join(parts))
+
+    async def _acall_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
+        async with self._aconnection(
+            deadline, lambda fresh: self._asend(fresh, method, path, body, deadline)
+        ) as used:
+            parts: list[bytes] = []
+            while (part := await self._apart(used, deadline)) is not None:
+                parts.append(part)
+            return self._answer(used.exchange, b"".join(parts))
+
+    def _stream_once(self, path: str, body: Json, wait_s: float) -> Generator[Json, None, None]:
+        deadline = time.monotonic() + wait_s
+        with self._connection(
+            deadline, lambda fresh: self._send(fresh, "POST", path, body, deadline)
+        ) as used:
+            parser = EventParser()
+            refusal: list[bytes] = []
+            while (part := self._part(used, time.monotonic() + wait_s)) is not None:
+                if used.exchange.status != 200:
+                    refusal.append(part)
+                    continue
+                for event in parser.feed(part):
+                    self._check(event)
+                    yield event
+            self._end_of_stream(used.exchange, parser, refusal)
+
+    async def _astream_once(self, path: str, body: Json, wait_s: float) -> AsyncGenerator[Json, None]:
+        deadline = time.monotonic() + wait_s
+        async with self._aconnection(
+            deadline, lambda fresh: self._asend(fresh, "POST", path, body, deadline)
+        ) as used:
+            parser = EventParser()
+            refusal: list[bytes] = []
+            while (part := await self._apart(used, time.monotonic() + wait_s)) is not None:
+                if used.exchange.status != 200:
+                    refusal.append(part)
+                    continue
+                for event in parser.feed(part):
+                    self._check(event)
+                    yield event
+            self._end_of_stream(used.exchange, parser, refusal)
+
+    # -- what answers mean
+
+    def _answer(self, exchange: Exchange, body: bytes) -> Any:
+        value = _parse(body)
+        if 200 <= exchange.status < 300:
+            return value
+        raise error_of(exchange.status, value, _retry_after_s(exchange.headers))
+
+    def _check(self, event: Json) -> None:
+        if "error" in event and event.get("branch") is None:
+            raise error_of(0, event)
+
+    def _end_of_stream(self, exchange: Exchange, parser: EventParser, refusal: list[bytes]) -> None:
+        if exchange.status != 200:
+            self._answer(exchange, b"".join(refusal))
+        if not parser.done:
+            raise APIConnectionError("the stream ended before it was complete")
+
+    def _delay_or_raise(self, error: Exception, attempt: int, deadline: float) -> float:
+        """Seconds to wait before the next attempt; raises ``error`` where there is none."""
+        delay = _FIRST_DELAY_S * 2.0**attempt
+        if isinstance(error, APIStatusError):
+            if error.status not in (429, 503) or error.retry_after_s == -1:
+                raise error
+            delay = delay if error.retry_after_s is None else error.retry_after_s
+        if attempt >= self.max_retries or delay > _MAX_DELAY_S or time.monotonic() + delay > deadline:
+            raise error
+        return delay
+
+    # -- connections
+
+    @contextlib.contextmanager
+    def _connection(self, deadline: float, send: Callable[[_Connection], None]) -> Iterator[_Connection]:
+        """A connection on which the request was sent and its answer begins. It is kept if the answer was
+        read to its end, and ended if not."""
+        connection = self._take_idle()
+        if connection is not None:
+            try:
+                send(connection)
+            except APIConnectionError:
+                connection.end()
+                if connection.exchange.began:
+                    raise
+                connection = None  # it had been idle for too long
+            except BaseException:
+                connection.end()
+                raise
+        if connection is None:
+            connection = self._open(deadline)
+            try:
+                send(connection)
+            except BaseException:
+                connection.end()
+                raise
+        done = False
+        try:
+            yield connection
+            done = True
+        except APIStatusError:
+            done = True
+            raise
+        finally:
+            self._give_back(connection, done)
+
+    @contextlib.asynccontextmanager
+    async def _aconnection(
+        self, deadline: float, send: Callable[[_Connection], Awaitable[None]]
+    ) -> AsyncIterator[_Connection]:
+        connection = self._take_idle()
+        if connection is not None:
+            try:
+                await send(connection)
+            except APIConnectionError:
+                connection.end()
+                if connection.exchange.began:
+                    raise
+                connection = None
+            except BaseException:
+                connection.end()
+                raise
+        if connection is None:
+            connection = await self._aopen(deadline)
+            try:
+                await send(connection)
+            except BaseException:
+                connection.end()
+                raise
+        done = False
+        try:
+            yield connection
+            done = True
+        except APIStatusError:
+            done = True
+            raise
+        finally:
+            self._give_back(connection, done)
+
+    def _take_idle(self) -> _Connection | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if not connection.is_stale():
+                return connection
+            connection.end()
+
+    def _give_back(self, connection: _Connection, done: bool) -> None:
+        if done and connection.exchange.reusable():
+            with self._lock:
+                if len(self._idle) < _MAX_IDLE:
+                    self._idle.append(connection)
+                    return
+        connection.end()
+
+    def _open(self, deadline: float) -> _Connection:
+        sock = self.endpoint.connect(_left(deadline, CONNECT_TIMEOUT_S))
+        connection = _Connection(sock, self._new_tls())
+        try:
+            if connection.tls is not None:
+                while not connection.tls.handshake():
+                    self._write(connection, connection.tls.pending(), deadline)
+                    connection.tls.feed(self._read(connection, deadline))
+                self._write(connection, connection.tls.pending(), deadline)
+        except BaseException:
+            connection.end()
+            raise
+        return connection
+
+    async def _aopen(self, deadline: float) -> _Connection:
+        sock = await self.endpoint.aconnect(_left(deadline, CONNECT_TIMEOUT_S))
+        connection = _Connection(sock, self._new_tls())
+        try:
+            if connection.tls is not None:
+                while not connection.tls.handshake():
+                    await self._awrite(connection, connection.tls.pending(), deadline)
+                    connection.tls.feed(await self._aread(connection, deadline))
+                await self._awrite(connection, connection.tls.pending(), deadline)
+        except BaseException:
+            connection.end()
+            raise
+        return connection
+
+    def _new_tls(self) -> Tls | None:
+        endpoint = self.endpoint
+        return None if endpoint.tls is None else Tls(endpoint.tls, endpoint.tls_host)
+
+    # -- bytes
+
+    def _request_bytes(self, connection: _Connection, method: str, path: str, body: Json | None) -> bytes:
+        data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers = [("host", self.endpoint.host), *self.endpoint.headers]
+        if body is not None:
+            headers += [("content-type", "application/json"), ("content-length", str(len(data)))]
+        sent = connection.exchange.request(method, self.endpoint.prefix + path, headers, data)
+        return sent if connection.tls is None else connection.tls.encrypt(sent)
+
+    def _send(
+        self, connection: _Connection, method: str, path: str, body: Json | None, deadline: float
+    ) -> None:
+        """Sends the request and reads the answer's head."""
+        self._write(connection, self._request_bytes(connection, method, path, body), deadline)
+        self._part(connection, deadline, head=True)
+
+    async def _asend(
+        self, connection: _Connection, method: str, path: str, body: Json | None, deadline: float
+    ) -> None:
+        await self._awrite(connection, self._request_bytes(connection, method, path, body), deadline)
+        await self._apart(connection, deadline, head=True)
+
+    def _part(self, connection: _Connection, deadline: float, head: bool = False) -> bytes | None:
+        """The next bytes of the body; None at its end. With ``head``, empty once the head is there."""
+        while True:
+            part = connection.exchange.next_part()
+            if isinstance(part, NeedsMore):
+                _feed(connection, self._read(connection, deadline))
+            elif isinstance(part, Ended):
+                return None
+            elif part is None:
+                if head:
+                    return b""
+            else:
+                return part
+
+    async def _apart(self, connection: _Connection, deadline: float, head: bool = False) -> bytes | None:
+        while True:
+            part = connection.exchange.next_part()
+            if isinstance(part, NeedsMore):
+                _feed(connection, await self._aread(connection, deadline))
+            elif isinstance(part, Ended):
+                return None
+            elif part is None:
+                if head:
+                    return b""
+            else:
+                return part
+
+    def _read(self, connection: _Connection, deadline: float) -> bytes:
+        while (data := connection.receive()) is None:
+            wait_ready(connection.sock, deadline)
+        return data
+
+    def _write(self, connection: _Connection, data: bytes, deadline: float) -> None:
+        while data := connection.send(data):
+            wait_ready(connection.sock, deadline, write=True)
+
+    async def _aread(self, connection: _Connection, deadline: float) -> bytes:
+        while (data := connection.receive()) is None:
+            await await_ready(connection.sock, deadline)
+        return data
+
+    async def _awrite(self, connection: _Connection, data: bytes, deadline: float) -> None:
+        while data := connection.send(data):
+            await await_ready(connection.sock, deadline, write=True)
+
+
+def _feed(connection: _Connection, data: bytes) -> None:
+    if connection.tls is None:
+        return connection.exchange.feed(data)
+    connection.tls.feed(data)
+    while (plain := connection.tls.decrypt()) is not None:
+        connection.exchange.feed(plain)
+        if not plain:
+            return None
+    return None
+
+
+def _left(deadline: float, most: float) -> float:
+    return max(0.001, min(most, deadline - time.monotonic()))
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """None: the server says nothing; -1: it says that it is of no use."""
+    if headers.get("x-should-retry") == "false":
+        return -1
+    with contextlib.suppress(KeyError, ValueError):
+        return float(headers["retry-after-ms"]) / 1000
+    with contextlib.suppress(KeyError, ValueError):
+        return float(headers["retry-after"])
+    return None
+
+
+def _after_fork() -> None:
+    """In the child: the connections are the parent's."""
+    for client in list(_clients):
+        client._lock = threading.Lock()
+        idle, client._idle = client._idle, []
+        for connection in idle:
+            connection.sock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,112 @@
+"""Engines of this process: one for all who ask for the same model with the same settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from thaw_vllm._core import Engine
+from thaw_vllm._transport import EngineEndpoint
+
+
+def worker_binary() -> str:
+    """Path of the `thaw` binary that this package carries."""
+    # Not resolved: in a build tree this module is a link.
+    return str(pathlib.Path(__file__).parent / "bin" / "thaw")
+
+
+class SharedEngine:
+    """An engine that starts when it is first connected to. ``settings`` are flags of `thaw serve` without
+    dashes in front ("kv_bytes": "512MiB"). Safe for threads and forks: a child of the process starts an
+    engine of its own when it needs one.
+    """
+
+    def __init__(self, model: str, settings: Mapping[str, Any]) -> None:
+        self.model = model
+        self.settings = dict(settings)
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._uses: weakref.WeakSet[EngineUse] = weakref.WeakSet()
+
+    @property
+    def has_started(self) -> bool:
+        return self._engine is not None
+
+    def start(self) -> Engine:
+        """The engine, started if need be: that takes as long as the model takes to load.
+
+        Raises ValueError, OSError or RuntimeError where it cannot be.
+        """
+        engine = self._engine
+        if engine is None:
+            with self._lock:
+                engine = self._engine
+                if engine is None:
+                    engine = Engine(self.model, settings=self.settings, worker_binary=worker_binary())
+                    self._engine = engine
+        return engine
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Ends the engine; who connects again starts another."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close(drain_s)
+
+
+class EngineUse:
+    """One who uses a SharedEngine. An engine whose users are all closed ends; users that are just forgotten
+    leave it running, since the next one with these settings is likely to come soon."""
+
+    def __init__(self, engine: SharedEngine) -> None:
+        self.engine = engine
+        self.endpoint = EngineEndpoint(self.connect, lambda: engine.has_started)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineUse:
+        return self
+
+    def connect(self) -> int:
+        """A connected descriptor. Raises what SharedEngine.start() raises."""
+        with _lock:
+            self.engine._uses.add(self)
+        return self.engine.start().connect()
+
+    def close(self) -> None:
+        """This use ends, and with the last one the engine. Connecting again is a new use."""
+        with _lock:
+            self.engine._uses.discard(self)
+            last = not self.engine._uses
+        if last:
+            self.engine.stop()
+
+
+_lock = threading.RLock()  # garbage collection may come here from anywhere
+_shared: dict[str, SharedEngine] = {}
+
+
+def use_engine(model: str, settings: Mapping[str, Any]) -> EngineUse:
+    """A use of the process's engine for that model and these settings. Does not start it."""
+    key = json.dumps([model, dict(settings)], sort_keys=True, default=str)
+    with _lock:
+        engine = _shared.setdefault(key, SharedEngine(model, settings))
+        use = EngineUse(engine)
+        engine._uses.add(use)
+        return use
+
+
+def _after_fork() -> None:
+    """In the child: engines are the parent's, whose descriptors _core has closed; locks may be held by
+    threads that are not here."""
+    global _lock
+    _lock = threading.RLock()
+    for engine in _shared.values():
+        engine._lock = threading.Lock()
+        engine._engine = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
