@@ -7,4 +7,6 @@ status=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" || status=1
 THAW_BINARY="$PWD/$build/bin/thaw" THAW_BUILD="$PWD/$build" \
   .venv/bin/python -m pytest -q tests/architecture tests/e2e --ignore=tests/e2e/long || status=1
+THAW_BINARY="$PWD/$build/bin/thaw" THAW_BUILD="$PWD/$build" \
+  .venv/bin/python -m pytest -q tests/python --ignore=tests/python/long || status=1
 exit $status

@@ -372,6 +372,16 @@ class ChatThaw(BaseChatModel):
             },
         )
 
+    def _combine_llm_outputs(self, llm_outputs: list[Json | None]) -> Json:
+        """Of a batch: the first one's names, and what all together used."""
+        outputs = [output for output in llm_outputs if output]
+        usage: dict[str, int] = {}
+        for output in outputs:
+            for name, count in (output.get("token_usage") or {}).items():
+                if isinstance(count, int):
+                    usage[name] = usage.get(name, 0) + count
+        return {**(outputs[0] if outputs else {}), "token_usage": usage}
+
     # -- tools and structured output
 
     def bind_tools(

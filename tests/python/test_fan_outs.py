@@ -1,0 +1,242 @@
+"""Eight branches of a LangGraph graph: one trunk is computed, and each answer has the bits of a lone call."""
+
+import asyncio
+import concurrent.futures
+import operator
+import uuid
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from chats import distinct_tokens, prefilled, prompt_tokens, tiny_chat, words
+from langchain_core.messages import HumanMessage, SystemMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+
+BRANCHES = 8
+SHOWN = {"logprobs": True, "top_logprobs": 2}
+
+
+class State(TypedDict):
+    answers: Annotated[list[Any], operator.add]
+
+
+class Work(TypedDict):
+    branch: int
+
+
+@pytest.fixture
+def chat():
+    return tiny_chat()
+
+
+class Fan:
+    """Eight prompts with a trunk that nobody had before."""
+
+    def __init__(self, chat) -> None:
+        self.chat = chat
+        trunk = words(uuid.uuid4().hex[:6], 60)
+        self.messages = [
+            [SystemMessage("You review code."), HumanMessage(f"{trunk}\n\nReviewer {branch}: go.")]
+            for branch in range(BRANCHES)
+        ]
+        self.prompts = [prompt_tokens(chat, messages) for messages in self.messages]
+        self.trunk = len(self.prompts[0]) - 16
+        assert self.trunk > 200
+        self.before = prefilled(chat)
+
+    def check(self, answers: dict[int, Any], fields: dict[int, dict[str, Any]] | None = None) -> None:
+        """One trunk was prefilled, and the answers are those of the calls made alone."""
+        computed = prefilled(self.chat) - self.before
+        least = distinct_tokens(self.prompts)
+        # A prompt's last token is computed again; a branch that came later may start at a block's edge.
+        assert self.trunk // 2 < computed <= least + BRANCHES * 16, (computed, least)
+        assert computed < 2 * self.trunk
+        for branch, answer in answers.items():
+            more = (fields or {}).get(branch, {})
+            alone = self.chat.invoke(self.messages[branch], cache_salt=uuid.uuid4().hex, **SHOWN, **more)
+            assert alone.usage_metadata["input_token_details"]["cache_read"] == 0
+            assert answer.content == alone.content
+            assert answer.response_metadata["logprobs"] == alone.response_metadata["logprobs"]
+
+
+@pytest.fixture
+def fan(chat):
+    return Fan(chat)
+
+
+def by_nodes(node) -> Any:
+    """A graph of eight nodes side by side; node(branch) makes the function of one."""
+    graph = StateGraph(State)
+    for branch in range(BRANCHES):
+        graph.add_node(f"n{branch}", node(branch))
+        graph.add_edge(START, f"n{branch}")
+        graph.add_edge(f"n{branch}", END)
+    return graph.compile()
+
+
+def by_send(node) -> Any:
+    graph = StateGraph(State)
+    graph.add_node("work", node)
+    graph.add_conditional_edges(
+        START, lambda _: [Send("work", {"branch": n}) for n in range(BRANCHES)], ["work"]
+    )
+    graph.add_edge("work", END)
+    return graph.compile()
+
+
+def async_node(fan, fields=None):
+    def make(branch):
+        async def node(state):
+            more = (fields or {}).get(branch, {})
+            answer = await fan.chat.ainvoke(fan.messages[branch], **SHOWN, **more)
+            return {"answers": [(branch, answer)]}
+
+        return node
+
+    return make
+
+
+def sync_node(fan):
+    def make(branch):
+        def node(state):
+            return {"answers": [(branch, fan.chat.invoke(fan.messages[branch], **SHOWN))]}
+
+        return node
+
+    return make
+
+
+async def test_async_nodes(fan):
+    result = await by_nodes(async_node(fan)).ainvoke({"answers": []})
+    fan.check(dict(result["answers"]))
+
+
+def test_sync_nodes(fan):
+    result = by_nodes(sync_node(fan)).invoke({"answers": []})
+    fan.check(dict(result["answers"]))
+
+
+async def test_send_to_async_nodes(fan):
+    async def node(work: Work):
+        answer = await fan.chat.ainvoke(fan.messages[work["branch"]], **SHOWN)
+        return {"answers": [(work["branch"], answer)]}
+
+    result = await by_send(node).ainvoke({"answers": []})
+    fan.check(dict(result["answers"]))
+
+
+def test_send_to_sync_nodes(fan):
+    def node(work: Work):
+        return {"answers": [(work["branch"], fan.chat.invoke(fan.messages[work["branch"]], **SHOWN))]}
+
+    result = by_send(node).invoke({"answers": []})
+    fan.check(dict(result["answers"]))
+
+
+def test_threads(fan):
+    with concurrent.futures.ThreadPoolExecutor(BRANCHES) as pool:
+        answers = list(pool.map(lambda messages: fan.chat.invoke(messages, **SHOWN), fan.messages))
+    fan.check(dict(enumerate(answers)))
+
+
+async def test_gather(fan):
+    answers = await asyncio.gather(*(fan.chat.ainvoke(messages, **SHOWN) for messages in fan.messages))
+    fan.check(dict(enumerate(answers)))
+
+
+def test_batch(fan):
+    fan.check(dict(enumerate(fan.chat.bind(**SHOWN).batch(fan.messages))))
+
+
+async def test_stream_mode_messages(fan):
+    seen: dict[str, str] = {}
+    graph = by_nodes(async_node(fan))
+    last = None
+    async for mode, part in graph.astream({"answers": []}, stream_mode=["messages", "values"]):
+        if mode == "values":
+            last = part
+            continue
+        chunk, metadata = part
+        seen[metadata["langgraph_node"]] = seen.get(metadata["langgraph_node"], "") + chunk.content
+    answers = dict(last["answers"])
+    assert {f"n{branch}": answer.content for branch, answer in answers.items()} == seen
+    fan.check(answers)
+
+
+def test_stream_mode_messages_of_sync_nodes(fan):
+    parts = list(by_nodes(sync_node(fan)).stream({"answers": []}, stream_mode=["messages", "values"]))
+    fan.check(dict(parts[-1][1]["answers"]))
+    assert len({part[1]["langgraph_node"] for mode, part in parts if mode == "messages"}) == BRANCHES
+
+
+async def test_max_concurrency(fan):
+    result = await by_nodes(async_node(fan)).ainvoke({"answers": []}, {"max_concurrency": 4})
+    fan.check(dict(result["answers"]))
+
+
+async def test_one_that_raises(fan):
+    # Too many tokens for the model's context: an error of that branch alone.
+    too_many = {3: {"max_tokens": 10_000_000}}
+
+    def make(branch):
+        plain = async_node(fan, too_many)(branch)
+
+        async def node(state):
+            try:
+                return await plain(state)
+            except ValueError as error:
+                return {"answers": [(branch, error)]}
+
+        return node
+
+    answers = dict((await by_nodes(make).ainvoke({"answers": []}))["answers"])
+    error = answers.pop(3)
+    assert "10000000" in str(error)
+    fan.prompts.pop(3)
+    fan.check(answers)
+
+
+async def test_one_that_is_cancelled(fan):
+    async def call(branch):
+        more = {"max_tokens": 4000, "ignore_eos": True} if branch == 5 else {}
+        return await fan.chat.ainvoke(fan.messages[branch], **{**SHOWN, **more})
+
+    tasks = [asyncio.create_task(call(branch)) for branch in range(BRANCHES)]
+    others = [task for branch, task in enumerate(tasks) if branch != 5]
+    answers = await asyncio.gather(*others)
+    tasks[5].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[5]
+    fan.check(dict(zip([n for n in range(BRANCHES) if n != 5], answers)))
+    await until_idle(fan.chat)
+
+
+async def until_idle(chat) -> None:
+    """Waits until no request is in the engine any more: what was cancelled has gone."""
+    from chats import counter
+
+    for _ in range(500):
+        if counter(chat, "thaw_requests_in_flight") == 0 and counter(chat, "thaw_sequences_running") == 0:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the cancelled request still runs after 5 seconds")
+
+
+async def test_one_with_other_sampling(fan):
+    other = {2: {"temperature": 1.3, "top_p": 0.9, "seed": 11}}
+    result = await by_nodes(async_node(fan, other)).ainvoke({"answers": []})
+    fan.check(dict(result["answers"]), other)
+
+
+async def test_fork_fanout(fan):
+    from thaw_vllm.langgraph import fork_fanout
+
+    trunk = fan.messages[0][:1] + [HumanMessage(words(uuid.uuid4().hex[:6], 60))]
+    suffixes = [[HumanMessage(f"Reviewer {branch}: go.")] for branch in range(BRANCHES)]
+    texts = await fork_fanout(fan.chat, trunk, suffixes, max_tokens=6)
+    computed = prefilled(fan.chat) - fan.before
+    prompts = [prompt_tokens(fan.chat, trunk + suffix) for suffix in suffixes]
+    assert computed <= distinct_tokens(prompts) + BRANCHES * 16
+    for text, suffix in zip(texts, suffixes, strict=True):
+        alone = fan.chat.invoke(trunk + suffix, max_tokens=6, cache_salt=uuid.uuid4().hex)
+        assert alone.content == text
