@@ -19,6 +19,8 @@ printf '== fork round over HTTP\n'
 .venv/bin/python bench/e2e/fork_round.py --output bench/results/fork_round.json
 printf '== start, memory, respawn\n'
 .venv/bin/python bench/e2e/start.py --output bench/results/start.json
+printf '== a call from Python\n'
+.venv/bin/python bench/python/overhead.py --output bench/results/python.json
 printf '== ranges of S3\n'
 .venv/bin/python bench/e2e/s3_ranges.py
 if nvidia-smi -L > /dev/null 2>&1; then
