@@ -34,7 +34,7 @@ serve: binary model  ## the server on the default model, 127.0.0.1:8000
 	@$(BUILD)/bin/thaw serve
 
 wheel: setup  ## the Python package's wheel, in build/dist (with the objects of the compiler cache a minute)
-	@$(PYTHON) -m build --wheel --no-isolation --outdir build/dist
+	@CXX=c++ $(PYTHON) -m build --wheel --no-isolation --outdir build/dist
 
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)

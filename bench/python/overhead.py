@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file")
     arguments = parser.parse_args()
 
-    command = [BUILD / "bin" / "thaw", "serve", arguments.model, "--port", "0", "--log-level", "warn"]
+    flags = ["--port", "0", "--threads", "1", "--log-level", "warn"]
+    command = [BUILD / "bin" / "thaw", "serve", arguments.model, *flags]
     server = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     try:
         url = next(m[1] for line in server.stdout if (m := re.search(r"at (http://\S+)", line)))
@@ -95,7 +96,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, url: str) -> dict:
     fields = {"temperature": 0, "max_tokens": 1}
-    here = ChatThaw(model=arguments.model, **fields)
+    here = ChatThaw(model=arguments.model, extra_llm_kwargs={"threads": 1}, **fields)
     there = ChatThaw(model="default", base_url=url, **fields)
     peer = ChatOpenAI(
         model=here.invoke(PROMPT).response_metadata["model_name"], base_url=url, api_key="x", **fields

@@ -28,6 +28,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
         *[sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)],
         f"-Ccmake.define.THAW_CUDA={cuda}",
         str(ROOT),
+        env={**os.environ, "CXX": "c++"},  # the compiler's name is part of what the cache looks for
     )
     return next(folder.glob("*.whl"))
 
