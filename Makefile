@@ -56,7 +56,7 @@ test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
 test-tools: binary model  ## 100 forced tool calls at temperature 1, each of which must parse and validate (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k tool
 
-test-python-long: build model  ## the wheel in a clean environment, a thousand calls, fifty engines
+test-python-long: build model  ## the wheel, built and tested in a clean environment
 	@THAW_BUILD="$$PWD/$(BUILD)" $(PYTHON) -m pytest -q tests/python/long
 
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each

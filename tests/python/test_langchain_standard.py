@@ -13,7 +13,7 @@ from thaw_server import ThawServer
 from thaw_vllm.langgraph import ChatThaw
 
 # A model of 135M parameters calls a tool only if it must: `auto` is eager here, as for all such models.
-SETTINGS = {**SMALL, "kv_bytes": "256MiB", "tool_auto": "eager", "threads": 0}
+SETTINGS = {**SMALL, "kv_bytes": "256MiB", "tool_auto": "eager"}
 SAMPLING = {"temperature": 0, "max_tokens": 64}
 
 
@@ -50,7 +50,7 @@ class TestInProcess(Integration):
 
 @pytest.fixture(scope="session")
 def server_url():
-    flags = ["--tool-auto", "eager", "--served-model-name", "small,same"]
+    flags = ["--tool-auto", "eager", "--threads", "1", "--served-model-name", "small,same"]
     server = ThawServer(BUILD / "bin" / "thaw", real_model(), flags, dict(os.environ))
     server.wait_healthy()
     yield f"http://127.0.0.1:{server.port}/v1"

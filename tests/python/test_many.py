@@ -4,9 +4,6 @@ import asyncio
 import gc
 import os
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from chats import open_descriptors, tiny_chat
 
