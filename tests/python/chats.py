@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 import pytest
@@ -56,6 +57,15 @@ def distinct_tokens(prompts: list[list[int]]) -> int:
 def words(seed: str, count: int) -> str:
     """A text of that many words that no other seed gives."""
     return " ".join(f"{seed}{number * 7919 % 1009}" for number in range(count))
+
+
+def tasks_come_down_to(count: int) -> bool:
+    """A thread that has ended may be listed for a moment longer."""
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > count:
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def open_descriptors() -> set[str]:
