@@ -61,21 +61,21 @@ class Container:
     regions: tuple[Region, ...]
 
 
-def _commit_bytes(engine_commit: str | None) -> bytes:
+def _commit_bytes(engine_commit: str | bytes | None) -> bytes:
     if engine_commit is None:
         return bytes(40)
-    encoded = engine_commit.encode("ascii", "replace")
+    encoded = engine_commit.encode("ascii", "replace") if isinstance(engine_commit, str) else engine_commit
     if len(encoded) != 40:
         raise ValueError(f"engine_commit has {len(encoded)} bytes; it must be 40 hex digits")
     return encoded
 
 
-def _pack_header(version: int, num_regions: int, engine_commit: str | None) -> bytes:
+def _pack_header(version: int, num_regions: int, engine_commit: str | bytes | None) -> bytes:
     head = _HEADER.pack(MAGIC, version, num_regions, HEADER_SIZE, _commit_bytes(engine_commit))
     return head.ljust(HEADER_SIZE, b"\0")
 
 
-def write_header(f: BinaryIO, num_regions: int, engine_commit: str | None = None) -> None:
+def write_header(f: BinaryIO, num_regions: int, engine_commit: str | bytes | None = None) -> None:
     """Writes the header page of version 1. ValueError unless `engine_commit` has 40 bytes."""
     f.write(_pack_header(VERSION, num_regions, engine_commit))
 
@@ -85,7 +85,7 @@ def write_region_entry(f: BinaryIO, kind: int, logical_id: int, size: int, file_
     f.write(_ENTRY.pack(kind, logical_id, size, file_offset, 0, 0))
 
 
-def _parse_header(data: bytes) -> tuple[int, int, int, str | None]:
+def _parse_header(data: bytes) -> tuple[int, int, int, bytes]:
     """(version, regions, offset of the table, commit)"""
     if len(data) < HEADER_SIZE:
         raise ValueError(f"file too short: {len(data)} bytes, a header has {HEADER_SIZE}")
@@ -98,12 +98,11 @@ def _parse_header(data: bytes) -> tuple[int, int, int, str | None]:
         raise ValueError(f"{count} regions; a file has at most {MAX_REGIONS}")
     if table < HEADER_SIZE:
         raise ValueError(f"the region table is said to be at {table}, inside the header")
-    text = None if commit == bytes(40) else commit.decode("ascii", "replace")
-    return version, count, table, text
+    return version, count, table, commit
 
 
-def read_header(f: BinaryIO) -> tuple[int, str | None]:
-    """(number of regions, engine commit); the file is left at its region table.
+def read_header(f: BinaryIO) -> tuple[int, bytes]:
+    """(number of regions, engine commit: 40 bytes, zeros without one); the file is left at its table.
 
     Of either version. ValueError with "file too short", "bad magic" or "unsupported version".
     """
@@ -146,7 +145,8 @@ def read_container(f: BinaryIO) -> Container:
             raise ValueError(f"{KIND_NAMES[kind]} {logical_id} is there twice")
         seen.add((kind, logical_id))
         regions.append(Region(kind, logical_id, length, offset, checksum if version > 1 else None))
-    return Container(version, commit, tuple(regions))
+    text = commit.decode("ascii", "replace") if any(commit) else None
+    return Container(version, text, tuple(regions))
 
 
 def read_region(f: BinaryIO, region: Region, into: memoryview | None = None, verify: bool = True) -> bytes:
@@ -186,7 +186,7 @@ def _check(region: Region, data: Buffer, verify: bool) -> None:
 def write_container(
     path: str | os.PathLike[str],
     regions: Iterable[tuple[int, int, Sequence[Buffer]]],
-    engine_commit: str | None = None,
+    engine_commit: str | bytes | None = None,
     alignment: int = HEADER_SIZE,
 ) -> int:
     """Writes a file of version 2 and returns its bytes: regions are (kind, logical id, buffers).

@@ -70,7 +70,7 @@ def test_golden_containers_of_both_versions_are_read(name):
             assert format.KIND_NAMES[ours.kind] == theirs.kind and ours.logical_id == theirs.logical_id
             assert format.read_region(f, ours) == theirs.payload
         f.seek(0)
-        assert format.read_header(f) == (len(regions), found.engine_commit)
+        assert format.read_header(f) == (len(regions), commit.encode().ljust(40, b"\0"))
         assert format.read_region_entry(f)[3] == regions[0].offset
 
 
@@ -160,7 +160,10 @@ def test_headers_that_lie_are_value_errors():
             data[int(at[1:])] = value
         return data
 
-    assert format.read_header(io.BytesIO(written(3))) == (3, None)
+    assert format.read_header(io.BytesIO(written(3))) == (3, bytes(40))
+    f = io.BytesIO()
+    format.write_header(f, 1, b"e" * 40)
+    assert format.read_header(io.BytesIO(f.getvalue()))[1] == b"e" * 40
     for data, message in (
         (b"", "file too short"),
         (written(_0=0), "bad magic"),
