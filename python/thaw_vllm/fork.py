@@ -324,9 +324,10 @@ def fork_completions(
 
     cold = ForkPool(worker_cmd=own_worker_command())
     try:
-        model = checks.model_source(llm) if handle is None else handle._local_directory() / files.WEIGHTS_FILE
+        model = checks.model_source(llm) if handle is None else handle.model_id
         settings = checks.worker_settings(llm)
-        cold.init_pool(str(model), min(workers, len(listed)), preload_weights=True, env=extra_env, **settings)
+        count = min(workers, len(listed))
+        cold.init_pool(model, count, preload_weights=handle is None, env=extra_env, **settings)
         return cold.fork_completions(
             llm, listed, sampling_params, state_dir=state_dir, handle=handle, return_errors=return_errors
         )

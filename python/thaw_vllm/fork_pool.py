@@ -8,6 +8,7 @@ any processes that speak JSON lines (docs/python_forkpool.md), such as those of 
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,10 @@ class Channel(Protocol):
 
 def own_worker_command() -> list[str]:
     """A command for `worker_cmd`: thaw's own engine as a worker that speaks JSON lines."""
-    return [sys.executable, "-m", "thaw_vllm.worker"]
+    # This package, wherever this process found it. Not resolved: in a build tree files are links.
+    where = str(pathlib.Path(__file__).parent.parent)
+    start = f"import sys; sys.path.insert(0, {where!r}); from thaw_vllm.worker import main; main()"
+    return [sys.executable, "-c", start]
 
 
 class ForkPool:
