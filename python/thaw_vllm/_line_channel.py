@@ -55,6 +55,7 @@ class LineChannel:
         self._reply_timeout_s = reply_timeout_s
         self._env = dict(env or {})
         self._workers: list[LineWorker] = []
+        self._closed = False
         # A pool that is dropped without close(), or lives at the interpreter's end, leaves nothing behind.
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
         try:
@@ -83,6 +84,7 @@ class LineChannel:
 
     def close(self, timeout_s: float) -> None:
         """Asks all to end at once, and ends those that do not."""
+        self._closed = True
         if self._workers:
             with ThreadPoolExecutor(len(self._workers)) as threads:
                 list(threads.map(lambda worker: worker.shut_down(timeout_s), self._workers))
@@ -164,8 +166,12 @@ class LineChannel:
         if worker.is_running:
             return worker
         worker.kill()
+        if self._closed:
+            raise WorkerDead(f"worker {place}: the pool was closed")
         fresh = LineWorker(place, self._command, self._env)
         self._workers[place] = fresh  # so that close() sees it whatever happens next
+        if self._closed:
+            fresh.kill()
         fresh.boot(self._fields, self._boot_timeout_s)
         return fresh
 

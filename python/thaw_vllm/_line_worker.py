@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thaw_vllm.errors import ForkPoolError, WorkerBootTimeout, WorkerDead, WorkerProtocolError
@@ -34,6 +34,7 @@ class LineWorker:
         self._buffer = bytearray()
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # held while a request and its answer are under way
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -57,13 +58,26 @@ class LineWorker:
     @property
     def is_running(self) -> bool:
         """False once it has ended; it is a fact about now, not about the next moment."""
-        return not self.dead and self._process.poll() is None
+        return not self.dead and self._exit_status() is None
+
+    def _exit_status(self) -> int | None:
+        """As Popen's returncode, but it stays to be reaped: until then its number is nobody else's."""
+        if self._process.returncode is not None:
+            return self._process.returncode
+        try:
+            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return 0
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     def boot(self, fields: Mapping[str, Any], timeout_s: float) -> None:
         """Sends the first line and waits for "ready". WorkerBootTimeout, WorkerDead, ForkPoolError."""
         started = time.monotonic()
         try:
-            reply = self._exchange({"op": "boot", **fields}, timeout_s, "boot")
+            with self._my_turn():
+                reply = self._exchange({"op": "boot", **fields}, timeout_s, "boot")
         except TimeoutError:
             self.kill()
             raise WorkerBootTimeout(f"worker {self.id} was not ready within {timeout_s:g} s") from None
@@ -80,31 +94,50 @@ class LineWorker:
         ForkPoolError with the worker's own words where it is "error"; WorkerDead where it has ended, or
         was ended since nothing came within `timeout_s`; WorkerProtocolError for what is no answer.
         """
-        self.busy = True
         try:
-            reply = self._exchange({"op": op, **fields}, timeout_s, op)
+            with self._my_turn():
+                reply = self._exchange({"op": op, **fields}, timeout_s, op)
         except TimeoutError:
             self.kill()
             raise WorkerDead(
                 f"worker {self.id} did not answer {op} within {timeout_s:g} s and was ended"
             ) from None
-        finally:
-            self.busy = False
         if reply.get("status") == "ok":
             return reply
         raise self._error_of(reply, op)
 
+    @contextlib.contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        with self._turn:
+            self.busy = True
+            try:
+                yield
+            finally:
+                self.busy = False
+                if self.dead:
+                    self._close_pipes()
+
     def shut_down(self, timeout_s: float) -> None:
         """Asks it to end, and ends it where it does not. Never raises."""
         deadline = time.monotonic() + max(timeout_s, 0.0)
-        if self.is_running and os.getpid() == self._owner:
-            with contextlib.suppress(ForkPoolError, TimeoutError, OSError):
-                self._exchange({"op": "shutdown"}, max(0.0, deadline - time.monotonic()), "shutdown")
-            with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-                if self._process.stdin:
-                    self._process.stdin.close()
-                self._process.wait(max(0.0, deadline - time.monotonic()))
+        if os.getpid() != self._owner:
+            return
+        if self.is_running and self._turn.acquire(timeout=max(timeout_s, 0.0)):
+            try:
+                with contextlib.suppress(ForkPoolError, TimeoutError, OSError):
+                    self._exchange({"op": "shutdown"}, max(0.0, deadline - time.monotonic()), "shutdown")
+                    self._await_end(deadline)
+            finally:
+                self._turn.release()
         self.kill()
+
+    def _await_end(self, deadline: float) -> int | None:
+        """The exit status once it has ended; None where it has not by then."""
+        pause = 0.001
+        while (status := self._exit_status()) is None and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return status
 
     def kill(self) -> None:
         """Ends the process and all that it started. Never raises, does nothing in a forked child."""
@@ -112,14 +145,23 @@ class LineWorker:
             return
         with self._lock:
             self.dead = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            if self._process.returncode is None:  # not reaped: the group is still its own
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_KILL_WAIT_S)
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        # Whoever has the turn may be reading; he closes them then.
+        if self._turn.acquire(blocking=False):
+            try:
+                self._close_pipes()
+            finally:
+                self._turn.release()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def _error_of(self, reply: Mapping[str, Any], op: str) -> ForkPoolError:
         if reply.get("status") != "error":
@@ -156,9 +198,7 @@ class LineWorker:
         return reply
 
     def _ended(self, op: str) -> WorkerDead:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        code = self._process.poll()
+        code = self._await_end(time.monotonic() + 1.0)
         self.kill()
         how = "closed its output" if code is None else f"ended with status {code}"
         if code is not None and code < 0:

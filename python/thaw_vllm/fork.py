@@ -106,6 +106,9 @@ class ForkHandle:
     _owns_state_dir: bool = dataclasses.field(default=False, repr=False, compare=False)
     _closed: bool = dataclasses.field(default=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        self._owner = os.getpid()
+
     @classmethod
     def load(cls, state_dir: PathLike) -> ForkHandle:
         """Opens a directory, or what lies below s3://BUCKET/PREFIX; its handle.json may be named as well.
@@ -159,7 +162,7 @@ class ForkHandle:
         if self._closed:
             return
         self._closed = True
-        if self._owns_state_dir:
+        if self._owns_state_dir and os.getpid() == self._owner:  # not by a forked child
             shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def __enter__(self) -> ForkHandle:

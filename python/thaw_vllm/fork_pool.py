@@ -73,7 +73,8 @@ class ForkPool:
         self.worker_kwargs: dict[str, Any] = {}
         self.preload_weights = False
         self._channel: Channel | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the channel's place
+        self._round = threading.Lock()  # held while a round runs
         self._owner = os.getpid()
 
     def init_pool(
@@ -139,7 +140,7 @@ class ForkPool:
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         if os.getpid() != self._owner:
             raise ForkPoolError("the pool is of the process that this one was forked from; make a new one")
-        with self._lock:
+        with self._round:
             channel = self._channel
             if channel is None:
                 raise ForkPoolError("the pool has no workers; call init_pool() first")
@@ -169,7 +170,10 @@ class ForkPool:
         return {"model": self.model, "closed": self._channel is None, "workers": workers}
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Ends the workers within that time, whatever they do. init_pool() may follow. Twice is fine."""
+        """Ends the workers within that time, whatever they do; a round that runs fails then.
+
+        init_pool() may follow. May be called twice.
+        """
         with self._lock:
             channel, self._channel = self._channel, None
         if channel is not None and os.getpid() == self._owner:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 import time
 import types
 
@@ -169,6 +170,29 @@ def test_close_ends_workers_that_hang(pool):
     started = time.monotonic()
     running.close(0.5)
     assert time.monotonic() - started < 30
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_close_ends_a_round_that_runs(pool):
+    running = pool("hang-generate")
+    pids = [slot.pid for slot in running.slots]
+    caught = []
+
+    def fan_out():
+        try:
+            running.fork_completions(None, ["a", "b", "c"], None)
+        except ForkBranchError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=fan_out)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not all(slot.busy for slot in running.slots) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    running.close(0.2)
+    thread.join(20)
+    assert not thread.is_alive() and len(caught) == 1
+    assert all(isinstance(result.error, WorkerDead) for result in caught[0].results)
     assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
 
 
