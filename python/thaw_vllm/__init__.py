@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from thaw_vllm import _names
+
 if TYPE_CHECKING:
     from thaw_vllm._core import Engine as Engine
     from thaw_vllm._errors import (
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from thaw_vllm._errors import (
         ThawError as ThawError,
     )
+    from thaw_vllm._exports import *  # noqa: F403
 
     __version__: str
 
-# Public name -> module that has it.
+# Public name -> module that has it; _names has those of engines, forks, pools and snapshots.
 _HOMES = {
     "APIConnectionError": "thaw_vllm._errors",
     "APIStatusError": "thaw_vllm._errors",
@@ -34,9 +37,10 @@ _HOMES = {
     "Engine": "thaw_vllm._core",
     "ThawError": "thaw_vllm._errors",
 }
-_MODULES = ("langgraph",)
+_HOMES |= _names.NAMES
+_MODULES = ("langgraph", *_names.MODULES)
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["__version__", *sorted({*_HOMES, *_names.MODULES})]
 
 
 def __getattr__(name: str) -> Any:

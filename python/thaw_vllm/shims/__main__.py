@@ -1,0 +1,3 @@
+from thaw_vllm.shims import DIRECTORY
+
+print(DIRECTORY)
