@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import engines
@@ -121,6 +123,56 @@ def test_a_pool_ends_and_begins_again():
     with pytest.raises((ValueError, OSError)):
         pool.init_pool("/nonexistent.gguf", 1)
     assert pool.status()["closed"]
+
+
+def test_fifty_pools_leave_nothing(tmp_path, monkeypatch):
+    """Their shared memory is descriptors, too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def held():
+        gc.collect()
+        return [len(os.listdir(place)) for place in ("/proc/self/fd", "/proc/self/task", tmp_path)]
+
+    before, pids = None, []
+    for count in range(50):
+        with ForkPool() as pool:
+            pool.init_pool(str(tiny()), 1, **SETTINGS)
+            assert pool.fork_completions(None, ["x"], SamplingParams(max_tokens=1))[0].error is None
+            pids += [slot.pid for slot in pool.slots]
+        del pool
+        if count == 1:
+            before = held()
+    assert held() == before and gone(pids)
+
+
+def test_forks_of_the_process_and_its_end(tmp_path):
+    script = (
+        "import os, sys, threading, time\n"
+        "from thaw_vllm import LLM, fork\n"
+        f"llm = LLM({str(tiny())!r}, kv_bytes='64MiB', threads=1)\n"
+        "handle = fork(llm, prompt='Snow keeps the shape of the field beneath it.' * 9)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n        llm.generate('x')\n"
+        "    except RuntimeError as error:\n        print('forked', flush=True)\n"
+        "    sys.exit(0)\n"  # with its finalizers
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert os.path.exists(handle.kv_path) and llm.generate('x', {'max_tokens': 2})\n"
+        "more = {'max_tokens': 5000, 'ignore_eos': True}\n"
+        "threading.Thread(target=llm.generate, args=('x', more), daemon=True).start()\n"
+        "while not llm.llm_engine.has_unfinished_requests():\n    time.sleep(0.001)\n"
+        "print(*[worker['pid'] for worker in llm.status()['workers']], handle.state_dir, llm._scratch)\n"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    pid, *folders = last.split()
+    assert first == "forked" and gone([int(pid)])
+    assert not any(os.path.exists(folder) for folder in folders)
 
 
 def test_cold_workers_and_the_json_lines_of_our_own(llm, expected, tmp_path):
