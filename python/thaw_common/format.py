@@ -66,7 +66,7 @@ def _commit_bytes(engine_commit: str | bytes | None) -> bytes:
         return bytes(40)
     encoded = engine_commit.encode("ascii", "replace") if isinstance(engine_commit, str) else engine_commit
     if len(encoded) != 40:
-        raise ValueError(f"engine_commit has {len(encoded)} bytes; it must be 40 hex digits")
+        raise ValueError(f"engine_commit has {len(encoded)} bytes; it must have 40 bytes, hex digits")
     return encoded
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from typing import Any
 
@@ -22,7 +21,7 @@ def _sglang() -> Any:
 def _start(model: str, loader: str, snapshot: str, engine_kwargs: dict[str, Any]) -> Any:
     sglang = _sglang()
     kind = getattr(importlib.import_module("thaw_sglang.loader"), loader)
-    config = json.dumps({"snapshot": snapshot})
+    config = {"snapshot": snapshot}
     return sglang.Engine(
         model_path=model, load_format=kind, model_loader_extra_config=config, **engine_kwargs
     )

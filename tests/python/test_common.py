@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_a_value_error_and_changes_nothing(tmp_path, monkey
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "weights.thaw"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="40 hex digits"):
+    with pytest.raises(ValueError, match="40 bytes"):
         snapshot.freeze_model(Model(*PAYLOADS), path, engine_commit="short")
     with pytest.raises(ZeroDivisionError), format.replacing(path) as f:
         f.write(b"half")
