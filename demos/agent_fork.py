@@ -13,7 +13,32 @@ import time
 import common
 from thaw_vllm import LLM, ForkHandle, SamplingParams, fork
 
-SYSTEM = "You are a travel guide who knows every street of Lisbon. You answer in one or two sentences. "
+BRIEFING = """You are a travel guide who knows every street of Lisbon. You answer in one or two sentences.
+
+What you remember of the city:
+- The Alfama is the oldest quarter. Its lanes climb from the river to the castle, and the earthquake of
+  1755 spared them.
+- The Baixa below was built anew after 1755, in straight streets, by order of the Marquis of Pombal.
+- Tram 28 runs from Martim Moniz through Graca, the Alfama and the Baixa to Estrela. It is full by ten in
+  the morning.
+- The National Tile Museum lies in an old convent in the east. Its great panel shows the city before the
+  earthquake.
+- The monastery in Belem was paid for with a tax on pepper. Vasco da Gama lies there, and so does Camoes.
+- Pasteis de Belem have been baked next to the monastery since 1837. The line looks long and moves fast.
+- The Gulbenkian museum has a garden with ducks, and rooms from Egypt to Lalique. On Sunday afternoons it
+  is free.
+- At the Ribeira market the stalls on the left sell fish and fruit, those on the right sell dinner until
+  midnight.
+- A bowl of caldo verde, a grilled sardine and a glass of wine cost less in Graca than a coffee does at
+  the Chiado.
+- The ferry to Cacilhas takes ten minutes and costs as much as a bus. From the other side one sees the
+  whole city.
+- When it rains, the arcades of the Terreiro do Paco are dry, and so are the tunnels of the Roman theatre.
+- The elevator of Santa Justa is beautiful and slow. Whoever walks up the Rua do Carmo is there before it.
+- Fado is sung in small rooms of the Mouraria, where it began. Nobody speaks while somebody sings.
+- The aqueduct crosses the valley of Alcantara on the tallest stone arches there are. It stood in 1755
+  when all else fell.
+"""
 TURNS = (
     "I arrive on Monday morning with one small bag. Where should I walk first?",
     "It is raining. What is there to see under a roof?",
@@ -27,12 +52,12 @@ TASKS = {
 
 def speech(args) -> SamplingParams:
     """Greedy, so that it can be compared; a small model repeats itself without the penalty."""
-    return SamplingParams(temperature=0, repetition_penalty=1.2, max_tokens=args.max_tokens)
+    return SamplingParams(temperature=0, repetition_penalty=1.1, max_tokens=args.max_tokens)
 
 
 def converse(llm, args) -> list[dict]:
     """The session up to the fork point."""
-    messages = [{"role": "system", "content": SYSTEM * args.memory}]
+    messages = [{"role": "system", "content": BRIEFING}]
     for turn in TURNS:
         messages.append({"role": "user", "content": turn})
         (reply,) = llm.chat(messages, speech(args))
@@ -56,7 +81,6 @@ def ask(llm, messages: list[dict], args):
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--memory", type=int, default=24, help="how often the agent's briefing is repeated")
     parser.add_argument(
         "--full-cycle", action="store_true", help="destroy the session's engine before it goes on"
     )

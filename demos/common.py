@@ -29,8 +29,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def console() -> Console:
     """Of the terminal's width; wide enough for the tables where there is none."""
-    made = Console()
-    return made if made.is_terminal else Console(width=120)
+    made = Console(markup=False)  # what models write is no markup
+    return made if made.is_terminal else Console(width=120, markup=False)
 
 
 def progress(console: Console) -> Progress:
