@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "coalescer/openai/call.h"
 #include "coalescer/openai/answer.h"
+#include "coalescer/openai/call.h"
 
 namespace thaw::coalescer {
 

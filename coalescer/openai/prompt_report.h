@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "coalescer/openai/call.h"
 #include "coalescer/openai/answer.h"
+#include "coalescer/openai/call.h"
 #include "coalescer/openai/text_codec.h"
 
 namespace thaw::coalescer {
