@@ -216,7 +216,7 @@ void EmbeddedHost::abandon(std::unique_ptr<EmbeddedHost> host) {
   if (host == nullptr) return;
   host->impl_->control.reset();
   // The thread is not in this process, so nobody can join it, nor destroy its handle.
-  static_cast<void>(host->impl_.release());
+  [[maybe_unused]] const Impl* left = host->impl_.release();
 }
 
 }  // namespace thaw::cli
