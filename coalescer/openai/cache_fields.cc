@@ -58,24 +58,6 @@ void read_retention(JsonFields& fields, CacheFields& cache) {
   }
 }
 
-/// Whether a content part ends what is to be kept.
-bool is_breakpoint(JsonFields& fields, element part, const std::string& name) {
-  element mark;
-  if (part["prompt_cache_breakpoint"].get(mark) != simdjson::SUCCESS || mark.is_null())
-    return false;
-  std::string_view mode = "explicit";
-  if (!mark.is_object() ||
-      (mark["mode"].error() == simdjson::SUCCESS && mark["mode"].get(mode) != simdjson::SUCCESS) ||
-      mode != "explicit") {
-    fields.fail(invalid_field(name + ".prompt_cache_breakpoint",
-                              "`" + name +
-                                  ".prompt_cache_breakpoint` must be {\"mode\": "
-                                  "\"explicit\"}"));
-    return false;
-  }
-  return true;
-}
-
 /// Parts are joined by line feeds, as where messages are read.
 void read_breakpoints(JsonFields& fields, CacheFields& cache) {
   simdjson::dom::array messages;
@@ -91,18 +73,16 @@ void read_breakpoints(JsonFields& fields, CacheFields& cache) {
       for (const element part : parts) {
         std::string_view text;
         if (part["text"].get(text) == simdjson::SUCCESS) bytes += text.size() + (number > 0);
-        if (is_breakpoint(fields, part, name + "[" + std::to_string(number) + "]"))
-          cache.breakpoints.push_back({index, bytes});
-        ++number;
+        const std::string part_name = name + "[" + std::to_string(number++) + "].";
+        simdjson::dom::object object;
+        if (part.get(object) != simdjson::SUCCESS) continue;  // said where they are read
+        JsonFields part_fields(object, part_name);
+        if (read_cache_breakpoint(part_fields)) cache.breakpoints.push_back({index, bytes});
+        fields.fail_with(part_fields);
       }
     }
     ++index;
   }
-  if (cache.breakpoints.size() <= kMaxBreakpoints) return;
-  fields.fail(invalid_field("messages", "`messages` has " +
-                                            std::to_string(cache.breakpoints.size()) +
-                                            " cache breakpoints; at most " +
-                                            std::to_string(kMaxBreakpoints) + " are accepted"));
 }
 
 }  // namespace
@@ -122,6 +102,31 @@ std::optional<std::chrono::seconds> parse_ttl(std::string_view text) {
   return time;
 }
 
+bool read_cache_breakpoint(JsonFields& part) {
+  auto mark = part.failed() ? std::nullopt : part.find("prompt_cache_breakpoint");
+  if (!mark) return false;
+  std::string_view mode = "explicit";
+  element given;
+  if (mark->is_object() && (*mark)["mode"].get(given) == simdjson::SUCCESS &&
+      given.get(mode) != simdjson::SUCCESS)
+    mode = "";
+  if (mark->is_object() && mode == "explicit") return true;
+  const std::string name = part.full_name("prompt_cache_breakpoint");
+  part.fail(invalid_field(name, "`" + name + "` must be {\"mode\": \"explicit\"}"));
+  return false;
+}
+
+void count_breakpoints(JsonFields& fields, std::string_view list, std::size_t count,
+                       CacheFields& cache) {
+  if (count > kMaxBreakpoints) {
+    fields.fail(invalid_field(std::string(list),
+                              "`" + std::string(list) + "` has " + std::to_string(count) +
+                                  " cache breakpoints; at most " + std::to_string(kMaxBreakpoints) +
+                                  " are accepted"));
+  }
+  if (count > 0 && cache.ttl.count() == 0) cache.ttl = kDefaultTtl;
+}
+
 CacheFields read_cache_fields(JsonFields& fields) {
   CacheFields cache;
   fields.read("prompt_cache_key", cache.key);
@@ -135,7 +140,7 @@ CacheFields read_cache_fields(JsonFields& fields) {
   read_retention(fields, cache);
   if (fields.failed()) return cache;
   read_breakpoints(fields, cache);
-  if (!cache.breakpoints.empty() && cache.ttl.count() == 0) cache.ttl = kDefaultTtl;
+  count_breakpoints(fields, "messages", cache.breakpoints.size(), cache);
   return cache;
 }
 

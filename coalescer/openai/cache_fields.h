@@ -36,6 +36,13 @@ struct CacheFields {
 /// Reads them; `messages` of a chat is looked through for breakpoints. Errors set `fields`'.
 CacheFields read_cache_fields(JsonFields& fields);
 
+/// Whether a content part ends what is to be kept; an error of its mark is `part`'s.
+bool read_cache_breakpoint(JsonFields& part);
+/// For requests whose parts stand elsewhere: `list` has `count` breakpoints. Sets the time that
+/// they are kept where the request says none; too many are `fields`' error.
+void count_breakpoints(JsonFields& fields, std::string_view list, std::size_t count,
+                       CacheFields& cache);
+
 /// "30m", "12h", "90s", "2d"; nullopt where it is none of them or beyond a day.
 std::optional<std::chrono::seconds> parse_ttl(std::string_view text);
 

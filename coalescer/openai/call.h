@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,7 +20,9 @@
 
 namespace thaw::coalescer {
 
-enum class ApiKind : std::uint8_t { kChat, kCompletions };
+struct ResponsesRequest;
+
+enum class ApiKind : std::uint8_t { kChat, kCompletions, kResponses };
 
 /// A prompt as the client gave it.
 using ApiPrompt = std::variant<ChatPrompt, std::string, std::vector<TokenId>>;
@@ -57,6 +60,7 @@ struct ApiCall {
   ToolUse tools;
   OutputFormat output;
   ReplyPlan reply;  ///< made once the prompt is known
+  std::shared_ptr<const ResponsesRequest> responses;  ///< of /v1/responses, else null
 };
 
 /// Longest cache_salt.

@@ -58,19 +58,9 @@ void append_candidate(std::string& out, const LogprobEntry::Candidate& candidate
 }
 
 void append_chat_logprobs(std::string& out, const std::vector<LogprobEntry>& entries, bool as_ids) {
-  out += R"({"content":[)";
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    if (i > 0) out += ',';
-    append_candidate(out, entries[i].chosen, as_ids);
-    out += R"(,"top_logprobs":[)";
-    for (std::size_t j = 0; j < entries[i].best.size(); ++j) {
-      if (j > 0) out += ',';
-      append_candidate(out, entries[i].best[j], as_ids);
-      out += '}';
-    }
-    out += "]}";
-  }
-  out += R"(],"refusal":null})";
+  out += R"({"content":)";
+  append_logprob_list(out, entries, as_ids);
+  out += R"(,"refusal":null})";
 }
 
 /// Two tokens that read alike (parts of characters) keep the better one.
@@ -138,6 +128,22 @@ void append_finish(std::string& out, const std::optional<ChoiceEnd>& end, bool l
 }
 
 }  // namespace
+
+void append_logprob_list(std::string& out, std::span<const LogprobEntry> entries, bool as_ids) {
+  out += '[';
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (i > 0) out += ',';
+    append_candidate(out, entries[i].chosen, as_ids);
+    out += R"(,"top_logprobs":[)";
+    for (std::size_t j = 0; j < entries[i].best.size(); ++j) {
+      if (j > 0) out += ',';
+      append_candidate(out, entries[i].best[j], as_ids);
+      out += '}';
+    }
+    out += "]}";
+  }
+  out += ']';
+}
 
 void append_token_ids(std::string& out, std::span<const TokenId> tokens) {
   out += '[';

@@ -42,6 +42,9 @@ class ChunkWriter final : public AnswerWriter {
   std::string body_head_;
 };
 
+/// A JSON list: each token with its text, its bytes and the best others.
+void append_logprob_list(std::string& out, std::span<const LogprobEntry> entries, bool as_ids);
+
 /// A JSON list.
 void append_token_ids(std::string& out, std::span<const TokenId> tokens);
 

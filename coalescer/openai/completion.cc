@@ -78,7 +78,7 @@ void Completion::begin() {
   if (started_) return;
   started_ = true;
   starts_ = streamed_;
-  if (!streamed_ || kind_ != ApiKind::kChat) return;
+  if (!streamed_ || (kind_ != ApiKind::kChat && kind_ != ApiKind::kResponses)) return;
   // Sent at admission: clients give up on a stream that shows no chunk for two minutes.
   for (std::size_t i = 0; i < choices_.size(); ++i) {
     Delta& delta = new_delta(i);
@@ -154,7 +154,10 @@ void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
   // Text of the first min_tokens tokens cannot stop the choice and is not held back.
   if (may_stop) text = choice.matcher.push(text);
   if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
+  const bool was_thinking = choice.parser->is_thinking();
   ReplyPieces pieces = choice.parser->push(text);
+  // With the markers around it.
+  if (was_thinking || choice.parser->is_thinking()) ++usage_.reasoning_tokens;
   if (!pieces.empty() || !logprobs.empty() || show_.token_ids)
     emit(index, std::move(pieces), std::move(logprobs));
   if (choice.matcher.matched())

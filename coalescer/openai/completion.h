@@ -67,6 +67,8 @@ class Completion {
   std::string body(const std::string& explanation);
 
   const CompletionUsage& usage() const { return usage_; }
+  /// The one that the call's kind has.
+  AnswerWriter& writer() { return *writer_; }
   void set_session(SessionUsage session) { usage_.session = std::move(session); }
 
  private:

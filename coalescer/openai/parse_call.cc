@@ -38,42 +38,6 @@ void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
   }
 }
 
-void read_thaw(JsonFields& fields, ApiCall& call) {
-  auto thaw = fields.object("thaw");
-  if (!thaw) return;
-  thaw->read("explain", call.explain);
-  if (const auto worker = thaw->integer("worker", 0, kMaxInt32))
-    call.worker = static_cast<std::uint32_t>(*worker);
-  std::string tool_auto;
-  thaw->read("tool_auto", tool_auto);
-  if (tool_auto == "eager" || tool_auto == "lazy") {
-    call.tools.eager = tool_auto == "eager";
-  } else if (!tool_auto.empty()) {
-    thaw->fail(invalid_field("thaw.tool_auto", "`thaw.tool_auto` is \"" + tool_auto.substr(0, 40) +
-                                                   "\"; it must be \"lazy\" or \"eager\""));
-  }
-  fields.fail_with(*thaw);
-}
-
-void read_delivery(JsonFields& fields, ApiCall& call) {
-  fields.read("stream", call.stream);
-  if (auto options = fields.object("stream_options")) {
-    options->read("include_usage", call.include_usage);
-    options->read("continuous_usage_stats", call.show.usage_in_chunks);
-    fields.fail_with(*options);
-  }
-  bool skip_special = true;
-  fields.read("skip_special_tokens", skip_special);
-  call.keep_special = !skip_special;
-  fields.read("cache_salt", call.cache_salt);
-  if (call.cache_salt.size() > kMaxSaltBytes) {
-    return fields.fail(invalid_field(
-        "cache_salt", "`cache_salt` has " + std::to_string(call.cache_salt.size()) +
-                          " bytes; at most " + std::to_string(kMaxSaltBytes) + " are accepted"));
-  }
-  fields.read("priority", call.priority, -kMaxInt32, kMaxInt32);
-}
-
 /// Fields that only mean something to a session.
 void read_session(JsonFields& fields, ApiCall& call) {
   fields.read("session_id", call.session_id);
@@ -163,11 +127,11 @@ void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& c
 ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   read_sampling_fields(fields, limits, call);
-  read_delivery(fields, call);
+  read_delivery_fields(fields, call);
   read_answer_fields(fields, call);
   read_prompt_fields(fields, call);
   call.cache = read_cache_fields(fields);
-  read_thaw(fields, call);
+  read_thaw_fields(fields, call);
   call.output = read_output_format(fields);
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
@@ -203,6 +167,42 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
 }
 
 }  // namespace
+
+void read_thaw_fields(JsonFields& fields, ApiCall& call) {
+  auto thaw = fields.object("thaw");
+  if (!thaw) return;
+  thaw->read("explain", call.explain);
+  if (const auto worker = thaw->integer("worker", 0, kMaxInt32))
+    call.worker = static_cast<std::uint32_t>(*worker);
+  std::string tool_auto;
+  thaw->read("tool_auto", tool_auto);
+  if (tool_auto == "eager" || tool_auto == "lazy") {
+    call.tools.eager = tool_auto == "eager";
+  } else if (!tool_auto.empty()) {
+    thaw->fail(invalid_field("thaw.tool_auto", "`thaw.tool_auto` is \"" + tool_auto.substr(0, 40) +
+                                                   "\"; it must be \"lazy\" or \"eager\""));
+  }
+  fields.fail_with(*thaw);
+}
+
+void read_delivery_fields(JsonFields& fields, ApiCall& call) {
+  fields.read("stream", call.stream);
+  if (auto options = fields.object("stream_options")) {
+    options->read("include_usage", call.include_usage);
+    options->read("continuous_usage_stats", call.show.usage_in_chunks);
+    fields.fail_with(*options);
+  }
+  bool skip_special = true;
+  fields.read("skip_special_tokens", skip_special);
+  call.keep_special = !skip_special;
+  fields.read("cache_salt", call.cache_salt);
+  if (call.cache_salt.size() > kMaxSaltBytes) {
+    return fields.fail(invalid_field(
+        "cache_salt", "`cache_salt` has " + std::to_string(call.cache_salt.size()) +
+                          " bytes; at most " + std::to_string(kMaxSaltBytes) + " are accepted"));
+  }
+  fields.read("priority", call.priority, -kMaxInt32, kMaxInt32);
+}
 
 ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits) {
   JsonBody json;

@@ -15,7 +15,6 @@ constexpr std::size_t kMaxStops = 64;
 constexpr std::size_t kMaxStopBytes = 1024;
 constexpr std::size_t kMaxBadWords = 1024;
 constexpr std::size_t kMaxLogitBias = 1024;
-constexpr std::int64_t kMaxTopLogprobs = 20;
 
 void read_token_list(JsonFields& fields, const char* name, int vocab_size,
                      std::vector<TokenId>& target) {
@@ -49,7 +48,7 @@ void read_sampling(JsonFields& fields, const ParseLimits& limits, ApiCall& call)
   if (const auto seed = fields.integer("seed", kMinInt64, kMaxInt64))
     call.seed = static_cast<std::uint64_t>(*seed);
   // A completion may be there for its prompt alone.
-  const std::int64_t least = call.kind == ApiKind::kChat ? 1 : 0;
+  const std::int64_t least = call.kind == ApiKind::kCompletions ? 0 : 1;
   if (const auto n = fields.integer("max_tokens", least, kMaxInt32))
     call.max_tokens = static_cast<std::uint32_t>(*n);
   if (const auto n = fields.integer("max_completion_tokens", least, kMaxInt32))
@@ -68,7 +67,7 @@ void read_best_of(JsonFields& fields, const ParseLimits& limits, ApiCall& call) 
   const auto best_of = fields.integer("best_of", 1, limits.max_choices);
   if (!best_of || *best_of == call.num_choices) return;
   const std::string value = "`best_of` is " + std::to_string(*best_of);
-  if (call.kind == ApiKind::kChat && *best_of > 1) {
+  if (call.kind != ApiKind::kCompletions && *best_of > 1) {
     return fields.fail(unsupported_field(
         "best_of", value + "; it goes with /v1/completions, a chat shows all of its `n` replies"));
   }
@@ -168,6 +167,7 @@ void read_bad_words(JsonFields& fields, const ParseLimits& limits, ApiCall& call
 }
 
 void read_logprobs(JsonFields& fields, ApiCall& call) {
+  if (call.kind == ApiKind::kResponses) return;  // asked for by `include` there
   if (call.kind == ApiKind::kCompletions) {
     if (const auto best = fields.integer("logprobs", 0, kMaxTopLogprobs)) {
       call.logprobs = true;

@@ -9,19 +9,28 @@ namespace {
 
 constexpr std::uint32_t kDefaultCompletionTokens = 16;
 
+/// The field that the prompt is in.
+const char* prompt_field(ApiKind kind) {
+  if (kind == ApiKind::kCompletions) return "prompt";
+  return kind == ApiKind::kResponses ? "input" : "messages";
+}
+
+/// The field that says how long the reply may be.
+std::string limit_field(ApiKind kind) {
+  return kind == ApiKind::kResponses ? "`max_output_tokens`" : "`max_tokens`";
+}
+
 ApiError too_long(const ApiCall& call, std::size_t prompt_tokens, std::uint32_t max_model_len) {
   std::string message = "the context of this model is " + std::to_string(max_model_len) +
                         " tokens, but the prompt has " + std::to_string(prompt_tokens);
   if (prompt_tokens < max_model_len && call.max_tokens) {
-    message += " and `max_tokens` asks for " + std::to_string(*call.max_tokens) + " more (" +
-               std::to_string(prompt_tokens + *call.max_tokens) + " in all); at most " +
+    message += " and " + limit_field(call.kind) + " asks for " + std::to_string(*call.max_tokens) +
+               " more (" + std::to_string(prompt_tokens + *call.max_tokens) + " in all); at most " +
                std::to_string(max_model_len - prompt_tokens) + " fit";
   } else {
     message += "; it must leave room for at least one";
   }
-  const bool is_chat = call.kind == ApiKind::kChat;
-  return invalid_field(is_chat ? "messages" : "prompt", std::move(message),
-                       "context_length_exceeded");
+  return invalid_field(prompt_field(call.kind), std::move(message), "context_length_exceeded");
 }
 
 ApiResult<std::vector<TokenId>> encode(const ApiPrompt& prompt, const TextCodec& codec,
@@ -65,21 +74,22 @@ ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> t
   result.tokens = std::move(tokens);
   const std::size_t length = result.tokens.size();
   if (length == 0) {
-    return invalid_field(call.kind == ApiKind::kChat ? "messages" : "prompt",
+    return invalid_field(prompt_field(call.kind),
                          "the prompt is empty; it must have at least one token");
   }
   const std::size_t room = max_model_len > length ? max_model_len - length : 0;
   const std::uint32_t least = call.cache.prewarm ? 0 : call.max_tokens.value_or(1);
   if (length > max_model_len || least > room) return too_long(call, length, max_model_len);
   if (call.cache.prewarm) return result;
-  const std::size_t wanted =
-      call.kind == ApiKind::kChat ? room : std::min<std::size_t>(room, kDefaultCompletionTokens);
+  const std::size_t wanted = call.kind != ApiKind::kCompletions
+                                 ? room
+                                 : std::min<std::size_t>(room, kDefaultCompletionTokens);
   result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
   if (call.sampling.min_tokens > result.max_tokens) {
     return invalid_field("min_tokens", "`min_tokens` is " +
                                            std::to_string(call.sampling.min_tokens) +
-                                           "; it must not exceed `max_tokens`, here " +
-                                           std::to_string(result.max_tokens));
+                                           "; it must not exceed " + limit_field(call.kind) +
+                                           ", here " + std::to_string(result.max_tokens));
   }
   return result;
 }

@@ -32,7 +32,7 @@ PromptReport::PromptReport(const ApiCall& call, std::size_t index, const Prepare
       keep_special_(call.keep_special),
       num_tokens_(prompt.tokens.size()),
       num_best_(call.sampling.top_logprobs) {
-  const bool is_chat = call.kind == ApiKind::kChat;
+  const bool is_chat = call.kind != ApiKind::kCompletions;
   echoes_scores_ = show_.echo && call.logprobs && !is_chat;
   is_scored_ = echoes_scores_ || show_.prompt_logprobs >= 0;
   if (is_scored_ || show_.token_ids) tokens_ = prompt.tokens;

@@ -25,17 +25,19 @@ ThinkingStart thinking_start(const ChatForm& form, std::span<const TokenId> prom
   return ThinkingStart::kMayBegin;
 }
 
-void read_reasoning_effort(JsonFields& fields, nlohmann::ordered_json& template_kwargs) {
+void read_reasoning_effort(JsonFields& fields, nlohmann::ordered_json& template_kwargs,
+                           std::string_view name) {
   std::string effort;
-  fields.read("reasoning_effort", effort);
+  fields.read(name, effort);
   if (effort.empty() || fields.failed()) return;
   if (effort.size() > kMaxEffortBytes) {
-    return fields.fail(invalid_field(
-        "reasoning_effort", "`reasoning_effort` has " + std::to_string(effort.size()) +
+    const std::string full = fields.full_name(name);
+    return fields.fail(
+        invalid_field(full, "`" + full + "` has " + std::to_string(effort.size()) +
                                 " bytes; it must be a word such as \"none\", \"low\" or \"high\""));
   }
-  const auto set = [&](const char* name, const nlohmann::ordered_json& value) {
-    if (!template_kwargs.contains(name)) template_kwargs[name] = value;
+  const auto set = [&](const char* key, const nlohmann::ordered_json& value) {
+    if (!template_kwargs.contains(key)) template_kwargs[key] = value;
   };
   if (effort == "none") {
     set("enable_thinking", false);

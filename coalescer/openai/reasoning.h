@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include <nlohmann/json.hpp>
 
@@ -23,8 +24,10 @@ enum class ThinkingStart : std::uint8_t {
 ThinkingStart thinking_start(const ChatForm& form, std::span<const TokenId> prompt,
                              const TextCodec& codec);
 
-/// Reads `reasoning_effort`, which becomes a variable of the template; "none" also switches the
-/// thinking off (`enable_thinking` and `thinking` false) unless the request sets these itself.
-void read_reasoning_effort(JsonFields& fields, nlohmann::ordered_json& template_kwargs);
+/// Reads `reasoning_effort` (or `name`), which becomes a variable of the template; "none" also
+/// switches the thinking off (`enable_thinking` and `thinking` false) unless the request sets these
+/// itself.
+void read_reasoning_effort(JsonFields& fields, nlohmann::ordered_json& template_kwargs,
+                           std::string_view name = "reasoning_effort");
 
 }  // namespace thaw::coalescer

@@ -41,6 +41,8 @@ class ReplyParser final : private CallSink {
   ReplyPieces finish();
   /// Calls that were begun.
   std::uint32_t num_calls() const { return num_given_; }
+  /// What comes next goes on with the thinking, or is its end.
+  bool is_thinking() const { return at_ == At::kThinking; }
 
  private:
   enum class At : std::uint8_t { kBeforeThinking, kThinking, kAfterThinking, kContent, kCall };

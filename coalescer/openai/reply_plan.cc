@@ -37,7 +37,7 @@ ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> pr
                                 std::string_view known_tools, bool eager, const TextCodec& codec) {
   const ChatForm& form = codec.form();
   ReplyPlan plan;
-  const bool is_chat = call.kind == ApiKind::kChat;
+  const bool is_chat = call.kind != ApiKind::kCompletions;
   if (is_chat) plan.thinking = thinking_start(form, prompt, codec);
   ToolUse use = call.tools;
   if (use.specs.empty() && !call.has_tools && !known_tools.empty())

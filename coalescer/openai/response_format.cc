@@ -173,11 +173,38 @@ void read_response_format(JsonFields& fields, FormatReader& reader) {
   fields.fail_with(format);
 }
 
-}  // namespace
+/// `text.format`: the same words, a schema beside its `type`.
+void read_text_field(JsonFields& fields, FormatReader& reader) {
+  auto text = fields.object("text");
+  if (!text) return;
+  auto format = text->object("format");
+  fields.fail_with(*text);
+  if (!format || fields.failed()) return;
+  std::string type = "text";
+  format->read("type", type);
+  const std::string name = format->full_name("schema");
+  if (type == "json_object") {
+    OutputFormat any;
+    any.kind = OutputKind::kJsonObject;
+    any.field = "text.format";
+    reader.take(std::move(any));
+  } else if (type == "json_schema") {
+    bool strict = false;
+    format->read("strict", strict);
+    if (!format->find("schema")) {
+      format->fail(invalid_field(name, "`" + name + "` is missing; it must be a JSON schema"));
+    }
+    reader.schema(*format, "schema");
+  } else if (type != "text") {
+    format->fail(unsupported_field(
+        "text.format.type", "`text.format.type` is \"" + type.substr(0, 40) +
+                                "\"; it must be \"text\", \"json_object\" or \"json_schema\""));
+  }
+  fields.fail_with(*format);
+}
 
-OutputFormat read_output_format(JsonFields& fields) {
-  FormatReader reader(fields);
-  read_response_format(fields, reader);
+/// vLLM's fields.
+void read_structured_outputs(JsonFields& fields, FormatReader& reader) {
   if (auto wish = fields.object("structured_outputs")) {
     JsonFields& inner = *wish;
     reader.schema(inner, "json");
@@ -192,6 +219,21 @@ OutputFormat read_output_format(JsonFields& fields) {
   reader.pattern(fields, "guided_regex", OutputKind::kRegex);
   reader.choice(fields, "guided_choice");
   reader.pattern(fields, "guided_grammar", OutputKind::kGrammar);
+}
+
+}  // namespace
+
+OutputFormat read_output_format(JsonFields& fields) {
+  FormatReader reader(fields);
+  read_response_format(fields, reader);
+  read_structured_outputs(fields, reader);
+  return reader.result();
+}
+
+OutputFormat read_text_format(JsonFields& fields) {
+  FormatReader reader(fields);
+  read_text_field(fields, reader);
+  read_structured_outputs(fields, reader);
   return reader.result();
 }
 

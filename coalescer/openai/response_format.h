@@ -33,5 +33,7 @@ struct OutputFormat {
 /// `guided_regex`, `guided_choice`, `guided_grammar`. At most one of them may ask for a form; sets
 /// `fields`' error otherwise.
 OutputFormat read_output_format(JsonFields& fields);
+/// The same with the Responses API's `text.format` in place of `response_format`.
+OutputFormat read_text_format(JsonFields& fields);
 
 }  // namespace thaw::coalescer

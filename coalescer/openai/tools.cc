@@ -72,7 +72,16 @@ void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, T
   use.specs.push_back(std::move(*tool));
 }
 
-void read_tool_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
+/// A tool as chat templates take it.
+ordered_json nested_tool(ordered_json tool) {
+  tool.erase("type");
+  ordered_json function = ordered_json::object();
+  for (auto& [key, value] : tool.items())
+    if (!value.is_null()) function[key] = std::move(value);
+  return {{"type", "function"}, {"function", std::move(function)}};
+}
+
+void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use, ordered_json& list) {
   const auto tools = fields.array("tools");
   if (!tools) return;
   for (const element value : *tools) {
@@ -88,6 +97,12 @@ void read_tool_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
     if (!tool.failed() && type != "function") {
       tool.fail(unsupported_field(name + ".type", "`" + name + ".type` is \"" + type.substr(0, 40) +
                                                       "\"; only \"function\" is supported"));
+    }
+    if (!tool.failed() && shape == ToolShape::kFlat) {
+      add_tool(fields, "tools", tool, use);
+      if (fields.failed()) return;
+      list.push_back(nested_tool(to_ordered_json(value)));
+      continue;
     }
     if (!tool.failed() && !tool.find("function")) {
       tool.fail(
@@ -141,8 +156,8 @@ std::string read_chosen_name(JsonFields& choice) {
   return name;
 }
 
-void read_allowed_tools(JsonFields& choice, ToolUse& use) {
-  auto allowed = choice.object("allowed_tools");
+void read_allowed_tools(JsonFields& choice, ToolShape shape, ToolUse& use) {
+  auto allowed = shape == ToolShape::kFlat ? std::optional(choice) : choice.object("allowed_tools");
   if (!allowed) {
     const std::string name = choice.full_name("allowed_tools");
     return choice.fail(invalid_field(name, "`" + name + "` is missing; it must be an object"));
@@ -174,7 +189,7 @@ void read_allowed_tools(JsonFields& choice, ToolUse& use) {
   }
 }
 
-void read_choice(JsonFields& fields, std::string_view field, ToolUse& use) {
+void read_choice(JsonFields& fields, std::string_view field, ToolShape shape, ToolUse& use) {
   const auto value = fields.find(field);
   if (!value) return;
   const char* right = "\"auto\", \"none\", \"required\" or an object that names a function";
@@ -195,7 +210,7 @@ void read_choice(JsonFields& fields, std::string_view field, ToolUse& use) {
   std::string type = "function";
   choice.read("type", type);
   if (type == "allowed_tools") {
-    read_allowed_tools(choice, use);
+    read_allowed_tools(choice, shape, use);
   } else if (type == "function") {
     use.mode = ToolMode::kRequired;
     use.allowed.push_back(read_chosen_name(choice));
@@ -212,16 +227,16 @@ void read_choice(JsonFields& fields, std::string_view field, ToolUse& use) {
 
 }  // namespace
 
-ToolUse read_tools(JsonFields& fields, ordered_json& shown, bool may_be_known) {
+ToolUse read_tools(JsonFields& fields, ordered_json& shown, bool may_be_known, ToolShape shape) {
   ToolUse use;
   bool parallel = true;
   fields.read("parallel_tool_calls", parallel);
   if (fields.find("parallel_tool_calls")) use.parallel = parallel;
   auto list = ordered_json::array();
-  if (!fields.failed()) read_tool_list(fields, use, list);
-  if (!fields.failed()) read_function_list(fields, use, list);
+  if (!fields.failed()) read_tool_list(fields, shape, use, list);
+  if (!fields.failed() && shape == ToolShape::kNested) read_function_list(fields, use, list);
   const char* choice = use.legacy ? "function_call" : "tool_choice";
-  if (!fields.failed()) read_choice(fields, choice, use);
+  if (!fields.failed()) read_choice(fields, choice, shape, use);
   if (fields.failed()) return use;
   if (use.specs.empty()) {
     if (use.mode == ToolMode::kRequired && !may_be_known) {
@@ -247,7 +262,7 @@ std::vector<ToolSpec> tools_of_list(std::string_view list_json) {
   if (body.parse(text, kMaxJsonDepth + 1)) return {};
   JsonFields fields(body.root());
   auto ignored = ordered_json::array();
-  read_tool_list(fields, use, ignored);
+  read_tool_list(fields, ToolShape::kNested, use, ignored);
   return std::move(use.specs);
 }
 

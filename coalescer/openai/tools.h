@@ -42,11 +42,19 @@ inline constexpr std::size_t kMaxToolNameBytes = 128;
 /// Most tools of one request.
 inline constexpr std::size_t kMaxTools = 1024;
 
-/// Reads `tools`, `tool_choice`, `parallel_tool_calls`, and the older `functions` and
-/// `function_call`. `shown` becomes the list for the chat template, as the client wrote it; it
-/// stays null where there are none or the model is not to see them. `may_be_known`: a forced call
-/// may mean tools that the request does not repeat. Sets `fields`' error where something is wrong.
-ToolUse read_tools(JsonFields& fields, nlohmann::ordered_json& shown, bool may_be_known);
+/// How a request writes a function.
+enum class ToolShape : std::uint8_t {
+  kNested,  ///< {"type": "function", "function": {"name": ...}}
+  kFlat,  ///< {"type": "function", "name": ...}, as the Responses API does
+};
+
+/// Reads `tools`, `tool_choice`, `parallel_tool_calls`, and (nested) the older `functions` and
+/// `function_call`. `shown` becomes the list for the chat template, as the client wrote it
+/// (nested); it stays null where there are none or the model is not to see them. `may_be_known`: a
+/// forced call may mean tools that the request does not repeat. Sets `fields`' error where
+/// something is wrong.
+ToolUse read_tools(JsonFields& fields, nlohmann::ordered_json& shown, bool may_be_known,
+                   ToolShape shape = ToolShape::kNested);
 
 /// The tools of a list as chat templates take it. What is no tool is left out.
 std::vector<ToolSpec> tools_of_list(std::string_view list_json);
