@@ -1,11 +1,13 @@
 #include "coalescer/openai/answer_writer.h"
 
 #include "coalescer/openai/chunk_writer.h"
+#include "coalescer/openai/responses_writer.h"
 
 namespace thaw::coalescer {
 
 std::unique_ptr<AnswerWriter> make_answer_writer(const ApiCall& call,
                                                  const CompletionLabel& label) {
+  if (call.kind == ApiKind::kResponses) return std::make_unique<ResponsesWriter>(call, label);
   return std::make_unique<ChunkWriter>(call, label);
 }
 

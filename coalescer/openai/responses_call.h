@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coalescer/openai/call.h"
+#include "coalescer/openai/responses_items.h"
+
+namespace thaw::coalescer {
+
+/// What POST /v1/responses says beyond a chat: hangs on its ApiCall.
+struct ResponsesRequest {
+  std::vector<ResponsesItem> input;
+  std::optional<std::string> instructions;  ///< a system message before everything else
+  std::string previous_id;  ///< goes on with this response; empty: with none
+  bool store = true;
+  bool background = false;
+  bool truncates = false;  ///< the oldest messages are left out where the context is too short
+  /// Members that the answer repeats, without braces: `"instructions":null,...`.
+  std::string echo;
+};
+
+/// Reads a body of POST /v1/responses. The prompt of the call is empty yet: what it goes on with
+/// is the server's (responses_prompt.h). `request` becomes what the call carries besides. Errors as
+/// parse_call's, with the fields' names of this API.
+ApiResult<ApiCall> parse_responses(std::string_view body, const ServedModels& models,
+                                   std::uint32_t max_choices);
+ApiResult<ApiCall> parse_responses(std::string_view body, const ParseLimits& limits);
+
+/// GET /v1/responses/{id}?stream=true&starting_after=N
+struct ResponseView {
+  bool stream = false;
+  std::int64_t starting_after = -1;  ///< the last event that the client has
+};
+ApiResult<ResponseView> parse_response_view(std::string_view query);
+
+/// GET /v1/responses/{id}/input_items?limit=&order=&after=
+struct ItemsPage {
+  std::uint32_t limit = 20;
+  bool newest_first = true;
+  std::string after;  ///< the last item of the page before; empty: from the first
+};
+ApiResult<ItemsPage> parse_items_page(std::string_view query);
+
+}  // namespace thaw::coalescer
