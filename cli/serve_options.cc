@@ -77,6 +77,9 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.session_kept_bytes = session_bytes(settings).value();
   options.prompt_cache_bytes = prompt_cache_bytes(settings).value();
   options.session_dir = settings.session_dir;
+  options.response_limits.max_responses = settings.max_responses;
+  options.response_limits.max_bytes = settings.response_bytes;
+  options.response_limits.ttl = std::chrono::seconds(settings.response_ttl_s);
   options.max_body_bytes = settings.max_body_bytes;
   options.max_connections = settings.max_connections;
   options.max_num_seqs = settings.max_num_seqs;

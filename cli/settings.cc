@@ -304,6 +304,20 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       "Sessions are written there at checkpoints and at the server's end, and taken up from there")
       ->group(sessions);
 
+  add(command, "--max-responses", s.max_responses,
+      "Responses of /v1/responses that are stored at once; 0 stores none")
+      ->check(CLI::Range(0U, kMaxCount))
+      ->group(sessions);
+  add(command, "--response-bytes", s.response_bytes,
+      "Memory of all stored responses (64MiB, ...); 0 stores none")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40))
+      ->group(sessions);
+  add(command, "--response-ttl", s.response_ttl_s,
+      "Seconds that a stored response lives after its last use")
+      ->check(CLI::Range(std::uint64_t{1}, kMaxTtl))
+      ->group(sessions);
+
   const std::string engine = "Engine";
   add(command, "--device", s.device,
       "cpu, cuda (the first GPU), cuda:N, or cuda:N,M,... for workers to take in turn")

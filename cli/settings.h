@@ -62,6 +62,9 @@ struct ServeSettings {
   std::string prompt_cache_bytes = "auto";  ///< for prompts; auto: a quarter of the arena
   std::uint64_t session_history_bytes = 256ULL << 20;
   std::string session_dir;
+  std::uint32_t max_responses = 4096;
+  std::uint64_t response_bytes = 256ULL << 20;
+  std::uint64_t response_ttl_s = 86400;
   std::uint64_t max_body_bytes = 32ULL << 20;
   std::uint32_t max_connections = 4096;
   double drain_timeout_s = 30.0;

@@ -124,6 +124,11 @@ net::awaitable<bool> Session::answer(Request request) {
       co_return co_await answer_call(ApiKind::kChat, std::move(request));
     if (request.route.endpoint == Endpoint::kCompletions)
       co_return co_await answer_call(ApiKind::kCompletions, std::move(request));
+    if (request.route.endpoint == Endpoint::kResponses)
+      co_return co_await answer_responses(std::move(request));
+    if (request.route.endpoint >= Endpoint::kResponse &&
+        request.route.endpoint <= Endpoint::kResponseItems)
+      co_return co_await answer_response(std::move(request));
     if (request.route.endpoint == Endpoint::kForks)
       co_return co_await answer_forks(std::move(request));
     if (request.route.endpoint >= Endpoint::kSessions)
@@ -239,9 +244,22 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     prepared.prompts.push_back(std::move(prompt));
     if (context_->draining) co_return co_await reply(request, error_reply(not_ready(*context_)));
   }
-  const std::size_t num_prompts = prepared.prompts.size();
+  auto started = start_call(record, std::move(prepared.prompts), std::move(turn), request.received);
+  if (auto* error = std::get_if<ApiError>(&started))
+    co_return co_await reply(request, error_reply(*error));
+  co_return co_await answer_live(std::move(std::get<std::shared_ptr<LiveCall>>(started)), record,
+                                 std::move(request));
+}
+
+ApiResult<std::shared_ptr<LiveCall>> Session::start_call(const std::shared_ptr<CallRecord>& record,
+                                                         std::vector<PreparedPrompt> prompts,
+                                                         std::shared_ptr<RunningTurn> turn,
+                                                         Clock::TimePoint received) {
+  const ApiCall& call = record->call;
+  const std::string& tenant = record->tenant;
+  const std::size_t num_prompts = prompts.size();
   CompletionLabel label;
-  label.id = context_->next_response_id(kind);
+  label.id = context_->next_response_id(call.kind);
   label.created = context_->unix_seconds();
   // An alias is repeated; a request that names none reads which one answered.
   label.model = call.model.empty() ? call.served->name() : call.model;
@@ -251,10 +269,10 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
   const TextCodec* codec = call.served->codec.get();  // lives as long as the record
   auto live = std::make_shared<LiveCall>(
       socket_.get_executor(), Completion(call, num_prompts, label, codec), call.stream,
-      &context_->dispatcher, &context_->metrics, codec, request.received);
-  live->completion().set_prompts(call, prepared.prompts);
-  if (kind == ApiKind::kChat) {
-    record->prompt = prepared.prompts.front().tokens;
+      &context_->dispatcher, &context_->metrics, codec, received);
+  live->completion().set_prompts(call, prompts);
+  if (call.kind != ApiKind::kCompletions) {
+    record->prompt = prompts.front().tokens;
     record->generated.resize(call.num_choices);
   }
   if (turn != nullptr) {
@@ -264,16 +282,14 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     if (const auto& plan = record->turn) used.common_tokens = plan->common_tokens;
     live->completion().set_session(std::move(used));
   }
-  keep_prompts(*live, call, request.tenant, prepared.prompts);
+  keep_prompts(*live, call, tenant, prompts);
   auto submitted = context_->dispatcher.submit(
-      make_requests(call, std::move(prepared.prompts), call.served->name(), request.tenant,
-                    context_->random()),
+      make_requests(call, std::move(prompts), call.served->name(), tenant, context_->random()),
       live);
-  if (auto* error = std::get_if<ApiError>(&submitted))
-    co_return co_await reply(request, error_reply(*error));
+  if (auto* error = std::get_if<ApiError>(&submitted)) return std::move(*error);
   live->set_requests(std::move(std::get<std::vector<RequestId>>(submitted)));
   context_->schedule_flush();
-  if (kind == ApiKind::kChat) {
+  if (call.kind != ApiKind::kCompletions) {
     live->set_record(record);
     context_->sessions.calls().add(record);
   }
@@ -281,7 +297,12 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     context_->sessions.set_running(call.session_id, record);
     live->set_turn(std::move(turn));
   }
+  return live;
+}
 
+net::awaitable<bool> Session::answer_live(std::shared_ptr<LiveCall> live,
+                                          std::shared_ptr<CallRecord> record, Request request) {
+  const ApiCall& call = record->call;
   call_ = live;
   watch_client(live);
   bool open = false;
@@ -291,7 +312,7 @@ net::awaitable<bool> Session::answer_call(ApiKind kind, Request request) {
     open = co_await answer_whole(live, std::move(request), record->id, call.explain);
   call_ = nullptr;
   live->abandon();
-  if (kind == ApiKind::kChat)
+  if (call.kind != ApiKind::kCompletions)
     context_->sessions.calls().end(record, /*keep=*/live->completion().started());
   boost::system::error_code ignored;
   static_cast<void>(socket_.cancel(ignored));  // ends the watch
@@ -341,6 +362,7 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
   if (explain) explained = co_await explanation(call->requests());
   completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
   HttpReply whole = json_reply(completion.body(explained));
+  call->answered();
   whole.headers.emplace_back("x-request-id", id);
   co_return co_await reply(request, std::move(whole));
 }
@@ -373,6 +395,7 @@ net::awaitable<bool> Session::answer_stream(std::shared_ptr<LiveCall> call, Requ
     head_written = true;
     std::string frames = completion.take_frames();
     if (last) frames += completion.last_frames(explained);
+    if (last) call->answered();
     bytes += stream_chunk(mode, std::move(frames));
     if (last) bytes += stream_end(mode);
     if (!bytes.empty() && !co_await write(std::move(bytes))) break;

@@ -148,18 +148,53 @@ net::awaitable<ApiResult<PreparedForks>> prepare_stored_on_pool(const ServerCont
   co_return forks;
 }
 
+ApiError no_such_response(const std::string& id) {
+  ApiError error = invalid_field("trunk.response_id",
+                                 "there is no response `" + id.substr(0, 100) +
+                                     "`: it runs not, is none of the last that ended, and is not "
+                                     "stored",
+                                 "response_not_found");
+  error.status = 404;
+  return error;
+}
+
+ApiError token_not_reached(std::uint32_t token, std::size_t there) {
+  ApiError error =
+      invalid_field("trunk.token",
+                    "`trunk.token` is " + std::to_string(token) + "; the completion has " +
+                        std::to_string(there) + " tokens so far",
+                    "token_not_reached");
+  error.status = 409;
+  error.retry_after = kNextTokens;
+  return error;
+}
+
+/// Of a response that POST /v1/responses stored.
+ApiResult<Session::ForkTrunk> trunk_of_stored(const ServerContext* context,
+                                              const StoredResponse& response,
+                                              const StoredTrunk& stored) {
+  const ServedModelPtr model = context->models->find(response.served);
+  if (response.line == nullptr || model == nullptr || model->weights != response.weights)
+    return no_such_response(stored.response_id);
+  if (stored.choice != 0) {
+    return invalid_field("trunk.choice", "`trunk.choice` is " + std::to_string(stored.choice) +
+                                             "; a response has one, number 0");
+  }
+  Session::ForkTrunk trunk{response.line, {}, response.cache_salt, model};
+  if (!stored.token) return trunk;
+  std::uint32_t prompt_tokens = 0;
+  for (const SessionMark& mark : response.line->marks)
+    if (mark.end == LineEnd::kPrompted) prompt_tokens = mark.tokens;
+  const std::size_t there = response.line->tokens.size() - prompt_tokens;
+  if (*stored.token > there) return token_not_reached(*stored.token, there);
+  trunk.cut.tokens = prompt_tokens + *stored.token;
+  return trunk;
+}
+
 /// The response's state, and where to cut it.
 ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
                                                 const StoredTrunk& stored) {
-  if (record == nullptr) {
-    ApiError error =
-        invalid_field("trunk.response_id",
-                      "there is no chat completion `" + stored.response_id.substr(0, 100) +
-                          "`: it runs not, and is none of the last that ended",
-                      "response_not_found");
-    error.status = 404;
-    return error;
-  }
+  if (record == nullptr) return no_such_response(stored.response_id);
   Session::ForkTrunk trunk{state_of_record(*record, stored.choice, *record->call.served->codec),
                            {},
                            record->call.cache_salt,
@@ -171,17 +206,8 @@ ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
   }
   if (!stored.token) return trunk;
   const std::size_t there = trunk.state->tokens.size() - record->prompt.size();
-  if (*stored.token > there) {
-    // A running completion may get there.
-    ApiError error =
-        invalid_field("trunk.token",
-                      "`trunk.token` is " + std::to_string(*stored.token) +
-                          "; the completion has " + std::to_string(there) + " tokens so far",
-                      "token_not_reached");
-    error.status = 409;
-    error.retry_after = kNextTokens;
-    return error;
-  }
+  // A running completion may get there.
+  if (*stored.token > there) return token_not_reached(*stored.token, there);
   trunk.cut.tokens = static_cast<std::uint32_t>(record->prompt.size()) + *stored.token;
   return trunk;
 }
@@ -273,6 +299,9 @@ net::awaitable<ApiResult<Session::ForkTrunk>> Session::find_trunk(std::string te
   SessionService& sessions = context_->sessions;
   if (!stored.response_id.empty()) {
     const auto record = sessions.calls().find(tenant, stored.response_id);
+    const StoredResponse* kept =
+        record == nullptr ? context_->responses.store().find(tenant, stored.response_id) : nullptr;
+    if (kept != nullptr) co_return trunk_of_stored(context_, *kept, stored);
     co_return trunk_of_response(record.get(), stored);
   }
   auto found = sessions.find(tenant, stored.session_id, "trunk.session_id");

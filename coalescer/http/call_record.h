@@ -36,6 +36,8 @@ class CallRecords {
   void add(const std::shared_ptr<CallRecord>& record) { calls_.emplace(record->id, record); }
   /// No more tokens will come. `keep` false: nobody will ask for it.
   void end(const std::shared_ptr<CallRecord>& record, bool keep);
+  /// Nobody is to ask for it any more.
+  void erase(const std::string& id) { calls_.erase(id); }
   /// Null where there is none or it is another tenant's.
   std::shared_ptr<const CallRecord> find(const std::string& tenant, const std::string& id) const;
 

@@ -41,6 +41,11 @@ class LiveCall final : public EventReceiver {
   void set_on_prefilled(std::function<void(std::size_t slot)> on_prefilled) {
     on_prefilled_ = std::move(on_prefilled);
   }
+  /// Called once the whole answer is known, before its end is written.
+  void set_on_answered(std::function<void()> on_answered) { on_answered_ = std::move(on_answered); }
+  void answered() {
+    if (on_answered_) on_answered_();
+  }
   /// A call that is answered together with this one: it ends with it, and this one wakes for it.
   void add_sibling(const std::shared_ptr<LiveCall>& sibling);
 
@@ -72,6 +77,7 @@ class LiveCall final : public EventReceiver {
   std::shared_ptr<RunningTurn> turn_;
   std::function<void(std::size_t slot)> on_prefilled_;
   std::vector<bool> prefilled_;  // by slot
+  std::function<void()> on_answered_;
   std::vector<std::shared_ptr<LiveCall>> siblings_;
   LiveCall* leader_ = nullptr;  // whose sibling this is
   bool woken_ = false;

@@ -241,6 +241,13 @@ std::string Metrics::render(const PoolStatus& status, const std::string& version
   append_single(out, "thaw_prompt_cache_pins", "Prompts whose KV is kept for a time.", "gauge",
                 cache_pins);
   append_single(out, "thaw_prompt_cache_pin_bytes", "KV kept for them.", "gauge", cache_pin_bytes);
+  append_single(out, "thaw_responses", "Stored responses.", "gauge", responses);
+  append_single(out, "thaw_response_bytes", "Memory that they take.", "gauge", response_bytes);
+  append_single(out, "thaw_responses_running", "Responses that run in the background.", "gauge",
+                responses_running);
+  append_single(out, "thaw_responses_dropped_total",
+                "Responses that went for others, or whose time was over.", "counter",
+                responses_dropped);
 
   append_single(out, "thaw_ready", "1 while at least one worker serves.", "gauge",
                 status.ready ? 1 : 0);

@@ -56,6 +56,10 @@ struct Metrics {
   SessionCounts sessions;
   std::uint64_t cache_pins = 0;  ///< prompts kept for a time
   std::uint64_t cache_pin_bytes = 0;
+  std::uint64_t responses = 0;  ///< stored
+  std::uint64_t response_bytes = 0;
+  std::uint64_t responses_running = 0;  ///< in the background
+  std::uint64_t responses_dropped = 0;  ///< that nobody deleted
 
   /// Prometheus text format 0.0.4, with the pool's counters.
   std::string render(const PoolStatus& status, const std::string& version) const;

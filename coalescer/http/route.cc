@@ -2,6 +2,7 @@
 
 #include <array>
 #include <charconv>
+#include <span>
 
 namespace thaw::coalescer {
 namespace {
@@ -34,6 +35,7 @@ const std::array<Entry, 13>& table() {
 constexpr std::size_t kMaxShown = 100;
 constexpr std::string_view kModelPrefix = "/v1/models/";
 constexpr std::string_view kSessions = "/v1/sessions";
+constexpr std::string_view kResponses = "/v1/responses";
 constexpr std::string_view kSnapshotPrefix = "/admin/snapshots/";
 
 std::string percent_decode(std::string_view text) {
@@ -71,7 +73,7 @@ HttpReply method_not_allowed(std::string_view method, const char* label,
   return reply;
 }
 
-/// One method of a path below /v1/sessions. `verb` follows the id; "" and no id is the collection.
+/// One method of a path below a collection. `verb` follows the id; "" and no id is the collection.
 struct SessionEntry {
   std::string_view verb;
   bool has_id;
@@ -93,14 +95,23 @@ constexpr std::array<SessionEntry, 10> kSessionTable = {{
     {"tree", true, "GET", Endpoint::kSessionTree, "/v1/sessions/{id}/tree"},
 }};
 
-/// `rest`: what follows "/v1/sessions" in the path.
-std::variant<Route, HttpReply> find_session_route(std::string_view method, std::string_view path,
-                                                  std::string_view rest) {
+constexpr std::array<SessionEntry, 5> kResponseTable = {{
+    {"", false, "POST", Endpoint::kResponses, "/v1/responses"},
+    {"", true, "GET", Endpoint::kResponse, "/v1/responses/{id}"},
+    {"", true, "DELETE", Endpoint::kResponseDelete, "/v1/responses/{id}"},
+    {"cancel", true, "POST", Endpoint::kResponseCancel, "/v1/responses/{id}/cancel"},
+    {"input_items", true, "GET", Endpoint::kResponseItems, "/v1/responses/{id}/input_items"},
+}};
+
+/// `rest`: what follows the collection in the path.
+std::variant<Route, HttpReply> find_route_below(std::span<const SessionEntry> table,
+                                                std::string_view method, std::string_view path,
+                                                std::string_view rest) {
   if (rest == "/") return not_found(path);
   if (!rest.empty()) rest.remove_prefix(1);
   std::string_view id;
   std::string_view verb;
-  if (rest == "import") {
+  if (rest == "import" && table.data() == kSessionTable.data()) {
     verb = rest;
   } else {
     id = rest.substr(0, rest.find('/'));
@@ -110,7 +121,7 @@ std::variant<Route, HttpReply> find_session_route(std::string_view method, std::
   }
   std::string allowed;
   const char* label = "";
-  for (const SessionEntry& entry : kSessionTable) {
+  for (const SessionEntry& entry : table) {
     if (entry.verb != verb || entry.has_id != !id.empty()) continue;
     if (entry.method == method || (entry.method == "GET" && method == "HEAD")) {
       return Route{entry.endpoint, entry.label, true, entry.method == "POST", "", std::string(id)};
@@ -126,9 +137,14 @@ std::variant<Route, HttpReply> find_session_route(std::string_view method, std::
 }  // namespace
 
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path) {
-  if (path.substr(0, kSessions.size()) == kSessions &&
-      (path.size() == kSessions.size() || path[kSessions.size()] == '/'))
-    return find_session_route(method, path, path.substr(kSessions.size()));
+  const auto is_below = [&](std::string_view collection) {
+    return path.starts_with(collection) &&
+           (path.size() == collection.size() || path[collection.size()] == '/');
+  };
+  if (is_below(kSessions))
+    return find_route_below(kSessionTable, method, path, path.substr(kSessions.size()));
+  if (is_below(kResponses))
+    return find_route_below(kResponseTable, method, path, path.substr(kResponses.size()));
   Route route;
   bool found = false;
   for (const Entry& entry : table()) {

@@ -21,6 +21,11 @@ enum class Endpoint : std::uint8_t {
   kMetrics,
   kForks,
   kForksRecent,
+  kResponses,
+  kResponse,
+  kResponseDelete,
+  kResponseCancel,
+  kResponseItems,
   kAdminPool,
   kAdminSnapshots,
   kAdminRegister,
@@ -44,7 +49,7 @@ struct Route {
   bool needs_key = true;
   bool has_body = false;  ///< a POST
   std::string model;  ///< of kModel and kAdminUnregister, percent-decoded
-  std::string session;  ///< of kSession and what follows it
+  std::string session;  ///< of kSession and what follows it; of kResponse and its likes
 };
 
 /// Finds the endpoint; otherwise the 404, or the 405 with its Allow header.

@@ -142,6 +142,7 @@ Server::Impl::~Impl() {
   context.text_pool.join();  // its tasks end by posting to `io`
   context.admin_pool.join();
   context.dispatcher.drop_receivers();
+  context.responses.drop_runs();
 }
 
 void Server::Impl::connect_backend() {

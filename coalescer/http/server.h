@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coalescer/core/backend.h"
+#include "coalescer/core/response_store.h"
 #include "coalescer/core/session_store.h"
 #include "coalescer/openai/served_models.h"
 #include "engine/base/result.h"
@@ -48,6 +49,7 @@ struct ServerOptions {
       30000};  ///< a client that reads nothing for that long is dropped
   std::uint32_t num_text_threads = 1;  ///< tokenize long prompts off the I/O thread
   SessionLimits session_limits;
+  ResponseLimits response_limits;  ///< of what /v1/responses stores
   std::uint64_t session_kept_bytes = 128ULL << 20;  ///< KV kept for sessions; 0: none is
   std::uint64_t prompt_cache_bytes = 64ULL << 20;  ///< KV kept for prompts that ask for it
   std::string session_dir;  ///< sessions are written there; empty: nowhere

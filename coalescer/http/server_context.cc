@@ -76,6 +76,7 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
               }),
       sessions(options.session_limits, options.session_kept_bytes, backend_in, &clock),
       cache_pins(options.prompt_cache_bytes, backend_in, &clock),
+      responses(options.response_limits, &clock, &sessions.calls()),
       dispatcher(options.window, options.max_queued_requests, backend_in, &history, &metrics,
                  &clock),
       keys(options.api_keys),
@@ -125,6 +126,7 @@ ServedModelPtr ServerContext::model_of(const std::string& weights, const std::st
 }
 
 std::string ServerContext::next_response_id(ApiKind kind) {
+  if (kind == ApiKind::kResponses) return fmt::format("resp_{}{:016x}", nonce, next_response_++);
   return next_response_id(kind == ApiKind::kChat ? "chatcmpl" : "cmpl");
 }
 
@@ -139,6 +141,11 @@ std::string ServerContext::metrics_text() {
   metrics.sessions = sessions.counts();
   metrics.cache_pins = cache_pins.num_pinned();
   metrics.cache_pin_bytes = cache_pins.bytes();
+  responses.store().expire();
+  metrics.responses = responses.store().size();
+  metrics.response_bytes = responses.store().bytes();
+  metrics.responses_running = responses.num_running();
+  metrics.responses_dropped = responses.store().num_dropped();
   return metrics.render(backend->status(), options.version);
 }
 

@@ -14,6 +14,7 @@
 #include "coalescer/http/cache_pins.h"
 #include "coalescer/http/dispatcher.h"
 #include "coalescer/http/metrics.h"
+#include "coalescer/http/response_service.h"
 #include "coalescer/http/server.h"
 #include "coalescer/http/session_service.h"
 #include "coalescer/openai/call.h"
@@ -54,6 +55,7 @@ struct ServerContext {
   Metrics metrics;
   SessionService sessions;
   CachePins cache_pins;
+  ResponseService responses;
   Dispatcher dispatcher;
   KeyTable keys;
   boost::asio::thread_pool text_pool;
@@ -74,7 +76,7 @@ struct ServerContext {
   /// The model that a written session is of: the one with its weights, else the one of its name,
   /// else the first.
   ServedModelPtr model_of(const std::string& weights, const std::string& name) const;
-  /// "chatcmpl-<process>-<number>".
+  /// "chatcmpl-<process>-<number>"; of a response "resp_" and 32 hex digits.
   std::string next_response_id(ApiKind kind);
   /// The same with another word in front.
   std::string next_response_id(const char* prefix);

@@ -72,6 +72,20 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Both give false where the connection must end.
   boost::asio::awaitable<bool> answer(Request request);
   boost::asio::awaitable<bool> answer_call(ApiKind kind, Request request);
+  /// Submits the call that the record has; `turn`: of a session, else null.
+  ApiResult<std::shared_ptr<LiveCall>> start_call(const std::shared_ptr<CallRecord>& record,
+                                                  std::vector<PreparedPrompt> prompts,
+                                                  std::shared_ptr<RunningTurn> turn,
+                                                  Clock::TimePoint received);
+  /// Answers a call that runs, and ends it.
+  boost::asio::awaitable<bool> answer_live(std::shared_ptr<LiveCall> live,
+                                           std::shared_ptr<CallRecord> record, Request request);
+  /// POST /v1/responses, and what is below it.
+  boost::asio::awaitable<bool> answer_responses(Request request);
+  boost::asio::awaitable<bool> answer_response(Request request);
+  /// The events of a background response behind number `after`, as they come.
+  boost::asio::awaitable<bool> stream_run(std::shared_ptr<ResponseRun> run, std::int64_t after,
+                                          Request request);
   boost::asio::awaitable<bool> reply(const Request& request, HttpReply reply);
   boost::asio::awaitable<HttpReply> simple_reply(Request request);
   /// With keys: the tenants that ServerOptions names.
