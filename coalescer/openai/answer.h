@@ -30,6 +30,7 @@ struct SessionUsage {
 struct CompletionUsage {
   std::uint64_t prompt_tokens = 0;
   std::uint64_t cached_tokens = 0;
+  std::uint64_t kept_tokens = 0;  ///< of the prompts, whose KV is kept (CacheFields)
   std::uint64_t completion_tokens = 0;
   std::uint64_t reasoning_tokens = 0;  ///< of these, the model's thinking
   std::optional<SessionUsage> session;

@@ -22,12 +22,12 @@ namespace thaw::coalescer {
 
 struct ResponsesRequest;
 
-enum class ApiKind : std::uint8_t { kChat, kCompletions, kResponses };
+enum class ApiKind : std::uint8_t { kChat, kCompletions, kResponses, kMessages };
 
 /// A prompt as the client gave it.
 using ApiPrompt = std::variant<ChatPrompt, std::string, std::vector<TokenId>>;
 
-/// One body of /v1/chat/completions or /v1/completions, validated, not tokenized yet.
+/// One body of /v1/chat/completions, /v1/completions or /v1/messages, validated, not tokenized yet.
 struct ApiCall {
   ApiKind kind = ApiKind::kChat;
   std::string model;  ///< as asked for; empty where it was left out

@@ -243,15 +243,22 @@ void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& u
          usage.prompt_tokens - std::min(usage.cached_tokens, usage.prompt_tokens));
   out += '}';
   if (const auto& session = usage.session) {
-    const std::uint64_t common = session->common_tokens;
-    out += R"(,"session":{"id":)";
-    append_json_string(out, session->id);
-    out += session->appended ? R"(,"mode":"append")" : R"(,"mode":"render")";
-    number(R"(,"common_tokens":)", common);
-    number(R"(,"recomputed_tokens":)",
-           common > usage.cached_tokens ? common - usage.cached_tokens : 0);
-    out += '}';
+    out += ',';
+    append_session_usage(out, *session, usage.cached_tokens);
   }
+  out += '}';
+}
+
+void ChunkWriter::append_session_usage(std::string& out, const SessionUsage& session,
+                                       std::uint64_t cached_tokens) {
+  const std::uint64_t common = session.common_tokens;
+  out += R"("session":{"id":)";
+  append_json_string(out, session.id);
+  out += session.appended ? R"(,"mode":"append")" : R"(,"mode":"render")";
+  out += R"(,"common_tokens":)";
+  append_json_integer(out, static_cast<std::int64_t>(common));
+  out += R"(,"recomputed_tokens":)";
+  append_json_integer(out, static_cast<std::int64_t>(common - std::min(common, cached_tokens)));
   out += '}';
 }
 

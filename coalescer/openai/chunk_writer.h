@@ -27,6 +27,9 @@ class ChunkWriter final : public AnswerWriter {
                    const std::string& explanation) override;
 
   static void append_usage_object(std::string& out, const CompletionUsage& usage);
+  /// `"session":{...}`
+  static void append_session_usage(std::string& out, const SessionUsage& session,
+                                   std::uint64_t cached_tokens);
 
  private:
   void make_heads();

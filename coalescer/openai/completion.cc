@@ -38,8 +38,10 @@ void Completion::set_system_fingerprint(const std::string& fingerprint) {
 }
 
 void Completion::set_prompts(const ApiCall& call, std::span<const PreparedPrompt> prompts) {
-  for (const PreparedPrompt& prompt : prompts)
+  for (const PreparedPrompt& prompt : prompts) {
     prompt_tokens_ += prompt.tokens.size();
+    usage_.kept_tokens += prompt.kept_tokens;
+  }
   const AnswerOptions defaults;
   if (show_.echo == defaults.echo && show_.token_ids == defaults.token_ids &&
       show_.prompt_logprobs == defaults.prompt_logprobs &&

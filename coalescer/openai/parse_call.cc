@@ -4,6 +4,7 @@
 
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/messages_call.h"
 #include "coalescer/openai/parse_messages.h"
 #include "coalescer/openai/parse_sampling.h"
 
@@ -135,7 +136,10 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
   call.output = read_output_format(fields);
   refuse_unsupported(fields, call);
   if (!fields.failed()) {
-    if (call.kind == ApiKind::kChat) {
+    if (call.kind == ApiKind::kMessages) {
+      read_session(fields, call);
+      read_messages_call(fields, call);
+    } else if (call.kind == ApiKind::kChat) {
       read_session(fields, call);
       ChatPrompt prompt;
       const std::optional<bool> eager = call.tools.eager;

@@ -78,13 +78,16 @@ ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> t
                          "the prompt is empty; it must have at least one token");
   }
   const std::size_t room = max_model_len > length ? max_model_len - length : 0;
-  const std::uint32_t least = call.cache.prewarm ? 0 : call.max_tokens.value_or(1);
+  std::uint32_t least = call.cache.prewarm ? 0 : call.max_tokens.value_or(1);
+  // Clients of that API need not know how long a prompt is: they get as much as fits.
+  if (call.kind == ApiKind::kMessages) least = std::min(least, 1U);
   if (length > max_model_len || least > room) return too_long(call, length, max_model_len);
   if (call.cache.prewarm) return result;
   const std::size_t wanted = call.kind != ApiKind::kCompletions
                                  ? room
                                  : std::min<std::size_t>(room, kDefaultCompletionTokens);
   result.max_tokens = call.max_tokens.value_or(static_cast<std::uint32_t>(wanted));
+  result.max_tokens = std::min(result.max_tokens, static_cast<std::uint32_t>(room));
   if (call.sampling.min_tokens > result.max_tokens) {
     return invalid_field("min_tokens", "`min_tokens` is " +
                                            std::to_string(call.sampling.min_tokens) +

@@ -23,8 +23,8 @@ ordered_json no_parameters() {
   return {{"type", "object"}, {"properties", ordered_json::object()}};
 }
 
-/// Reads a function's `name`, `description`, `parameters` and `strict`.
-std::optional<ToolSpec> read_function(JsonFields& function) {
+/// Reads a function's `name`, `description`, `strict`, and the schema of its arguments.
+std::optional<ToolSpec> read_function(JsonFields& function, std::string_view schema) {
   ToolSpec tool;
   if (!function.find("name")) {
     const std::string name = function.full_name("name");
@@ -41,10 +41,10 @@ std::optional<ToolSpec> read_function(JsonFields& function) {
   function.read("description", tool.description);
   function.read("strict", tool.strict);
   tool.parameters = no_parameters();
-  if (const auto parameters = function.object("parameters")) {
-    ordered_json schema = to_ordered_json(parameters->raw());
+  if (const auto parameters = function.object(schema)) {
+    ordered_json given = to_ordered_json(parameters->raw());
     // `{}` says no more than a missing one.
-    if (!schema.empty()) tool.parameters = std::move(schema);
+    if (!given.empty()) tool.parameters = std::move(given);
   }
   if (function.failed()) return std::nullopt;
   return tool;
@@ -54,8 +54,9 @@ std::string item_name(std::string_view list, std::size_t index) {
   return std::string(list) + "[" + std::to_string(index) + "]";
 }
 
-void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, ToolUse& use) {
-  auto tool = read_function(function);
+void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, ToolUse& use,
+              std::string_view schema = "parameters") {
+  auto tool = read_function(function, schema);
   if (!tool) return fields.fail_with(function);
   if (use.specs.size() >= kMaxTools) {
     return fields.fail(
@@ -276,6 +277,10 @@ ordered_json template_list(const std::vector<ToolSpec>& tools) {
     list.push_back({{"type", "function"}, {"function", std::move(function)}});
   }
   return list;
+}
+
+void add_described_tool(JsonFields& fields, JsonFields& tool, ToolUse& use) {
+  add_tool(fields, "tools", tool, use, "input_schema");
 }
 
 const ToolSpec* find_tool(const std::vector<ToolSpec>& tools, std::string_view name) {

@@ -56,6 +56,10 @@ enum class ToolShape : std::uint8_t {
 ToolUse read_tools(JsonFields& fields, nlohmann::ordered_json& shown, bool may_be_known,
                    ToolShape shape = ToolShape::kNested);
 
+/// Adds a tool as Anthropic's API describes one: `name`, `description`, `input_schema`. Errors set
+/// `fields`'.
+void add_described_tool(JsonFields& fields, JsonFields& tool, ToolUse& use);
+
 /// The tools of a list as chat templates take it. What is no tool is left out.
 std::vector<ToolSpec> tools_of_list(std::string_view list_json);
 
