@@ -12,6 +12,8 @@
 #include "coalescer/http/session.h"
 #include "coalescer/openai/admin_bodies.h"
 #include "coalescer/openai/describe.h"
+#include "coalescer/openai/messages_call.h"
+#include "coalescer/openai/messages_models.h"
 #include "engine/base/log.h"
 
 namespace thaw::coalescer {
@@ -77,6 +79,7 @@ std::shared_ptr<const ServedModels> models_of_turn(ServerContext* context, const
 ApiResult<std::string> token_reply(const ServerContext* context, Endpoint endpoint,
                                    const std::string& body) {
   if (endpoint == Endpoint::kTokenize) return tokenize(body, *context->models);
+  if (endpoint == Endpoint::kCountTokens) return count_message_tokens(body, *context->models);
   return detokenize(body, *context->models);
 }
 
@@ -129,6 +132,8 @@ net::awaitable<bool> Session::answer(Request request) {
     if (request.route.endpoint >= Endpoint::kResponse &&
         request.route.endpoint <= Endpoint::kResponseItems)
       co_return co_await answer_response(std::move(request));
+    if (request.route.endpoint == Endpoint::kMessages)
+      co_return co_await answer_call(ApiKind::kMessages, std::move(request));
     if (request.route.endpoint == Endpoint::kForks)
       co_return co_await answer_forks(std::move(request));
     if (request.route.endpoint >= Endpoint::kSessions)
@@ -155,13 +160,22 @@ net::awaitable<bool> Session::answer(Request request) {
 
 net::awaitable<HttpReply> Session::simple_reply(Request request) {
   const ServerOptions& options = context_->options;
+  const bool is_anthropic =
+      dialect_of(request.head.path, request.head.has_anthropic_version) == ApiDialect::kAnthropic;
   switch (request.route.endpoint) {
     case Endpoint::kModels:
+      if (is_anthropic) {
+        auto page = message_models_body(*context_->models, percent_decode(request.head.query));
+        if (const auto* error = std::get_if<ApiError>(&page)) co_return error_reply(*error);
+        co_return json_reply(std::move(std::get<std::string>(page)));
+      }
       co_return json_reply(models_body(*context_->models));
     case Endpoint::kModel: {
       const auto model = require_model(*context_->models, request.route.model);
       if (const auto* error = std::get_if<ApiError>(&model)) co_return error_reply(*error);
-      co_return json_reply(model_body(request.route.model, *std::get<ServedModelPtr>(model)));
+      const ServedModel& served = *std::get<ServedModelPtr>(model);
+      co_return json_reply(is_anthropic ? message_model_body(request.route.model, served)
+                                        : model_body(request.route.model, served));
     }
     case Endpoint::kHealth:
       co_return health_reply(context_);

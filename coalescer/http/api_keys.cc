@@ -33,14 +33,21 @@ KeyTable::KeyTable(const std::vector<ApiKey>& keys) {
     entries_.push_back({hash_text(key.key), key.tenant});
 }
 
-std::optional<std::string> KeyTable::tenant_of(std::string_view authorization) const {
-  if (entries_.empty()) return std::string();
-  const Hash128 digest = hash_text(bearer_key(authorization));
+const std::string* KeyTable::find(std::string_view key) const {
+  const Hash128 digest = hash_text(key);
   const Entry* found = nullptr;
   for (const Entry& entry : entries_)
     if (equal_in_constant_time(entry.digest, digest)) found = &entry;
-  if (found == nullptr) return std::nullopt;
-  return found->tenant;
+  return found == nullptr ? nullptr : &found->tenant;
+}
+
+std::optional<std::string> KeyTable::tenant_of(std::string_view authorization,
+                                               std::string_view api_key) const {
+  if (entries_.empty()) return std::string();
+  const std::string* tenant = find(bearer_key(authorization));
+  if (tenant == nullptr) tenant = find(api_key);
+  if (tenant == nullptr) return std::nullopt;
+  return *tenant;
 }
 
 }  // namespace thaw::coalescer

@@ -4,8 +4,12 @@
 #include <cstdio>
 #include <ctime>
 
+#include "coalescer/openai/messages_error.h"
+
 namespace thaw::coalescer {
 namespace {
+
+constexpr std::string_view kRequestId = "x-request-id";
 
 const char* reason_phrase(int status) {
   switch (status) {
@@ -44,6 +48,11 @@ const char* reason_phrase(int status) {
   }
 }
 
+/// `path` is `base` or below it.
+bool is_below(std::string_view path, std::string_view base) {
+  return path.starts_with(base) && (path.size() == base.size() || path[base.size()] == '/');
+}
+
 /// "Date: ..." for the current second. RFC 9110, 5.6.7.
 std::string date_line() {
   const std::time_t now = std::time(nullptr);
@@ -71,10 +80,17 @@ std::string status_line(int status, const ReplyMode& mode) {
 
 }  // namespace
 
+ApiDialect dialect_of(std::string_view path, bool has_anthropic_version) {
+  const bool anthropic =
+      is_below(path, "/v1/messages") || (has_anthropic_version && is_below(path, "/v1/models"));
+  return anthropic ? ApiDialect::kAnthropic : ApiDialect::kOpenAi;
+}
+
 HttpReply error_reply(const ApiError& error) {
   HttpReply reply;
   reply.status = error.status;
   reply.body = error_body(error);
+  reply.error = error;
   if (error.retry_after.count() > 0) {
     const auto ms = error.retry_after.count();
     reply.headers.emplace_back("retry-after-ms", std::to_string(ms));
@@ -86,17 +102,24 @@ HttpReply error_reply(const ApiError& error) {
 }
 
 std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode) {
+  const bool anthropic = mode.dialect == ApiDialect::kAnthropic;
+  std::string error;
+  if (anthropic && reply.error) error = message_error_body(*reply.error, mode.request_id);
+  const std::string& body = error.empty() ? reply.body : error;
   std::string out = status_line(reply.status, mode);
   out += "Content-Type: " + reply.content_type + "\r\n";
-  out += "Content-Length: " + std::to_string(reply.body.size()) + "\r\n";
+  out += "Content-Length: " + std::to_string(body.size()) + "\r\n";
+  std::string id = mode.request_id;
   for (const auto& [name, value] : reply.headers) {
     out += name;
     out += ": ";
     out += value;
     out += "\r\n";
+    if (name == kRequestId) id = value;
   }
+  if (anthropic) out += "request-id: " + id + "\r\n";
   out += "\r\n";
-  if (!mode.head_only) out += reply.body;
+  if (!mode.head_only) out += body;
   return out;
 }
 
@@ -104,8 +127,13 @@ std::string stream_head(const ReplyMode& mode, std::string_view request_id) {
   std::string out = status_line(200, mode);
   out += "Content-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n";
   if (!mode.http_1_0) out += "Transfer-Encoding: chunked\r\n";
-  out += "x-request-id: ";
+  out += kRequestId;
+  out += ": ";
   out += request_id;
+  if (mode.dialect == ApiDialect::kAnthropic) {
+    out += "\r\nrequest-id: ";
+    out += request_id;
+  }
   out += "\r\n\r\n";
   return out;
 }

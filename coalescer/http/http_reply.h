@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -9,12 +11,21 @@
 
 namespace thaw::coalescer {
 
+/// Whose words an answer is in.
+enum class ApiDialect : std::uint8_t { kOpenAi, kAnthropic };
+
+/// By the path; /v1/models is in both APIs, and only Anthropic's clients say which version they
+/// speak.
+ApiDialect dialect_of(std::string_view path, bool has_anthropic_version);
+
 /// A whole answer.
 struct HttpReply {
   int status = 200;
   std::string content_type = "application/json";
   std::string body;
   std::vector<std::pair<std::string, std::string>> headers;
+  /// What `body` says in OpenAI's words, for who speaks otherwise.
+  std::optional<ApiError> error = std::nullopt;
 };
 
 /// How an answer goes out on a connection.
@@ -22,6 +33,8 @@ struct ReplyMode {
   bool keep_alive = true;
   bool http_1_0 = false;
   bool head_only = false;  ///< the method was HEAD
+  ApiDialect dialect = ApiDialect::kOpenAi;
+  std::string request_id = {};  ///< Anthropic's: names an answer that has no id of its own
 };
 
 HttpReply error_reply(const ApiError& error);

@@ -85,6 +85,8 @@ void RequestReader::read_head() {
   head_.path = target.substr(0, target.find('?'));
   if (head_.path.size() < target.size()) head_.query = target.substr(head_.path.size() + 1);
   head_.authorization = to_string(message[http::field::authorization]);
+  head_.api_key = to_string(message["x-api-key"]);
+  head_.has_anthropic_version = message.count("anthropic-version") > 0;
   head_.content_encoding = to_string(message[http::field::content_encoding]);
   head_.expect = to_string(message[http::field::expect]);
   if (boost::beast::iequals(head_.expect, "100-continue")) head_.expect = "100-continue";

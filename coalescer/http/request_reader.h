@@ -21,6 +21,8 @@ struct RequestHead {
   std::string path;  ///< without the query
   std::string query;  ///< what follows the question mark
   std::string authorization;
+  std::string api_key;  ///< `x-api-key`
+  bool has_anthropic_version = false;
   std::string content_encoding;
   std::string expect;  ///< "100-continue" in lower case, anything else as it came
   bool keep_alive = true;

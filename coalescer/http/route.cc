@@ -12,10 +12,13 @@ struct Entry {
   Route route;
 };
 
-const std::array<Entry, 13>& table() {
-  static const std::array<Entry, 13> entries = {{
+const std::array<Entry, 15>& table() {
+  static const std::array<Entry, 15> entries = {{
       {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, "", ""}},
       {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, "", ""}},
+      {"/v1/messages", {Endpoint::kMessages, "/v1/messages", true, true, "", ""}},
+      {"/v1/messages/count_tokens",
+       {Endpoint::kCountTokens, "/v1/messages/count_tokens", true, true, "", ""}},
       {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, "", ""}},
       {"/detokenize", {Endpoint::kDetokenize, "/detokenize", true, true, "", ""}},
       {"/v1/models", {Endpoint::kModels, "/v1/models", true, false, "", ""}},
@@ -37,21 +40,6 @@ constexpr std::string_view kModelPrefix = "/v1/models/";
 constexpr std::string_view kSessions = "/v1/sessions";
 constexpr std::string_view kResponses = "/v1/responses";
 constexpr std::string_view kSnapshotPrefix = "/admin/snapshots/";
-
-std::string percent_decode(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    int byte = 0;
-    if (text[i] == '%' && i + 2 < text.size() &&
-        std::from_chars(&text[i + 1], &text[i + 1] + 2, byte, 16).ptr == &text[i + 1] + 2) {
-      out += static_cast<char>(byte);
-      i += 2;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
 
 HttpReply not_found(std::string_view path) {
   ApiError error = invalid_field(
@@ -135,6 +123,21 @@ std::variant<Route, HttpReply> find_route_below(std::span<const SessionEntry> ta
 }
 
 }  // namespace
+
+std::string percent_decode(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    int byte = 0;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(&text[i + 1], &text[i + 1] + 2, byte, 16).ptr == &text[i + 1] + 2) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
 
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path) {
   const auto is_below = [&](std::string_view collection) {

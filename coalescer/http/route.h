@@ -12,6 +12,8 @@ namespace thaw::coalescer {
 enum class Endpoint : std::uint8_t {
   kChat,
   kCompletions,
+  kMessages,
+  kCountTokens,
   kTokenize,
   kDetokenize,
   kModels,
@@ -51,6 +53,9 @@ struct Route {
   std::string model;  ///< of kModel and kAdminUnregister, percent-decoded
   std::string session;  ///< of kSession and what follows it; of kResponse and its likes
 };
+
+/// `%20` and the like become what they stand for.
+std::string percent_decode(std::string_view text);
 
 /// Finds the endpoint; otherwise the 404, or the 405 with its Allow header.
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path);

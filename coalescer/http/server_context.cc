@@ -127,6 +127,7 @@ ServedModelPtr ServerContext::model_of(const std::string& weights, const std::st
 
 std::string ServerContext::next_response_id(ApiKind kind) {
   if (kind == ApiKind::kResponses) return fmt::format("resp_{}{:016x}", nonce, next_response_++);
+  if (kind == ApiKind::kMessages) return next_response_id("msg");
   return next_response_id(kind == ApiKind::kChat ? "chatcmpl" : "cmpl");
 }
 

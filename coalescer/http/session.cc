@@ -64,7 +64,8 @@ net::awaitable<std::optional<Session::Request>> Session::read_request() {
       if (expired_ && phase_ == Phase::kReading) {
         ApiError slow = invalid_field("", "the request's headers took too long");
         slow.status = 408;
-        co_await refuse(error_reply(slow), ReplyMode{});
+        const ReplyMode plain;  // GCC 12 destroys a temporary aggregate twice here
+        co_await refuse(error_reply(slow), plain);
       }
       co_return std::nullopt;
     }
@@ -142,11 +143,12 @@ void Session::check_head(Request& request) {
   }
   request.route = std::move(std::get<Route>(route));
   if (request.route.needs_key) {
-    auto tenant = context_->keys.tenant_of(head.authorization);
+    auto tenant = context_->keys.tenant_of(head.authorization, head.api_key);
     if (!tenant) {
       request.refusal = error_reply(to_api_error(make_error(
-          Errc::kUnauthenticated, head.authorization.empty()
-                                      ? "an API key is needed: send `Authorization: Bearer KEY`"
+          Errc::kUnauthenticated, head.authorization.empty() && head.api_key.empty()
+                                      ? "an API key is needed: send `Authorization: Bearer KEY` or "
+                                        "`x-api-key: KEY`"
                                       : "the API key is not known")));
       return;
     }
@@ -220,6 +222,8 @@ ReplyMode Session::mode_for(const RequestHead& head) const {
   mode.keep_alive = head.keep_alive && !context_->draining;
   mode.http_1_0 = head.http_1_0;
   mode.head_only = head.method == "HEAD";
+  mode.dialect = dialect_of(head.path, head.has_anthropic_version);
+  if (mode.dialect == ApiDialect::kAnthropic) mode.request_id = context_->next_response_id("req");
   return mode;
 }
 
