@@ -67,6 +67,9 @@ test-exact: build model  ## long exactness runs: the real model, and every famil
 	@echo "==> plain C++"; THAW_TEST_ISA=generic $(BUILD)/bin/thaw_exactness_test --gtest_brief=1 --gtest_filter='*.SharedTrunk*:*.InABatchOfEight*'
 	@! grep -qw avx2 /proc/cpuinfo || { echo "==> AVX2"; THAW_TEST_ISA=avx2 $(BUILD)/bin/thaw_exactness_test --gtest_brief=1; }
 
+test-clients: binary model  ## each client that people use, in an environment of its own: tools, structured output, a fan-out
+	@$(PYTHON) scripts/client_tests.py
+
 test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 6 minutes)
 	@$(PYTHON) -m pytest -q -s tests/e2e/long -k schemas
 
