@@ -245,8 +245,9 @@ net::awaitable<bool> Session::answer_response(Request request) {
     co_return co_await reply(request, error_reply(*error));
   const auto& view = std::get<ResponseView>(parsed);
   if (!view.stream) {
-    co_return co_await reply(request,
-                             json_reply(run != nullptr ? run->writer().object() : stored->body));
+    // A choice in the call below is made before its condition by GCC 12.
+    std::string object = stored != nullptr ? stored->body : run->writer().object();
+    co_return co_await reply(request, json_reply(std::move(object)));
   }
   if (run != nullptr) co_return co_await stream_run(run, view.starting_after, std::move(request));
   if (!stored->background) {

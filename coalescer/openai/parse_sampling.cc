@@ -47,8 +47,9 @@ void read_sampling(JsonFields& fields, const ParseLimits& limits, ApiCall& call)
   fields.read("ignore_eos", sampling.ignore_eos);
   if (const auto seed = fields.integer("seed", kMinInt64, kMaxInt64))
     call.seed = static_cast<std::uint64_t>(*seed);
-  // A completion may be there for its prompt alone.
-  const std::int64_t least = call.kind == ApiKind::kCompletions ? 0 : 1;
+  // A completion may be there for its prompt alone, a message of Anthropic's API too.
+  const bool may_be_empty = call.kind == ApiKind::kCompletions || call.kind == ApiKind::kMessages;
+  const std::int64_t least = may_be_empty ? 0 : 1;
   if (const auto n = fields.integer("max_tokens", least, kMaxInt32))
     call.max_tokens = static_cast<std::uint32_t>(*n);
   if (const auto n = fields.integer("max_completion_tokens", least, kMaxInt32))
