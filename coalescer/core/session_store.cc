@@ -103,13 +103,26 @@ Result<StoredSession*> SessionStore::adopt(StoredSession session) {
   // Parents and children come in any order; whoever is there is joined.
   for (const auto& [id, other] : sessions_)
     if (other->parent == stored.id && other->tenant == stored.tenant) stored.children.push_back(id);
+  sort_children(stored);
   const StoredSession* above = parent_of(stored);
   while (above != nullptr && above != &stored)
     above = parent_of(*above);
   if (above == &stored) stored.parent.clear();  // written down in a circle
-  if (const StoredSession* parent = parent_of(stored))
-    sessions_.find(parent->id)->second->children.push_back(stored.id);
+  if (const StoredSession* above_it = parent_of(stored)) {
+    StoredSession& parent = *sessions_.find(above_it->id)->second;
+    parent.children.push_back(stored.id);
+    sort_children(parent);
+  }
   return &stored;
+}
+
+void SessionStore::sort_children(StoredSession& session) const {
+  const auto number = [&](const std::string& id) {
+    const auto found = sessions_.find(id);
+    return found == sessions_.end() ? 0 : found->second->number;
+  };
+  std::ranges::sort(session.children, {},
+                    [&](const std::string& id) { return std::pair(number(id), id); });
 }
 
 StoredSession* SessionStore::find(std::string_view tenant, std::string_view id) {

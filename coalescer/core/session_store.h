@@ -136,6 +136,8 @@ class SessionStore {
  private:
   Result<void> check_room(std::size_t new_sessions) const;
   Result<std::chrono::seconds> check_ttl(std::chrono::seconds ttl) const;
+  /// In the order of their creation.
+  void sort_children(StoredSession& session) const;
   StoredSession& insert(StoredSession session);
   void remove(StoredSession& session);
   void hold(const SharedState& state);

@@ -111,7 +111,7 @@ void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use, ordered_j
                         "`" + name + ".function` is missing; it must be an object with `name`"));
     }
     auto function = tool.object("function");
-    if (tool.failed()) return fields.fail_with(tool);
+    if (tool.failed() || !function) return fields.fail_with(tool);
     add_tool(fields, "tools", *function, use);
     if (fields.failed()) return;
     list.push_back(to_ordered_json(value));
@@ -176,7 +176,7 @@ void read_allowed_tools(JsonFields& choice, ToolShape shape, ToolUse& use) {
     const std::string name = allowed->full_name("tools");
     allowed->fail(invalid_field(name, "`" + name + "` must be a list of at least one tool"));
   }
-  if (allowed->failed()) return choice.fail_with(*allowed);
+  if (allowed->failed() || !tools) return choice.fail_with(*allowed);
   for (const element value : *tools) {
     const std::string name = allowed->full_name(item_name("tools", use.allowed.size()));
     simdjson::dom::object object;

@@ -241,6 +241,19 @@ TEST_F(SessionStoreTest, AdoptedSessionsFindTheirFamilyInAnyOrder) {
   EXPECT_EQ(store.by_id("root")->children.size(), 2U);
 }
 
+TEST_F(SessionStoreTest, AdoptedChildrenAreInTheOrderOfTheirCreation) {
+  SessionStore store = make();
+  for (const auto& [id, number] : {std::pair("c", 2), {"b", 4}, {"root", 1}, {"a", 3}}) {
+    StoredSession session;
+    session.id = id;
+    session.parent = number == 1 ? "" : "root";
+    session.number = static_cast<std::uint64_t>(number);
+    session.state = line({1});
+    ASSERT_TRUE(store.adopt(std::move(session)));
+  }
+  EXPECT_EQ(store.by_id("root")->children, (std::vector<std::string>{"c", "a", "b"}));
+}
+
 TEST_F(SessionStoreTest, ParentsInACircleAreBroken) {
   SessionStore store = make();
   for (const auto& [id, parent] : {std::pair("a", "c"), {"b", "a"}, {"c", "b"}, {"d", "d"}}) {
