@@ -21,8 +21,6 @@ namespace {
 
 namespace net = boost::asio;
 
-/// Longer bodies are parsed and tokenized on the text threads.
-constexpr std::size_t kInlineBodyBytes = 2048;
 constexpr std::size_t kRecentWindows = 32;
 
 struct PreparedCall {
@@ -100,13 +98,6 @@ net::awaitable<std::string> explain_on_pool(const ServerContext* context,
 net::awaitable<std::vector<ForkHistory::WindowExplanation>> recent_on_pool(
     const ServerContext* context) {
   co_return context->history.recent(kRecentWindows);
-}
-
-HttpReply json_reply(std::string body, int status = 200) {
-  HttpReply reply;
-  reply.status = status;
-  reply.body = std::move(body);
-  return reply;
 }
 
 HttpReply health_reply(ServerContext* context) {

@@ -23,12 +23,6 @@ ApiError forbidden(std::string message) {
   return error;
 }
 
-HttpReply json_reply(std::string body) {
-  HttpReply reply;
-  reply.body = std::move(body);
-  return reply;
-}
-
 /// On the thread for such calls.
 net::awaitable<HttpReply> register_on_pool(ModelAdmin* admin, SnapshotRegistration what) {
   const auto done = admin->register_model(what.name, what.path);

@@ -21,17 +21,14 @@ namespace {
 
 namespace net = boost::asio;
 
-/// Longer bodies and lines are worked on by the text threads.
-constexpr std::size_t kInlineBodyBytes = 2048;
-constexpr std::size_t kInlineTokens = 1024;
-
 struct PreparedResponse {
   ApiCall call;
   PreparedPrompt prompt;
 };
 
 ApiResult<ApiCall> parse_body(const ServerContext* context, const std::string& body) {
-  auto parsed = parse_responses(body, *context->models, context->options.max_num_seqs);
+  auto parsed =
+      parse_responses(body, *context->models, context->options.max_num_seqs);
   if (auto* call = std::get_if<ApiCall>(&parsed); call != nullptr) {
     if (call->explain && call->responses->background) {
       return unsupported_field("thaw.explain",
@@ -89,13 +86,6 @@ ApiError no_such_response(const std::string& id) {
                                  "response_not_found");
   error.status = 404;
   return error;
-}
-
-HttpReply json_reply(std::string body, const std::string& id = "") {
-  HttpReply reply;
-  reply.body = std::move(body);
-  if (!id.empty()) reply.headers.emplace_back("x-request-id", id);
-  return reply;
 }
 
 std::string deleted_body(const std::string& id) {
@@ -199,7 +189,9 @@ net::awaitable<bool> Session::answer_responses(Request request) {
                   if (exception) logger("http")->error("event=response_failed id={}", id);
                 });
   if (wants_stream) co_return co_await stream_run(run, -1, std::move(request));
-  co_return co_await reply(request, json_reply(run->writer().object(), record->id));
+  HttpReply begun = json_reply(run->writer().object());
+  begun.headers.emplace_back("x-request-id", record->id);
+  co_return co_await reply(request, std::move(begun));
 }
 
 net::awaitable<bool> Session::answer_response(Request request) {

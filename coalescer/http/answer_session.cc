@@ -20,9 +20,6 @@ namespace {
 
 namespace net = boost::asio;
 
-/// Longer bodies and lines are worked on by the text threads.
-constexpr std::size_t kInlineBodyBytes = 2048;
-constexpr std::size_t kInlineTokens = 1024;
 /// A file may hold a larger document than a body.
 constexpr std::uint64_t kDocumentFactor = 4;
 

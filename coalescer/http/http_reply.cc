@@ -101,6 +101,12 @@ HttpReply error_reply(const ApiError& error) {
   return reply;
 }
 
+HttpReply json_reply(std::string body) {
+  HttpReply reply;
+  reply.body = std::move(body);
+  return reply;
+}
+
 std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode) {
   const bool anthropic = mode.dialect == ApiDialect::kAnthropic;
   std::string error;

@@ -38,6 +38,8 @@ struct ReplyMode {
 };
 
 HttpReply error_reply(const ApiError& error);
+/// A 200 with JSON.
+HttpReply json_reply(std::string body);
 
 /// The bytes of an answer.
 std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode);

@@ -93,6 +93,11 @@ struct ServerContext {
 /// is being loaded, or cannot be, for the reason that the backend has.
 ApiError not_ready(ServerContext& context);
 
+/// Longer bodies are parsed, rendered and tokenized by the text threads, and longer lines of tokens
+/// worked on there.
+inline constexpr std::size_t kInlineBodyBytes = 2048;
+inline constexpr std::size_t kInlineTokens = 1024;
+
 /// Counted where the client hung up; never sent.
 inline constexpr int kClientClosed = 499;
 
