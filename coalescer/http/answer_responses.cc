@@ -28,7 +28,7 @@ struct PreparedResponse {
 
 ApiResult<ApiCall> parse_body(const ServerContext* context, const std::string& body) {
   auto parsed =
-      parse_responses(body, *context->models, context->options.max_num_seqs);
+      parse_call(ApiKind::kResponses, body, *context->models, context->options.max_num_seqs);
   if (auto* call = std::get_if<ApiCall>(&parsed); call != nullptr) {
     if (call->explain && call->responses->background) {
       return unsupported_field("thaw.explain",

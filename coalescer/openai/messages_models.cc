@@ -1,7 +1,6 @@
 #include "coalescer/openai/messages_models.h"
 
 #include <algorithm>
-#include <charconv>
 #include <ctime>
 #include <utility>
 #include <vector>
@@ -9,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/openai/json_text.h"
+#include "coalescer/openai/query.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::size_t kDefaultPage = 20;
-constexpr std::size_t kMaxPage = 1000;
+constexpr std::uint32_t kMaxPage = 1000;
 
 /// RFC 3339
 std::string time_text(std::int64_t unix_seconds) {
@@ -46,23 +46,13 @@ struct Page {
 /// Parameters that are not known are ignored, as fields are.
 ApiResult<Page> parse_page(std::string_view query) {
   Page page;
-  while (!query.empty()) {
-    const std::string_view pair = query.substr(0, query.find('&'));
-    query.remove_prefix(std::min(query.size(), pair.size() + 1));
-    const std::string_view name = pair.substr(0, pair.find('='));
-    const std::string_view value =
-        name.size() < pair.size() ? pair.substr(name.size() + 1) : std::string_view();
-    if (name == "after_id") page.after = value;
-    if (name == "before_id") page.before = value;
-    if (name != "limit") continue;
-    const auto [end, error] =
-        std::from_chars(value.data(), value.data() + value.size(), page.limit);
-    if (error != std::errc() || end != value.data() + value.size() || page.limit < 1 ||
-        page.limit > kMaxPage) {
-      return invalid_field("limit", "`limit` is `" + std::string(value.substr(0, 40)) +
-                                        "`; it must be a whole number from 1 to " +
-                                        std::to_string(kMaxPage));
-    }
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name == "after_id") page.after = parameter->value;
+    if (parameter->name == "before_id") page.before = parameter->value;
+    if (parameter->name != "limit") continue;
+    const auto limit = page_limit(*parameter, kMaxPage);
+    if (const auto* error = std::get_if<ApiError>(&limit)) return *error;
+    page.limit = std::get<std::uint32_t>(limit);
   }
   return page;
 }

@@ -7,6 +7,7 @@
 #include "coalescer/openai/messages_call.h"
 #include "coalescer/openai/parse_messages.h"
 #include "coalescer/openai/parse_sampling.h"
+#include "coalescer/openai/responses_call.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -126,6 +127,7 @@ void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& c
 
 /// `call.model` has been read.
 ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
+  if (call.kind == ApiKind::kResponses) return read_responses(fields, limits, std::move(call));
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   read_sampling_fields(fields, limits, call);
   read_delivery_fields(fields, call);

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <memory>
 #include <utility>
 
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_sampling.h"
+#include "coalescer/openai/query.h"
 #include "coalescer/openai/reasoning.h"
 
 namespace thaw::coalescer {
@@ -216,7 +216,8 @@ void read_request(JsonFields& fields, ResponsesRequest& request) {
   }
 }
 
-/// `call.model` has been read.
+}  // namespace
+
 ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   const auto request = std::make_shared<ResponsesRequest>();
@@ -264,68 +265,17 @@ ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits,
   return call;
 }
 
-/// Takes the next `name=value` off `query`; false at its end.
-bool next_parameter(std::string_view& query, std::string_view& name, std::string_view& value) {
-  if (query.empty()) return false;
-  const std::string_view item = query.substr(0, query.find('&'));
-  query.remove_prefix(std::min(query.size(), item.size() + 1));
-  name = item.substr(0, item.find('='));
-  value = name.size() < item.size() ? item.substr(name.size() + 1) : std::string_view();
-  return true;
-}
-
-template <typename Number>
-bool read_number(std::string_view text, Number& number) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-ApiError wrong_parameter(std::string_view name, std::string_view value, const std::string& right) {
-  return invalid_field(std::string(name), "`" + std::string(name) + "` is `" +
-                                              std::string(value.substr(0, 40)) + "`; it must be " +
-                                              right);
-}
-
-}  // namespace
-
-ApiResult<ApiCall> parse_responses(std::string_view body, const ParseLimits& limits) {
-  JsonBody json;
-  if (auto error = json.parse(body)) return std::move(*error);
-  JsonFields fields(json.root());
-  ApiCall call;
-  call.kind = ApiKind::kResponses;
-  fields.read("model", call.model);
-  return read_responses(fields, limits, std::move(call));
-}
-
-ApiResult<ApiCall> parse_responses(std::string_view body, const ServedModels& models,
-                                   std::uint32_t max_choices) {
-  JsonBody json;
-  if (auto error = json.parse(body)) return std::move(*error);
-  JsonFields fields(json.root());
-  ApiCall call;
-  call.kind = ApiKind::kResponses;
-  fields.read("model", call.model);
-  if (auto error = fields.error()) return std::move(*error);
-  auto served = require_model(models, call.model);
-  if (auto* error = std::get_if<ApiError>(&served)) return std::move(*error);
-  call.served = std::move(std::get<ServedModelPtr>(served));
-  const ParseLimits limits{max_choices, call.served->codec->vocab_size(),
-                           &call.served->description.default_sampling, call.served->codec.get()};
-  return read_responses(fields, limits, std::move(call));
-}
-
 ApiResult<ResponseView> parse_response_view(std::string_view query) {
   ResponseView view;
-  std::string_view name;
-  std::string_view value;
-  while (next_parameter(query, name, value)) {
-    if (name == "stream") {
-      if (value != "true" && value != "false") return wrong_parameter(name, value, "true or false");
-      view.stream = value == "true";
-    } else if (name == "starting_after") {
-      if (!read_number(value, view.starting_after) || view.starting_after < 0)
-        return wrong_parameter(name, value, "the `sequence_number` of an event");
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name == "stream") {
+      const auto stream = true_or_false(*parameter);
+      if (const auto* error = std::get_if<ApiError>(&stream)) return *error;
+      view.stream = std::get<bool>(stream);
+    } else if (parameter->name == "starting_after") {
+      const auto number = whole_number(*parameter, 0);
+      if (!number) return wrong_parameter(*parameter, "the `sequence_number` of an event");
+      view.starting_after = *number;
     }
   }
   return view;
@@ -333,17 +283,17 @@ ApiResult<ResponseView> parse_response_view(std::string_view query) {
 
 ApiResult<ItemsPage> parse_items_page(std::string_view query) {
   ItemsPage page;
-  std::string_view name;
-  std::string_view value;
-  while (next_parameter(query, name, value)) {
-    if (name == "after") {
-      page.after = value;
-    } else if (name == "order") {
-      if (value != "asc" && value != "desc") return wrong_parameter(name, value, "asc or desc");
-      page.newest_first = value == "desc";
-    } else if (name == "limit") {
-      if (!read_number(value, page.limit) || page.limit < 1 || page.limit > kMaxPage)
-        return wrong_parameter(name, value, "a whole number from 1 to " + std::to_string(kMaxPage));
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name == "after") {
+      page.after = parameter->value;
+    } else if (parameter->name == "order") {
+      if (parameter->value != "asc" && parameter->value != "desc")
+        return wrong_parameter(*parameter, "asc or desc");
+      page.newest_first = parameter->value == "desc";
+    } else if (parameter->name == "limit") {
+      const auto limit = page_limit(*parameter, kMaxPage);
+      if (const auto* error = std::get_if<ApiError>(&limit)) return *error;
+      page.limit = std::get<std::uint32_t>(limit);
     }
   }
   return page;

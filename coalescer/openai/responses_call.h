@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "coalescer/openai/call.h"
+#include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/responses_items.h"
 
 namespace thaw::coalescer {
@@ -23,12 +24,9 @@ struct ResponsesRequest {
   std::string echo;
 };
 
-/// Reads a body of POST /v1/responses. The prompt of the call is empty yet: what it goes on with
-/// is the server's (responses_prompt.h). `request` becomes what the call carries besides. Errors as
-/// parse_call's, with the fields' names of this API.
-ApiResult<ApiCall> parse_responses(std::string_view body, const ServedModels& models,
-                                   std::uint32_t max_choices);
-ApiResult<ApiCall> parse_responses(std::string_view body, const ParseLimits& limits);
+/// The rest of parse_call for ApiKind::kResponses, behind `call.model`. The prompt of the call is
+/// empty yet: what it goes on with is the server's (responses_prompt.h).
+ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits, ApiCall call);
 
 /// GET /v1/responses/{id}?stream=true&starting_after=N
 struct ResponseView {

@@ -1,11 +1,11 @@
 #include "coalescer/openai/session_call.h"
 
 #include <algorithm>
-#include <charconv>
 #include <utility>
 
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/parse_messages.h"
+#include "coalescer/openai/query.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -51,18 +51,6 @@ template <typename Call>
 ApiResult<Call> result_of(const JsonFields& fields, Call call) {
   if (const auto& error = fields.error()) return *error;
   return call;
-}
-
-/// One `name=value` of a query; false where there is none left.
-bool next_parameter(std::string_view& query, std::string_view& name, std::string_view& value) {
-  while (!query.empty() && query.front() == '&')
-    query.remove_prefix(1);
-  if (query.empty()) return false;
-  const std::string_view pair = query.substr(0, query.find('&'));
-  query.remove_prefix(pair.size());
-  name = pair.substr(0, pair.find('='));
-  value = name.size() < pair.size() ? pair.substr(name.size() + 1) : std::string_view();
-  return true;
 }
 
 ApiError unknown_parameter(std::string_view name, const std::string& known) {
@@ -196,10 +184,9 @@ ApiResult<SessionFileCall> parse_session_file(std::string_view body, bool is_imp
 
 ApiResult<SessionView> parse_session_view(std::string_view query) {
   SessionView view;
-  std::string_view name;
-  std::string_view value;
-  while (next_parameter(query, name, value)) {
-    if (name != "include") return unknown_parameter(name, "`include`");
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name != "include") return unknown_parameter(parameter->name, "`include`");
+    std::string_view value = parameter->value;
     while (!value.empty()) {
       const std::string_view item = value.substr(0, value.find(','));
       value.remove_prefix(std::min(value.size(), item.size() + 1));
@@ -219,37 +206,26 @@ ApiResult<SessionView> parse_session_view(std::string_view query) {
 
 ApiResult<bool> parse_recursive(std::string_view query) {
   bool recursive = false;
-  std::string_view name;
-  std::string_view value;
-  while (next_parameter(query, name, value)) {
-    if (name != "recursive") return unknown_parameter(name, "`recursive`");
-    if (value != "true" && value != "false") {
-      return invalid_field("recursive", "`recursive` is `" + std::string(value.substr(0, 40)) +
-                                            "`; it must be true or false");
-    }
-    recursive = value == "true";
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name != "recursive") return unknown_parameter(parameter->name, "`recursive`");
+    const auto given = true_or_false(*parameter);
+    if (std::holds_alternative<ApiError>(given)) return given;
+    recursive = std::get<bool>(given);
   }
   return recursive;
 }
 
 ApiResult<SessionPage> parse_session_page(std::string_view query) {
   SessionPage page;
-  std::string_view name;
-  std::string_view value;
-  while (next_parameter(query, name, value)) {
-    if (name == "after") {
-      page.after = value;
-    } else if (name == "limit") {
-      const auto [end, error] =
-          std::from_chars(value.data(), value.data() + value.size(), page.limit);
-      if (error != std::errc() || end != value.data() + value.size() || page.limit < 1 ||
-          page.limit > kMaxPage) {
-        return invalid_field("limit", "`limit` is `" + std::string(value.substr(0, 40)) +
-                                          "`; it must be a whole number from 1 to " +
-                                          std::to_string(kMaxPage));
-      }
+  while (const auto parameter = take_parameter(query)) {
+    if (parameter->name == "after") {
+      page.after = parameter->value;
+    } else if (parameter->name == "limit") {
+      const auto limit = page_limit(*parameter, kMaxPage);
+      if (const auto* error = std::get_if<ApiError>(&limit)) return *error;
+      page.limit = std::get<std::uint32_t>(limit);
     } else {
-      return unknown_parameter(name, "`limit` or `after`");
+      return unknown_parameter(parameter->name, "`limit` or `after`");
     }
   }
   return page;

@@ -26,7 +26,7 @@ std::string body(const std::string& rest, const std::string& input = R"("Hello")
 }
 
 ApiResult<ApiCall> parse(const std::string& text) {
-  return parse_responses(text, ParseLimits{8, 258, nullptr});
+  return parse_call(ApiKind::kResponses, text, ParseLimits{8, 258, nullptr});
 }
 
 ApiCall parsed(const std::string& text) {

@@ -17,8 +17,8 @@ using nlohmann::json;
 constexpr const char* kId = "resp_0123456789abcdef0123456789abcdef";
 
 ApiCall call_of(const std::string& rest = "") {
-  auto call = parse_responses(R"({"input": "q", "stream": true)" + rest + "}",
-                              ParseLimits{8, 258, nullptr});
+  auto call = parse_call(ApiKind::kResponses, R"({"input": "q", "stream": true)" + rest + "}",
+                         ParseLimits{8, 258, nullptr});
   EXPECT_TRUE(std::holds_alternative<ApiCall>(call));
   return std::move(std::get<ApiCall>(call));
 }
