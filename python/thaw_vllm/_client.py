@@ -16,8 +16,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 from thaw_vllm._errors import APIConnectionError, APIStatusError, error_of
 from thaw_vllm._transport import Endpoint, await_ready, wait_ready
@@ -30,10 +30,15 @@ _FIRST_DELAY_S = 0.25
 _MAX_DELAY_S = 120.0  # what a server may ask for
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class _Connection:
-    """A socket and what was said on it."""
+    """A socket and what was said on it.
+
+    What has to wait is a generator: it yields whether it waits to write (True) or to read, and goes on when
+    the socket is ready. _run() and _arun() drive it, so that blocking and async callers share all the rest.
+    """
 
     def __init__(self, sock: socket.socket, tls: Tls | None) -> None:
         self.sock = sock
@@ -63,6 +68,74 @@ class _Connection:
             return data
         except OSError as error:
             raise APIConnectionError(f"the connection failed: {error}") from error
+
+    @contextlib.contextmanager
+    def ends_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.end()
+            raise
+
+    def request(
+        self, endpoint: Endpoint, method: str, path: str, body: Json | None
+    ) -> Generator[bool, None, None]:
+        """Sends the request and reads the answer's head."""
+        data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers = [("host", endpoint.host), *endpoint.headers]
+        if body is not None:
+            headers += [("content-type", "application/json"), ("content-length", str(len(data)))]
+        sent = self.exchange.request(method, endpoint.prefix + path, headers, data)
+        yield from self._write(sent if self.tls is None else self.tls.encrypt(sent))
+        yield from self.part(head=True)
+
+    def part(self, head: bool = False) -> Generator[bool, None, bytes | None]:
+        """The next bytes of the body; None at its end. With ``head``, empty once the head is there."""
+        while True:
+            part = self.exchange.next_part()
+            if isinstance(part, NeedsMore):
+                self._feed((yield from self._read()))
+            elif isinstance(part, Ended):
+                return None
+            elif part is None:
+                if head:
+                    return b""
+            else:
+                return part
+
+    def body(self) -> Generator[bool, None, bytes]:
+        """The whole body."""
+        parts: list[bytes] = []
+        while (part := (yield from self.part())) is not None:
+            parts.append(part)
+        return b"".join(parts)
+
+    def handshake(self) -> Generator[bool, None, None]:
+        if self.tls is None:
+            return
+        while not self.tls.handshake():
+            yield from self._write(self.tls.pending())
+            self.tls.feed((yield from self._read()))
+        yield from self._write(self.tls.pending())
+
+    def _read(self) -> Generator[bool, None, bytes]:
+        while (data := self.receive()) is None:
+            yield False
+        return data
+
+    def _write(self, data: bytes) -> Generator[bool, None, None]:
+        while data := self.send(data):
+            yield True
+
+    def _feed(self, data: bytes) -> None:
+        if self.tls is None:
+            return self.exchange.feed(data)
+        self.tls.feed(data)
+        while (plain := self.tls.decrypt()) is not None:
+            self.exchange.feed(plain)
+            if not plain:
+                return None
+        return None
 
     def end(self) -> None:
         # shutdown() first: a forked child may hold the socket too, and the engine must learn of it now.
@@ -173,54 +246,31 @@ class Client:
     # -- one attempt
 
     def _call_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
-        with self._connection(
-            deadline, lambda fresh: self._send(fresh, method, path, body, deadline)
-        ) as used:
-            parts: list[bytes] = []
-            while (part := self._part(used, deadline)) is not None:
-                parts.append(part)
-            return self._answer(used.exchange, b"".join(parts))
+        used = self._begin(method, path, body, deadline)
+        with self._kept(used):
+            return self._answer(used.exchange, _run(used.body(), used, deadline))
 
     async def _acall_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
-        async with self._aconnection(
-            deadline, lambda fresh: self._asend(fresh, method, path, body, deadline)
-        ) as used:
-            parts: list[bytes] = []
-            while (part := await self._apart(used, deadline)) is not None:
-                parts.append(part)
-            return self._answer(used.exchange, b"".join(parts))
+        used = await self._abegin(method, path, body, deadline)
+        with self._kept(used):
+            return self._answer(used.exchange, await _arun(used.body(), used, deadline))
 
     def _stream_once(self, path: str, body: Json, wait_s: float) -> Generator[Json, None, None]:
-        deadline = time.monotonic() + wait_s
-        with self._connection(
-            deadline, lambda fresh: self._send(fresh, "POST", path, body, deadline)
-        ) as used:
-            parser = EventParser()
-            refusal: list[bytes] = []
-            while (part := self._part(used, time.monotonic() + wait_s)) is not None:
-                if used.exchange.status != 200:
-                    refusal.append(part)
-                    continue
-                for event in parser.feed(part):
-                    self._check(event)
-                    yield event
-            self._end_of_stream(used.exchange, parser, refusal)
+        used = self._begin("POST", path, body, time.monotonic() + wait_s)
+        with self._kept(used):
+            answer = _StreamedAnswer()
+            while (part := _run(used.part(), used, time.monotonic() + wait_s)) is not None:
+                yield from self._events(used.exchange, answer, part)
+            self._end_of_stream(used.exchange, answer)
 
     async def _astream_once(self, path: str, body: Json, wait_s: float) -> AsyncGenerator[Json, None]:
-        deadline = time.monotonic() + wait_s
-        async with self._aconnection(
-            deadline, lambda fresh: self._asend(fresh, "POST", path, body, deadline)
-        ) as used:
-            parser = EventParser()
-            refusal: list[bytes] = []
-            while (part := await self._apart(used, time.monotonic() + wait_s)) is not None:
-                if used.exchange.status != 200:
-                    refusal.append(part)
-                    continue
-                for event in parser.feed(part):
-                    self._check(event)
+        used = await self._abegin("POST", path, body, time.monotonic() + wait_s)
+        with self._kept(used):
+            answer = _StreamedAnswer()
+            while (part := await _arun(used.part(), used, time.monotonic() + wait_s)) is not None:
+                for event in self._events(used.exchange, answer, part):
                     yield event
-            self._end_of_stream(used.exchange, parser, refusal)
+            self._end_of_stream(used.exchange, answer)
 
     # -- what answers mean
 
@@ -230,14 +280,19 @@ class Client:
             return value
         raise error_of(exchange.status, value, _retry_after_s(exchange.headers))
 
-    def _check(self, event: Json) -> None:
-        if "error" in event and event.get("branch") is None:
-            raise error_of(0, event)
-
-    def _end_of_stream(self, exchange: Exchange, parser: EventParser, refusal: list[bytes]) -> None:
+    def _events(self, exchange: Exchange, answer: _StreamedAnswer, part: bytes) -> Iterator[Json]:
         if exchange.status != 200:
-            self._answer(exchange, b"".join(refusal))
-        if not parser.done:
+            answer.refusal.append(part)
+            return
+        for event in answer.parser.feed(part):
+            if "error" in event and event.get("branch") is None:
+                raise error_of(0, event)
+            yield event
+
+    def _end_of_stream(self, exchange: Exchange, answer: _StreamedAnswer) -> None:
+        if exchange.status != 200:
+            self._answer(exchange, b"".join(answer.refusal))
+        if not answer.parser.done:
             raise APIConnectionError("the stream ended before it was complete")
 
     def _delay_or_raise(self, error: Exception, attempt: int, deadline: float) -> float:
@@ -253,65 +308,47 @@ class Client:
 
     # -- connections
 
-    @contextlib.contextmanager
-    def _connection(self, deadline: float, send: Callable[[_Connection], None]) -> Iterator[_Connection]:
-        """A connection on which the request was sent and its answer begins. It is kept if the answer was
-        read to its end, and ended if not."""
+    def _begin(self, method: str, path: str, body: Json | None, deadline: float) -> _Connection:
+        """A connection on which the request was sent and its answer begins."""
         connection = self._take_idle()
         if connection is not None:
             try:
-                send(connection)
+                with connection.ends_on_error():
+                    _run(connection.request(self.endpoint, method, path, body), connection, deadline)
+                return connection
             except APIConnectionError:
-                connection.end()
                 if connection.exchange.began:
-                    raise
-                connection = None  # it had been idle for too long
-            except BaseException:
-                connection.end()
-                raise
-        if connection is None:
-            connection = self._open(deadline)
-            try:
-                send(connection)
-            except BaseException:
-                connection.end()
-                raise
-        done = False
-        try:
-            yield connection
-            done = True
-        except APIStatusError:
-            done = True
-            raise
-        finally:
-            self._give_back(connection, done)
+                    raise  # else it had been idle for too long
+        sock = self.endpoint.connect(_left(deadline, CONNECT_TIMEOUT_S))
+        connection = _Connection(sock, self._new_tls())
+        with connection.ends_on_error():
+            _run(connection.handshake(), connection, deadline)
+            _run(connection.request(self.endpoint, method, path, body), connection, deadline)
+        return connection
 
-    @contextlib.asynccontextmanager
-    async def _aconnection(
-        self, deadline: float, send: Callable[[_Connection], Awaitable[None]]
-    ) -> AsyncIterator[_Connection]:
+    async def _abegin(self, method: str, path: str, body: Json | None, deadline: float) -> _Connection:
         connection = self._take_idle()
         if connection is not None:
             try:
-                await send(connection)
+                with connection.ends_on_error():
+                    await _arun(connection.request(self.endpoint, method, path, body), connection, deadline)
+                return connection
             except APIConnectionError:
-                connection.end()
                 if connection.exchange.began:
                     raise
-                connection = None
-            except BaseException:
-                connection.end()
-                raise
-        if connection is None:
-            connection = await self._aopen(deadline)
-            try:
-                await send(connection)
-            except BaseException:
-                connection.end()
-                raise
+        sock = await self.endpoint.aconnect(_left(deadline, CONNECT_TIMEOUT_S))
+        connection = _Connection(sock, self._new_tls())
+        with connection.ends_on_error():
+            await _arun(connection.handshake(), connection, deadline)
+            await _arun(connection.request(self.endpoint, method, path, body), connection, deadline)
+        return connection
+
+    @contextlib.contextmanager
+    def _kept(self, connection: _Connection) -> Iterator[None]:
+        """The connection is kept if the answer was read to its end, and ended if not."""
         done = False
         try:
-            yield connection
+            yield
             done = True
         except APIStatusError:
             done = True
@@ -337,116 +374,34 @@ class Client:
                     return
         connection.end()
 
-    def _open(self, deadline: float) -> _Connection:
-        sock = self.endpoint.connect(_left(deadline, CONNECT_TIMEOUT_S))
-        connection = _Connection(sock, self._new_tls())
-        try:
-            if connection.tls is not None:
-                while not connection.tls.handshake():
-                    self._write(connection, connection.tls.pending(), deadline)
-                    connection.tls.feed(self._read(connection, deadline))
-                self._write(connection, connection.tls.pending(), deadline)
-        except BaseException:
-            connection.end()
-            raise
-        return connection
-
-    async def _aopen(self, deadline: float) -> _Connection:
-        sock = await self.endpoint.aconnect(_left(deadline, CONNECT_TIMEOUT_S))
-        connection = _Connection(sock, self._new_tls())
-        try:
-            if connection.tls is not None:
-                while not connection.tls.handshake():
-                    await self._awrite(connection, connection.tls.pending(), deadline)
-                    connection.tls.feed(await self._aread(connection, deadline))
-                await self._awrite(connection, connection.tls.pending(), deadline)
-        except BaseException:
-            connection.end()
-            raise
-        return connection
-
     def _new_tls(self) -> Tls | None:
         endpoint = self.endpoint
         return None if endpoint.tls is None else Tls(endpoint.tls, endpoint.tls_host)
 
-    # -- bytes
 
-    def _request_bytes(self, connection: _Connection, method: str, path: str, body: Json | None) -> bytes:
-        data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-        headers = [("host", self.endpoint.host), *self.endpoint.headers]
-        if body is not None:
-            headers += [("content-type", "application/json"), ("content-length", str(len(data)))]
-        sent = connection.exchange.request(method, self.endpoint.prefix + path, headers, data)
-        return sent if connection.tls is None else connection.tls.encrypt(sent)
-
-    def _send(
-        self, connection: _Connection, method: str, path: str, body: Json | None, deadline: float
-    ) -> None:
-        """Sends the request and reads the answer's head."""
-        self._write(connection, self._request_bytes(connection, method, path, body), deadline)
-        self._part(connection, deadline, head=True)
-
-    async def _asend(
-        self, connection: _Connection, method: str, path: str, body: Json | None, deadline: float
-    ) -> None:
-        await self._awrite(connection, self._request_bytes(connection, method, path, body), deadline)
-        await self._apart(connection, deadline, head=True)
-
-    def _part(self, connection: _Connection, deadline: float, head: bool = False) -> bytes | None:
-        """The next bytes of the body; None at its end. With ``head``, empty once the head is there."""
-        while True:
-            part = connection.exchange.next_part()
-            if isinstance(part, NeedsMore):
-                _feed(connection, self._read(connection, deadline))
-            elif isinstance(part, Ended):
-                return None
-            elif part is None:
-                if head:
-                    return b""
-            else:
-                return part
-
-    async def _apart(self, connection: _Connection, deadline: float, head: bool = False) -> bytes | None:
-        while True:
-            part = connection.exchange.next_part()
-            if isinstance(part, NeedsMore):
-                _feed(connection, await self._aread(connection, deadline))
-            elif isinstance(part, Ended):
-                return None
-            elif part is None:
-                if head:
-                    return b""
-            else:
-                return part
-
-    def _read(self, connection: _Connection, deadline: float) -> bytes:
-        while (data := connection.receive()) is None:
-            wait_ready(connection.sock, deadline)
-        return data
-
-    def _write(self, connection: _Connection, data: bytes, deadline: float) -> None:
-        while data := connection.send(data):
-            wait_ready(connection.sock, deadline, write=True)
-
-    async def _aread(self, connection: _Connection, deadline: float) -> bytes:
-        while (data := connection.receive()) is None:
-            await await_ready(connection.sock, deadline)
-        return data
-
-    async def _awrite(self, connection: _Connection, data: bytes, deadline: float) -> None:
-        while data := connection.send(data):
-            await await_ready(connection.sock, deadline, write=True)
+class _StreamedAnswer:
+    def __init__(self) -> None:
+        self.parser = EventParser()
+        self.refusal: list[bytes] = []  # the body where the status is no 200
 
 
-def _feed(connection: _Connection, data: bytes) -> None:
-    if connection.tls is None:
-        return connection.exchange.feed(data)
-    connection.tls.feed(data)
-    while (plain := connection.tls.decrypt()) is not None:
-        connection.exchange.feed(plain)
-        if not plain:
-            return None
-    return None
+def _run(steps: Generator[bool, None, T], connection: _Connection, deadline: float) -> T:
+    """Drives steps of the connection to their end, and waits where they do."""
+    while True:
+        try:
+            write = next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)
+        wait_ready(connection.sock, deadline, write=write)
+
+
+async def _arun(steps: Generator[bool, None, T], connection: _Connection, deadline: float) -> T:
+    while True:
+        try:
+            write = next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)
+        await await_ready(connection.sock, deadline, write=write)
 
 
 def _left(deadline: float, most: float) -> float:
