@@ -6,41 +6,16 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from thaw_common.cloud import is_remote, resolve_snapshot_path, upload_snapshot
-from thaw_common.format import (
-    HEADER_SIZE,
-    KIND_KV_LIVE_BLOCK,
-    KIND_METADATA,
-    KIND_WEIGHTS,
-    MAGIC,
-    REGION_ENTRY_SIZE,
-    VERSION,
-    read_header,
-    read_region_entry,
-    write_header,
-    write_region_entry,
-)
-from thaw_common.snapshot import (
-    PinnedBuffer,
-    freeze_model,
-    freeze_model_pipelined,
-    make_pinned_mmap,
-    restore_model,
-    restore_model_from_pinned_mmap,
-    restore_model_from_ram,
-    restore_model_pipelined,
-)
+from thaw_common import snapshot as modules
+from thaw_common.cloud import resolve_snapshot_path
+from thaw_common.snapshot import *  # noqa: F403
+from thaw_common.snapshot import freeze_model_pipelined, restore_model_pipelined
 from thaw_common.util import rank_snapshot_path
 
 from thaw_vllm.errors import ForkError
 
-__all__ = [
-    "HEADER_SIZE", "KIND_KV_LIVE_BLOCK", "KIND_METADATA", "KIND_WEIGHTS", "MAGIC", "REGION_ENTRY_SIZE",
-    "VERSION", "PinnedBuffer", "freeze_model", "freeze_model_pipelined", "freeze_model_tp", "is_remote",
-    "load", "make_pinned_mmap", "rank_snapshot_path", "read_header", "read_region_entry",
-    "resolve_snapshot_path", "restore_model", "restore_model_from_pinned_mmap", "restore_model_from_ram",
-    "restore_model_pipelined", "restore_model_tp", "upload_snapshot", "write_header", "write_region_entry",
-]  # fmt: skip
+__all__ = ["freeze_model_tp", "load", "restore_model_tp"]
+__all__ += modules.__all__
 
 PathLike = str | os.PathLike[str]
 Stats = dict[str, Any]
