@@ -8,7 +8,7 @@ cpu=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1)
 for binary in "$build"/bin/*_bench; do
   name=$(basename "$binary" _bench)
   case $name in  # a GPU's, below
-    thaw_adoption | thaw_cuda_* | thaw_fork_rounds | thaw_gpu | thaw_kv_copies | thaw_served | thaw_weights) continue ;;
+    thaw_adoption | thaw_cuda_* | thaw_fork_rounds | thaw_gpu | thaw_kv_copies | thaw_ranks | thaw_served | thaw_tensor_parallel | thaw_weights) continue ;;
   esac
   printf '== %s\n' "$name"
   "$binary" --benchmark_out="bench/results/$name.json" --benchmark_out_format=json \
@@ -21,6 +21,10 @@ printf '== start, memory, respawn\n'
 .venv/bin/python bench/e2e/start.py --output bench/results/start.json
 printf '== a call from Python\n'
 .venv/bin/python bench/python/overhead.py --output bench/results/python.json
+printf '== prefilled or restored from a file\n'
+.venv/bin/python bench/e2e/restore.py --output bench/results/restore.json
+printf '== two models on one slot\n'
+.venv/bin/python bench/e2e/swap.py --output bench/results/swap.json
 printf '== ranges of S3\n'
 .venv/bin/python bench/e2e/s3_ranges.py
 if nvidia-smi -L > /dev/null 2>&1; then

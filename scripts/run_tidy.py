@@ -77,7 +77,7 @@ def run(command: list[str]) -> tuple[int, str]:
 
 def read_as_one(names: list[str], options: list[str]) -> list[tuple[list[str], str]]:
     """`names` in groups whose names do not collide, each with what clang says of it."""
-    command = ["clang++-19", "-fsyntax-only", "-Werror", "-ferror-limit=0", *options]
+    command = ["clang++-19", "-fsyntax-only", "-Werror", "-ferror-limit=0", "-fshow-overloads=best", *options]
     code, said = run([*command, str(as_one(names, options))])
     if code == 0 or len(names) == 1:
         return [(names, said if code else "")]

@@ -46,7 +46,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--flags", default="", help="more flags of thaw serve, comma-separated")
-    parser.add_argument("--json", help="file to write")
+    parser.add_argument("--output", help="JSON file to write")
     arguments = parser.parse_args()
     prefilled = {length: [] for length in LENGTHS}
     restored = {length: [] for length in LENGTHS}
@@ -81,8 +81,8 @@ def main():
         "rows": [{"tokens": n, "prefill_s": p, "restore_s": r} for n, p, r in rows],
         "crossover_tokens": crossover,
     }
-    if arguments.json:
-        with open(arguments.json, "w") as file:
+    if arguments.output:
+        with open(arguments.output, "w") as file:
             json.dump(result, file, indent=1)
 
 

@@ -47,8 +47,8 @@ TEST(HttpMessages, AMessageIsAnswered) {
   EXPECT_EQ(body["usage"]["input_tokens"], 10);
   EXPECT_EQ(body["usage"]["cache_read_input_tokens"], 9);
   EXPECT_EQ(body["usage"]["output_tokens"], 14);
-  EXPECT_EQ(reply.headers.at("request-id"), body["id"]);
-  EXPECT_EQ(reply.headers.at("x-request-id"), body["id"]);
+  EXPECT_EQ(body["id"], reply.headers.at("request-id"));
+  EXPECT_EQ(body["id"], reply.headers.at("x-request-id"));
 }
 
 TEST(HttpMessages, AStreamSaysTheSame) {
@@ -60,7 +60,7 @@ TEST(HttpMessages, AStreamSaysTheSame) {
   ASSERT_GE(events.size(), 6U);
   EXPECT_EQ(events[0]["type"], "message_start");
   EXPECT_EQ(events[0]["message"]["usage"]["input_tokens"], 19);
-  EXPECT_EQ(reply.headers.at("request-id"), events[0]["message"]["id"]);
+  EXPECT_EQ(events[0]["message"]["id"], reply.headers.at("request-id"));
   std::string text;
   for (const json& event : events)
     if (event["type"] == "content_block_delta") text += event["delta"]["text"];

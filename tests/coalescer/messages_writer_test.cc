@@ -191,7 +191,7 @@ TEST(MessagesWriter, AStreamSaysWhatTheWholeAnswerDoes) {
     EXPECT_FALSE(open);
     json whole = body_of(reply(), {"tool_calls", std::nullopt, std::nullopt}, usage_of(10, 4, 5));
     content[2]["input"] = json::parse(inputs[2]);
-    EXPECT_EQ(inputs[3], whole["content"][3]["partial_json"]);
+    EXPECT_EQ(whole["content"][3]["partial_json"], inputs[3]);
     whole["content"][3].erase("partial_json");
     EXPECT_EQ(content, whole["content"]);
     const json& end = events[events.size() - 2];

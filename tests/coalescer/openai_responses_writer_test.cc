@@ -81,7 +81,7 @@ std::vector<json> events_of(const std::string& frames) {
     EXPECT_TRUE(frame.starts_with("event: ")) << frame;
     EXPECT_EQ(frame.substr(line + 1, 6), "data: ") << frame;
     events.push_back(json::parse(frame.substr(line + 7)));
-    EXPECT_EQ(frame.substr(7, line - 7), events.back()["type"]) << frame;
+    EXPECT_EQ(events.back()["type"], frame.substr(7, line - 7)) << frame;
     EXPECT_EQ(events.back()["sequence_number"], events.size() - 1);
   }
   return events;
