@@ -11,7 +11,7 @@ import statistics
 import sys
 
 from machine import describe_machine
-from rounds import ROOT, fresh_trunk, run_round, suffix
+from rounds import fresh_trunk, run_round, suffix
 from servers import thaw_server
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         document = {"machine": describe_machine(), "command": sys.argv, "results": results}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(document, indent=1) + "\n")
-        print(f"wrote {args.output.resolve().relative_to(ROOT)}")
+        print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

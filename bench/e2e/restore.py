@@ -3,7 +3,8 @@
 
 For each length: the time to the first token of a prompt that the server has never seen, and of the same
 prompt after a restart, when its KV comes from a file of --spill-dir (written at shutdown). Both include the
-last token's step. The crossover is where the lines that fit both meet.
+last token's step. The crossover is where the lines through neighbouring lengths meet; no more than the
+shortest length where the file is sooner there already.
 """
 
 import argparse
@@ -34,12 +35,16 @@ def first_token(url: str, model: str, tokens: list[int]) -> tuple[float, int]:
     return took, answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """(seconds at zero, seconds a token)."""
-    mean_x = statistics.mean(x for x, _ in points)
-    mean_y = statistics.mean(y for _, y in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-    return mean_y - slope * mean_x, slope
+def crossing(rows: list[tuple[int, float, float]]) -> float | None:
+    """The tokens from which on restoring is sooner at every length of `rows`; None where it never is."""
+    gains = [(length, prefill - restore) for length, prefill, restore in rows]
+    losing = [index for index, (_, gain) in enumerate(gains) if gain <= 0]
+    if not losing:
+        return gains[0][0]
+    if losing[-1] == len(gains) - 1:
+        return None
+    (x0, y0), (x1, y1) = gains[losing[-1]], gains[losing[-1] + 1]
+    return x0 - y0 * (x1 - x0) / (y1 - y0)
 
 
 def main():
@@ -72,9 +77,8 @@ def main():
     print(f"{'tokens':>8} {'prefill ms':>11} {'restore ms':>11}")
     for length, prefill, restore in rows:
         print(f"{length:8} {prefill * 1e3:11.1f} {restore * 1e3:11.1f}")
-    (a, b), (c, d) = fit([row[:2] for row in rows]), fit([(row[0], row[2]) for row in rows])
-    crossover = max(0.0, (c - a) / (b - d)) if b > d else None
-    print(f"prefill {1 / b:.0f} tokens/s; restore {1 / d:.0f} tokens/s; crossover: {crossover} tokens")
+    crossover = crossing(rows)
+    print(f"restored sooner from {crossover:.0f} tokens on" if crossover else "never restored sooner")
     result = {
         "machine": describe_machine(),
         "runs": arguments.runs,

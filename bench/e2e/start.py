@@ -211,7 +211,7 @@ def main() -> None:
         document = {"machine": describe_machine(), "command": sys.argv, "results": results}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(document, indent=1) + "\n")
-        print(f"wrote {args.output.resolve().relative_to(ROOT)}")
+        print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":
