@@ -29,31 +29,6 @@ void read_stop_sequences(JsonFields& fields, ApiCall& call) {
   }
 }
 
-void read_tool(JsonFields& fields, element value, ToolUse& use) {
-  const std::string name = "tools[" + std::to_string(use.specs.size()) + "]";
-  simdjson::dom::object object;
-  if (value.get(object) != simdjson::SUCCESS) {
-    return fields.fail(invalid_field(
-        name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
-  }
-  JsonFields tool(object, name + ".");
-  std::string type = "custom";
-  tool.read("type", type);
-  if (!tool.failed() && type != "custom") {
-    tool.fail(unsupported_field(
-        name + ".type", "`" + name + ".type` is \"" + type.substr(0, 40) +
-                            "\"; only tools that the client runs and describes itself (`name`, "
-                            "`description`, `input_schema`) are supported"));
-  }
-  if (!tool.failed() && !tool.find("input_schema")) {
-    tool.fail(invalid_field(
-        name + ".input_schema",
-        "`" + name + ".input_schema` is missing; it must be the JSON schema of an object"));
-  }
-  if (tool.failed()) return fields.fail_with(tool);
-  add_described_tool(fields, tool, use);
-}
-
 void read_tool_choice(JsonFields& fields, ToolUse& use) {
   auto choice = fields.object("tool_choice");
   if (!choice) return;
@@ -86,13 +61,9 @@ void read_tool_choice(JsonFields& fields, ToolUse& use) {
 
 /// As read_tools does it in OpenAI's words.
 void read_message_tools(JsonFields& fields, bool may_be_known, ordered_json& shown, ToolUse& use) {
-  if (const auto tools = fields.array("tools")) {
-    for (const element value : *tools) {
-      read_tool(fields, value, use);
-      if (fields.failed()) return;
-    }
-  }
-  read_tool_choice(fields, use);
+  auto list = ordered_json::array();
+  if (!fields.failed()) read_tool_list(fields, ToolShape::kDescribed, use, list);
+  if (!fields.failed()) read_tool_choice(fields, use);
   if (fields.failed()) return;
   if (use.specs.empty()) {
     if (use.mode == ToolMode::kRequired && !may_be_known) {
@@ -107,7 +78,7 @@ void read_message_tools(JsonFields& fields, bool may_be_known, ordered_json& sho
         invalid_field("tool_choice.name", "`tool_choice.name` is \"" + name.substr(0, 40) +
                                               "\", which is not the name of one of the `tools`"));
   }
-  if (use.mode != ToolMode::kNone) shown = template_list(use.specs);
+  if (use.mode != ToolMode::kNone) shown = std::move(list);
 }
 
 /// `thinking` switches what templates call `enable_thinking` or `thinking`. Its budget is not

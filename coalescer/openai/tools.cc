@@ -73,6 +73,35 @@ void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, T
   use.specs.push_back(std::move(*tool));
 }
 
+ordered_json template_entry(const ToolSpec& tool) {
+  ordered_json function;
+  function["name"] = tool.name;
+  if (!tool.description.empty()) function["description"] = tool.description;
+  function["parameters"] = tool.parameters;
+  return {{"type", "function"}, {"function", std::move(function)}};
+}
+
+/// The type that `tool` may have: what the client runs itself.
+void check_type(JsonFields& tool, ToolShape shape) {
+  const std::string right = shape == ToolShape::kDescribed ? "custom" : "function";
+  std::string type = right;
+  tool.read("type", type);
+  if (tool.failed() || type == right) return;
+  const std::string name = tool.full_name("type");
+  tool.fail(unsupported_field(
+      name, "`" + name + "` is \"" + type.substr(0, 40) + "\"; " +
+                (shape == ToolShape::kDescribed
+                     ? "only tools that the client runs and describes itself (`name`, "
+                       "`description`, `input_schema`) are supported"
+                     : "only \"function\" is supported")));
+}
+
+void require_member(JsonFields& tool, const char* member, const char* right) {
+  if (tool.failed() || tool.find(member)) return;
+  const std::string name = tool.full_name(member);
+  tool.fail(invalid_field(name, "`" + name + "` is missing; it must be " + right));
+}
+
 /// A tool as chat templates take it.
 ordered_json nested_tool(ordered_json tool) {
   tool.erase("type");
@@ -80,42 +109,6 @@ ordered_json nested_tool(ordered_json tool) {
   for (auto& [key, value] : tool.items())
     if (!value.is_null()) function[key] = std::move(value);
   return {{"type", "function"}, {"function", std::move(function)}};
-}
-
-void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use, ordered_json& list) {
-  const auto tools = fields.array("tools");
-  if (!tools) return;
-  for (const element value : *tools) {
-    const std::string name = item_name("tools", use.specs.size());
-    simdjson::dom::object object;
-    if (value.get(object) != simdjson::SUCCESS) {
-      return fields.fail(invalid_field(
-          name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
-    }
-    JsonFields tool(object, name + ".");
-    std::string type = "function";
-    tool.read("type", type);
-    if (!tool.failed() && type != "function") {
-      tool.fail(unsupported_field(name + ".type", "`" + name + ".type` is \"" + type.substr(0, 40) +
-                                                      "\"; only \"function\" is supported"));
-    }
-    if (!tool.failed() && shape == ToolShape::kFlat) {
-      add_tool(fields, "tools", tool, use);
-      if (fields.failed()) return;
-      list.push_back(nested_tool(to_ordered_json(value)));
-      continue;
-    }
-    if (!tool.failed() && !tool.find("function")) {
-      tool.fail(
-          invalid_field(name + ".function",
-                        "`" + name + ".function` is missing; it must be an object with `name`"));
-    }
-    auto function = tool.object("function");
-    if (tool.failed() || !function) return fields.fail_with(tool);
-    add_tool(fields, "tools", *function, use);
-    if (fields.failed()) return;
-    list.push_back(to_ordered_json(value));
-  }
 }
 
 void read_function_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
@@ -228,6 +221,33 @@ void read_choice(JsonFields& fields, std::string_view field, ToolShape shape, To
 
 }  // namespace
 
+void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use, ordered_json& list) {
+  const auto tools = fields.array("tools");
+  if (!tools) return;
+  for (const element value : *tools) {
+    const std::string name = item_name("tools", use.specs.size());
+    simdjson::dom::object object;
+    if (value.get(object) != simdjson::SUCCESS) {
+      return fields.fail(invalid_field(
+          name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
+    }
+    JsonFields tool(object, name + ".");
+    check_type(tool, shape);
+    if (shape == ToolShape::kNested) require_member(tool, "function", "an object with `name`");
+    if (shape == ToolShape::kDescribed)
+      require_member(tool, "input_schema", "the JSON schema of an object");
+    auto nested = shape == ToolShape::kNested ? tool.object("function") : std::nullopt;
+    if (tool.failed()) return fields.fail_with(tool);
+    add_tool(fields, "tools", nested ? *nested : tool, use,
+             shape == ToolShape::kDescribed ? "input_schema" : "parameters");
+    if (fields.failed()) return;
+    if (shape == ToolShape::kDescribed)
+      list.push_back(template_entry(use.specs.back()));
+    else
+      list.push_back(nested ? to_ordered_json(value) : nested_tool(to_ordered_json(value)));
+  }
+}
+
 ToolUse read_tools(JsonFields& fields, ordered_json& shown, bool may_be_known, ToolShape shape) {
   ToolUse use;
   bool parallel = true;
@@ -265,22 +285,6 @@ std::vector<ToolSpec> tools_of_list(std::string_view list_json) {
   auto ignored = ordered_json::array();
   read_tool_list(fields, ToolShape::kNested, use, ignored);
   return std::move(use.specs);
-}
-
-ordered_json template_list(const std::vector<ToolSpec>& tools) {
-  auto list = ordered_json::array();
-  for (const ToolSpec& tool : tools) {
-    ordered_json function;
-    function["name"] = tool.name;
-    if (!tool.description.empty()) function["description"] = tool.description;
-    function["parameters"] = tool.parameters;
-    list.push_back({{"type", "function"}, {"function", std::move(function)}});
-  }
-  return list;
-}
-
-void add_described_tool(JsonFields& fields, JsonFields& tool, ToolUse& use) {
-  add_tool(fields, "tools", tool, use, "input_schema");
 }
 
 const ToolSpec* find_tool(const std::vector<ToolSpec>& tools, std::string_view name) {

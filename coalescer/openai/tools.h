@@ -46,6 +46,7 @@ inline constexpr std::size_t kMaxTools = 1024;
 enum class ToolShape : std::uint8_t {
   kNested,  ///< {"type": "function", "function": {"name": ...}}
   kFlat,  ///< {"type": "function", "name": ...}, as the Responses API does
+  kDescribed,  ///< {"name": ..., "input_schema": ...}, as Anthropic's API does
 };
 
 /// Reads `tools`, `tool_choice`, `parallel_tool_calls`, and (nested) the older `functions` and
@@ -56,15 +57,13 @@ enum class ToolShape : std::uint8_t {
 ToolUse read_tools(JsonFields& fields, nlohmann::ordered_json& shown, bool may_be_known,
                    ToolShape shape = ToolShape::kNested);
 
-/// Adds a tool as Anthropic's API describes one: `name`, `description`, `input_schema`. Errors set
-/// `fields`'.
-void add_described_tool(JsonFields& fields, JsonFields& tool, ToolUse& use);
+/// Adds the functions of `tools` to `use` and, as chat templates take them, to `list`. Sets
+/// `fields`' error where something is wrong.
+void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use,
+                    nlohmann::ordered_json& list);
 
 /// The tools of a list as chat templates take it. What is no tool is left out.
 std::vector<ToolSpec> tools_of_list(std::string_view list_json);
-
-/// The list that chat templates take: `{"type": "function", "function": {...}}` for each.
-nlohmann::ordered_json template_list(const std::vector<ToolSpec>& tools);
 
 /// The one of that name; null where there is none.
 const ToolSpec* find_tool(const std::vector<ToolSpec>& tools, std::string_view name);
