@@ -366,6 +366,7 @@ net::awaitable<bool> Session::answer_whole(std::shared_ptr<LiveCall> call, Reque
   std::string explained;
   if (explain) explained = co_await explanation(call->requests());
   completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
+  completion.writer().set_metadata(context_->metadata(*completion.served(), request.received));
   HttpReply whole = json_reply(completion.body(explained));
   call->answered();
   whole.headers.emplace_back("x-request-id", id);

@@ -36,12 +36,13 @@ net::awaitable<HttpReply> unregister_on_pool(ModelAdmin* admin, std::string name
   co_return json_reply(snapshot_body(std::get<bool>(done) ? "unregistered" : "unknown", name, ""));
 }
 
-net::awaitable<HttpReply> load_on_pool(ModelAdmin* admin, std::string name) {
+net::awaitable<HttpReply> load_on_pool(ModelAdmin* admin, const Backend* backend,
+                                       std::string name) {
   const auto done = admin->load_model(name);
   if (const auto* error = std::get_if<ApiError>(&done)) co_return error_reply(*error);
   const auto& loaded = std::get<ModelAdmin::Loaded>(done);
-  co_return json_reply(
-      preloaded_body(name, loaded.seconds, static_cast<double>(loaded.weight_bytes)));
+  co_return json_reply(preloaded_body(name, slot_of(backend->status(), name), loaded.seconds,
+                                      static_cast<double>(loaded.weight_bytes)));
 }
 
 }  // namespace
@@ -77,9 +78,11 @@ net::awaitable<HttpReply> Session::admin_reply(Request request) {
   if (request.route.endpoint == Endpoint::kAdminUnregister)
     co_return co_await run(unregister_on_pool(admin, request.route.model));
   if (request.route.endpoint == Endpoint::kAdminPreload) {
-    auto name = parse_preload(request.body);
+    const std::size_t num_slots = context_->backend->status().slots.size();
+    auto name = parse_preload(request.body, std::max<std::size_t>(num_slots, 1));
     if (const auto* error = std::get_if<ApiError>(&name)) co_return error_reply(*error);
-    co_return co_await run(load_on_pool(admin, std::move(std::get<std::string>(name))));
+    co_return co_await run(
+        load_on_pool(admin, context_->backend, std::move(std::get<std::string>(name))));
   }
   auto what = parse_registration(request.body);
   if (const auto* error = std::get_if<ApiError>(&what)) co_return error_reply(*error);

@@ -365,6 +365,7 @@ net::awaitable<bool> Session::whole_forks(std::shared_ptr<ForkRun> run, Request 
     std::string explained;
     if (run->records[i]->call.explain) explained = co_await explanation(call.requests());
     completion.set_system_fingerprint(context_->system_fingerprint(*completion.served()));
+    completion.writer().set_metadata(context_->metadata(*completion.served(), request.received));
     bodies.push_back(completion.body(explained));
   }
   HttpReply whole;

@@ -7,6 +7,8 @@
 #include <boost/asio/post.hpp>
 #include <spdlog/fmt/fmt.h>
 
+#include "coalescer/openai/admin_bodies.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -100,6 +102,16 @@ const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
     if (!known.empty()) break;
   }
   return known;
+}
+
+AnswerMetadata ServerContext::metadata(const ServedModel& model, Clock::TimePoint received) {
+  AnswerMetadata metadata;
+  metadata.latency_seconds = std::chrono::duration<double>(clock.now() - received).count();
+  if (has_slots_ == false) return metadata;  // the usual server has one, which never changes
+  const PoolStatus status = backend->status();
+  has_slots_ = !status.slots.empty();
+  metadata.slot = slot_of(status, model.name());
+  return metadata;
 }
 
 ApiResult<ServedModelPtr> ServerContext::model_of(const StoredSession& session) const {

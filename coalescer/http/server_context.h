@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 
@@ -17,6 +18,7 @@
 #include "coalescer/http/response_service.h"
 #include "coalescer/http/server.h"
 #include "coalescer/http/session_service.h"
+#include "coalescer/openai/answer.h"
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/served_models.h"
 
@@ -71,6 +73,8 @@ struct ServerContext {
   bool backend_was_ready();
   /// Of the model's weights and what computes with them; empty until a worker has loaded it.
   const std::string& system_fingerprint(const ServedModel& model);
+  /// What an answer of the model says of a request that came at `received`, now.
+  AnswerMetadata metadata(const ServedModel& model, Clock::TimePoint received);
   /// The session's model, or the 409 of one that is not served any more, or with other weights.
   ApiResult<ServedModelPtr> model_of(const StoredSession& session) const;
   /// The model that a written session is of: the one with its weights, else the one of its name,
@@ -86,6 +90,7 @@ struct ServerContext {
  private:
   std::uint64_t next_response_ = 1;
   bool was_ready_ = false;
+  std::optional<bool> has_slots_;  // several models may take turns
   std::map<std::string, std::string> fingerprints_;  // by model
 };
 

@@ -87,6 +87,13 @@ ApiError missing(const char* field, const std::string& what) {
   return invalid_field(field, "`" + std::string(field) + "` is missing; it must be " + what);
 }
 
+/// A body that is no JSON is a 422 here, as these endpoints' older clients know it.
+std::optional<ApiError> parse_body(JsonBody& json, std::string_view body) {
+  auto error = json.parse(body);
+  if (error) error->status = 422;
+  return error;
+}
+
 /// The first of two fields that is there.
 std::string either(JsonFields& fields, std::string_view one, std::string_view other) {
   std::string value;
@@ -99,7 +106,7 @@ std::string either(JsonFields& fields, std::string_view one, std::string_view ot
 
 ApiResult<SnapshotRegistration> parse_registration(std::string_view body) {
   JsonBody json;
-  if (auto error = json.parse(body)) return std::move(*error);
+  if (auto error = parse_body(json, body)) return std::move(*error);
   JsonFields fields(json.root());
   SnapshotRegistration registration;
   registration.name = either(fields, "name", "model");
@@ -117,19 +124,21 @@ ApiResult<SnapshotRegistration> parse_registration(std::string_view body) {
   return registration;
 }
 
-ApiResult<std::string> parse_preload(std::string_view body) {
+ApiResult<std::string> parse_preload(std::string_view body, std::size_t num_slots) {
   JsonBody json;
-  if (auto error = json.parse(body)) return std::move(*error);
+  if (auto error = parse_body(json, body)) return std::move(*error);
   JsonFields fields(json.root());
   std::string name;
   fields.read("model", name);
-  if (fields.find("slot_id")) {
-    fields.fail(unsupported_field(
-        "slot_id", "`slot_id` is not supported: a model gets the slot that is used least"));
-  }
+  fields.integer("slot_id", 0, static_cast<std::int64_t>(num_slots) - 1);
   if (auto error = fields.error()) return std::move(*error);
   if (name.empty()) return missing("model", "the name of a served model");
   return name;
+}
+
+std::uint32_t slot_of(const PoolStatus& status, const std::string& model) {
+  const auto found = std::ranges::find(status.slots, model, &SlotStatus::model);
+  return found == status.slots.end() ? 0 : found->slot;
 }
 
 std::string pool_status_body(const PoolStatus& status, const ServedModels& models,
@@ -183,9 +192,11 @@ std::string snapshot_body(std::string_view status, const std::string& name,
   return dump_json(out);
 }
 
-std::string preloaded_body(const std::string& name, double seconds, double bytes) {
+std::string preloaded_body(const std::string& name, std::uint32_t slot, double seconds,
+                           double bytes) {
   return dump_json({{"status", "preloaded"},
                     {"model", name},
+                    {"slot_id", slot},
                     {"throughput_gb_s", seconds > 0 ? bytes / seconds * 1e-9 : 0.0},
                     {"elapsed_s", seconds}});
 }

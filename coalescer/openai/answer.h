@@ -27,6 +27,12 @@ struct SessionUsage {
   std::uint64_t common_tokens = 0;  ///< of the prompt and the session's line
 };
 
+/// Where and how long a whole answer was worked on: `thaw_metadata`.
+struct AnswerMetadata {
+  double latency_seconds = 0;  ///< since the request was there
+  std::uint32_t slot = 0;  ///< of its model
+};
+
 struct CompletionUsage {
   std::uint64_t prompt_tokens = 0;
   std::uint64_t cached_tokens = 0;

@@ -37,6 +37,8 @@ class AnswerWriter {
   /// What ends a stream that failed.
   virtual void append_error(std::string& out, const ApiError& error) = 0;
 
+  /// Before body(), where the endpoint's answers say it.
+  virtual void set_metadata(const AnswerMetadata& /*metadata*/) {}
   /// The body of an unstreamed answer.
   virtual std::string body(const std::vector<WholeChoice>& choices, const CompletionUsage& usage,
                            const std::string& explanation) = 0;

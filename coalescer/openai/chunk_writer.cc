@@ -317,6 +317,13 @@ std::string ChunkWriter::body(const std::vector<WholeChoice>& choices, const Com
   if (kind_ == ApiKind::kChat && !choices.empty()) out += choices.front().prompt_fields;
   out += ',';
   append_usage_object(out, usage);
+  if (metadata_) {
+    out += R"(,"thaw_metadata":{"latency_s":)";
+    append_json_float(out, static_cast<float>(metadata_->latency_seconds));
+    out += R"(,"slot_id":)";
+    append_json_integer(out, metadata_->slot);
+    out += '}';
+  }
   if (!explanation.empty()) out += ",\"thaw\":" + explanation;
   out += '}';
   return out;

@@ -23,6 +23,7 @@ class ChunkWriter final : public AnswerWriter {
                   const std::string& explanation) override;
   void append_done(std::string& out) override;
   void append_error(std::string& out, const ApiError& error) override;
+  void set_metadata(const AnswerMetadata& metadata) override { metadata_ = metadata; }
   std::string body(const std::vector<WholeChoice>& choices, const CompletionUsage& usage,
                    const std::string& explanation) override;
 
@@ -41,6 +42,7 @@ class ChunkWriter final : public AnswerWriter {
   bool logprobs_;
   bool include_usage_;
   AnswerOptions show_;
+  std::optional<AnswerMetadata> metadata_;
   std::string frame_head_;
   std::string body_head_;
 };

@@ -145,10 +145,13 @@ ordered_json read_reasoning(JsonFields& fields, ordered_json& template_kwargs) {
   auto reasoning = fields.object("reasoning");
   if (!reasoning) return shown;
   read_reasoning_effort(*reasoning, template_kwargs, "effort");
-  for (const char* name : {"effort", "summary"}) {
-    std::string word;
-    reasoning->read(name, word);
-    if (!word.empty()) shown[name] = word;
+  std::string effort;
+  reasoning->read("effort", effort);
+  if (!effort.empty()) shown["effort"] = effort;
+  // What an open model thinks is given as it is; nothing here sums it up.
+  for (const char* name : {"generate_summary", "summary"}) {  // the first is the older name
+    if (!reasoning->find(name)) continue;
+    shown["summary"] = read_word(*reasoning, name, "", {"auto", "concise", "detailed"});
   }
   fields.fail_with(*reasoning);
   return shown;

@@ -107,9 +107,9 @@ TEST(HttpAdmin, BadInputsSayWhatIsWrong) {
     }
     EXPECT_NE(error["message"].get<std::string>().find(why), std::string::npos) << error;
   };
-  refused("", 400, "", "");
-  refused("[]", 400, "", "");
-  refused("{", 400, "", "");
+  refused("", 422, "", "");
+  refused("[]", 422, "", "");
+  refused("{", 422, "", "");
   refused(R"({"path": "/ok/a"})", 400, "name", "missing");
   refused(R"({"name": "a"})", 400, "path", "missing");
   refused(R"({"name": "", "path": "/ok/a"})", 400, "name", "missing");
@@ -188,11 +188,16 @@ TEST(HttpAdmin, LoadingSaysHowLongItTook) {
   const auto reply = bed.server->post("/admin/preload", R"({"model": "first"})");
   EXPECT_EQ(json::parse(reply.body), (json{{"status", "preloaded"},
                                            {"model", "first"},
+                                           {"slot_id", 0},
                                            {"throughput_gb_s", 2.0},
                                            {"elapsed_s", 2.0}}));
   EXPECT_EQ(bed.server->post("/admin/preload", R"({"model": "z"})").status, 404);
   EXPECT_EQ(bed.server->post("/admin/preload", "{}").status, 400);
-  EXPECT_EQ(bed.server->post("/admin/preload", R"({"model": "first", "slot_id": 0})").status, 400);
+  EXPECT_EQ(bed.server->post("/admin/preload", R"({"model": "first", "slot_id": 0})").status, 200);
+  const auto none = bed.server->post("/admin/preload", R"({"model": "first", "slot_id": 1})");
+  EXPECT_EQ(none.status, 400);
+  EXPECT_EQ(bed.error(none)["param"], "slot_id");
+  EXPECT_EQ(bed.server->post("/admin/preload", "nothing").status, 422);
 }
 
 TEST(HttpAdmin, ThePoolTellsOfSlotsAndModels) {

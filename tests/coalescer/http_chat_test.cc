@@ -62,6 +62,9 @@ TEST(HttpChat, WholeAnswerHasWhatClientsNeed) {
   EXPECT_EQ(body["usage"]["total_tokens"], 33);
   EXPECT_EQ(body["usage"]["prompt_tokens_details"]["cached_tokens"], 9);
   EXPECT_EQ(reply.headers.at("x-request-id"), body["id"].get<std::string>());
+  EXPECT_EQ(body["thaw_metadata"].size(), 2U);
+  EXPECT_GE(body["thaw_metadata"]["latency_s"].get<double>(), 0.0);
+  EXPECT_EQ(body["thaw_metadata"]["slot_id"], 0);
   const GenerateRequest request = backend.wait_for_request(1);
   EXPECT_EQ(request.model, "fake-model");  // one cache for all names
   EXPECT_EQ(request.sampling.max_tokens, 1024U - 19U);

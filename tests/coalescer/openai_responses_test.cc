@@ -221,6 +221,8 @@ TEST(ResponsesCall, WhatIsWrongIsNamed) {
       {body(R"("messages": [])"), "messages"},
       {body(R"("n": 2)"), "n"},
       {body(R"("reasoning": {"effort": 3})"), "reasoning.effort"},
+      {body(R"("reasoning": {"summary": "short"})"), "reasoning.summary"},
+      {body(R"("reasoning": {"generate_summary": 1})"), "reasoning.generate_summary"},
       {body(R"("previous_response_id": 3)"), "previous_response_id"},
   };
   for (const auto& [text, param] : cases) {
