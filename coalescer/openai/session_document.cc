@@ -49,9 +49,19 @@ ordered_json state_json(const SessionState& state, const SessionState& first) {
   return out;
 }
 
+/// `field`, which is what `name` holds and what the document cannot be without.
+template <typename T>
+std::optional<T> required(JsonFields& fields, std::string_view name, std::optional<T> field) {
+  if (!field && !fields.failed()) {
+    const std::string full_name = fields.full_name(name);
+    fields.fail(invalid_field(full_name, "`" + full_name + "` is missing"));
+  }
+  return field;
+}
+
 /// Marks in order, within the state, the last one of all of it.
 void read_marks(JsonFields& fields, SessionState& state) {
-  const auto list = fields.array("marks");
+  const auto list = required(fields, "marks", fields.array("marks"));
   if (!list) return;
   const auto wrong = [&](const std::string& name, const std::string& message) {
     fields.fail(invalid_field(name, "`" + name + "` " + message));
@@ -91,10 +101,7 @@ ApiResult<SharedState> read_state(JsonFields& fields, const SharedState& first,
   std::uint32_t common = 0;
   fields.read("common_tokens", common, 0,
               first == nullptr ? 0 : static_cast<std::int64_t>(first->tokens.size()));
-  const auto list = fields.array("tokens");
-  if (!fields.failed() && !list)
-    fields.fail(invalid_field(fields.full_name("tokens"),
-                              "`" + fields.full_name("tokens") + "` is missing"));
+  const auto list = required(fields, "tokens", fields.array("tokens"));
   if (list && !fields.failed()) {
     auto tokens = token_list(*list, fields.full_name("tokens"), limits.vocab_size);
     if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
@@ -256,7 +263,7 @@ ApiResult<SessionDocument> read_session_document(std::string_view text, const Li
   read_short(fields, "label", session.label);
   read_short(fields, "parent", session.parent);
   fields.read("fork_tokens", session.fork_tokens, 0, kMaxInt32);
-  if (const auto ttl = fields.integer("ttl_seconds", 1, kMaxInt32))
+  if (const auto ttl = required(fields, "ttl_seconds", fields.integer("ttl_seconds", 1, kMaxInt32)))
     session.ttl = std::chrono::seconds(*ttl);
   fields.read("created_at", session.created, 0, kMaxInt64);
   fields.read("number", session.number, 0, kMaxInt32);

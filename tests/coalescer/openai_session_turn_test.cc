@@ -289,12 +289,15 @@ TEST(SessionDocument, EveryLieIsNamed) {
   refused("/weights", std::string(2000, 'w'), "weights");
   refused("/id", "../../etc/passwd", "id");
   refused("/ttl_seconds", -5, "ttl_seconds");
+  refused("/ttl_seconds", nullptr, "ttl_seconds");
   refused("/states", json::array(), "states");
   refused("/states/0/tokens/3", 258, "states[0].tokens");
   refused("/states/0/tokens", json::array(), "states[0].tokens");
   refused("/states/1/common_tokens", 5000, "states[1].common_tokens");
   refused("/states/0/messages/0", "x", "states[0].messages[0]");
+  refused("/states/0/tokens", nullptr, "states[0].tokens");
   refused("/states/0/marks", json::array(), "states[0].marks");
+  refused("/states/0/marks", nullptr, "states[0].marks");
   refused("/states/0/marks/0/tokens", 999, "states[0].marks[0].tokens");
   refused("/states/0/marks/0/messages", 99, "states[0].marks[0].messages");
   refused("/states/0/marks/1/tokens", 0, "states[0].marks[1]");

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -43,13 +43,14 @@ class FuzzDirectory final : public FileIo {
     std::size_t alignment() const override { return 1; }
     Result<void> write(std::span<const std::byte> data, std::uint64_t offset) override {
       if (bytes_->size() < offset + data.size()) bytes_->resize(offset + data.size());
-      std::memcpy(bytes_->data() + offset, data.data(), data.size());
+      std::ranges::copy(data, std::as_writable_bytes(std::span(*bytes_)).begin() +
+                                  static_cast<std::ptrdiff_t>(offset));
       return {};
     }
     Result<std::size_t> read(std::span<std::byte> out, std::uint64_t offset) const override {
       if (offset >= bytes_->size()) return std::size_t{0};
       const std::size_t size = std::min<std::size_t>(out.size(), bytes_->size() - offset);
-      std::memcpy(out.data(), bytes_->data() + offset, size);
+      std::ranges::copy(std::as_bytes(std::span(*bytes_)).subspan(offset, size), out.begin());
       return size;
     }
     Result<std::uint64_t> size_bytes() const override { return std::uint64_t{bytes_->size()}; }

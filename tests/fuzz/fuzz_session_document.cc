@@ -1,5 +1,6 @@
 // A session's document, as it comes from a directory or from a client.
 
+#include <cstdio>
 #include <cstdlib>
 #include <variant>
 
@@ -25,7 +26,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto again = read_session_document(written, limits_of);
   if (const auto* error = std::get_if<ApiError>(&again)) {
     // Arguments of tool calls that were text are objects now, which may be too deep.
-    if (error->message.find("nests deeper") == std::string::npos) std::abort();
+    if (error->message.find("nests deeper") == std::string::npos) {
+      std::fprintf(stderr, "what was written is refused: %s\n%s\n", error->message.c_str(),
+                   written.c_str());
+      std::abort();
+    }
     return 0;
   }
   if (std::get<SessionDocument>(again).session.state->tokens != state.tokens) std::abort();
