@@ -33,8 +33,11 @@ demo: binary model  ## a real fan-out on a real model: what the fork saved
 serve: binary model  ## the server on the default model, 127.0.0.1:8000
 	@$(BUILD)/bin/thaw serve
 
-wheel: setup  ## the Python package's wheel, in build/dist (with the objects of the compiler cache a minute)
-	@CXX=c++ $(PYTHON) -m build --wheel --no-isolation --outdir build/dist
+wheel: setup  ## the Python package's wheel, whole, in build/dist (PYTHONS="python3.10 python3.12": one for each)
+	@$(PYTHON) scripts/build_wheel.py $(PYTHONS)
+
+sdist: setup  ## its sources and a wheel built from them, in build/dist
+	@$(PYTHON) scripts/build_wheel.py --sdist $(PYTHONS)
 
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
@@ -96,4 +99,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model templates wheel test-python-long build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates wheel sdist test-python-long build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

@@ -1,11 +1,19 @@
 # thaw_sdist_library(NAME SWITCH WHAT CONSEQUENCE): the library that `make setup` builds with scripts/get_NAME.py, as target thaw::NAME
-# where it is wanted and there. The cache variable SWITCH is ON, OFF, or AUTO for what is there.
+# where it is wanted and there. The cache variable SWITCH is ON, OFF, AUTO for what is there, or FETCH, which has the script run where nothing is.
 function(thaw_sdist_library name switch what consequence)
   string(TOUPPER ${name} upper)
   set(THAW_${upper}_DIR ${CMAKE_SOURCE_DIR}/.deps/${name} CACHE PATH "Where scripts/get_${name}.py put ${what}")
-  set(${switch} AUTO CACHE STRING "${what}: ON, OFF, or AUTO for what is there")
+  set(${switch} AUTO CACHE STRING "${what}: ON, OFF, AUTO for what is there, or FETCH to build it first")
   set(folder ${THAW_${upper}_DIR})
   set(archive ${folder}/lib/libthaw_${name}.a)
+  if(${switch} STREQUAL "FETCH" AND NOT EXISTS ${archive})
+    message(STATUS "No ${what} in ${folder}: fetching its sources and building it takes some minutes")
+    find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+    execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_SOURCE_DIR}/scripts/get_${name}.py RESULT_VARIABLE failed)
+    if(failed)
+      message(FATAL_ERROR "${what} could not be fetched and built. Without it ${consequence} are refused: ${switch}=OFF (pip install -Ccmake.define.${switch}=OFF)")
+    endif()
+  endif()
   if(${switch} STREQUAL "AUTO" AND NOT EXISTS ${archive})
     message(STATUS "No ${what} in ${folder}: ${consequence} will be refused (make setup builds it)")
   elseif(${switch})
