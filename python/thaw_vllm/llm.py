@@ -23,12 +23,14 @@ from thaw_common.format import replacing
 
 from thaw_vllm import _handle_files as files
 from thaw_vllm._client import Client
+from thaw_vllm._completions import completion_of, prompt_logprobs_of
 from thaw_vllm._engine_facts import CacheConfig, LLMEngine, ModelConfig, ParallelConfig, VllmConfig
 from thaw_vllm._engine_settings import engine_settings
+from thaw_vllm._prompts import as_prompts
 from thaw_vllm._tokenizer import Tokenizer
 from thaw_vllm._transport import Endpoint, HttpEndpoint
 from thaw_vllm.errors import ForkError
-from thaw_vllm.outputs import CompletionOutput, Logprob, RequestOutput
+from thaw_vllm.outputs import RequestOutput
 from thaw_vllm.sampling_params import SamplingParams, as_sampling_params, request_fields
 
 PathLike = str | os.PathLike[str]
@@ -181,7 +183,7 @@ class LLM:
         """generate() with the error of each prompt that failed in its place."""
         if lora_request is not None:
             raise ValueError("lora_request: adapters are not supported")
-        listed = _as_prompts(prompts)
+        listed = as_prompts(prompts)
         many = isinstance(sampling_params, Sequence) and not isinstance(sampling_params, str)
         given = list(sampling_params) if many else [sampling_params] * len(listed)
         ranks = list(priority) if isinstance(priority, Sequence) else [priority] * len(listed)
@@ -486,54 +488,10 @@ class LLM:
             reply["id"],
             prompt if isinstance(prompt, str) else None,
             list(first.get("prompt_token_ids") or (prompt if isinstance(prompt, list) else [])),
-            [self._output(choice) for choice in choices],
-            self._prompt_logprobs(first.get("prompt_logprobs")),
+            [completion_of(choice, self._tokenizer.text_of) for choice in choices],
+            prompt_logprobs_of(first.get("prompt_logprobs")),
             num_cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         )
-
-    def _output(self, choice: dict[str, Any]) -> CompletionOutput:
-        told = choice.get("logprobs")
-        logprobs = None
-        cumulative = None
-        if told:
-            logprobs = []
-            cumulative = 0.0
-            top = told.get("top_logprobs") or [None] * len(told["tokens"])
-            for token, logprob, others in zip(told["tokens"], told["token_logprobs"], top):
-                cumulative += logprob or 0.0
-                logprobs.append(self._place(_token_id(token), logprob, others or {}))
-        return CompletionOutput(
-            choice["index"],
-            choice["text"],
-            list(choice.get("token_ids") or []),
-            cumulative,
-            logprobs,
-            choice.get("finish_reason"),
-            choice.get("stop_reason"),
-        )
-
-    def _place(self, token_id: int, logprob: float, others: Mapping[str, float]) -> dict[int, Logprob]:
-        ranked = sorted(others.items(), key=lambda item: -item[1])
-        place = {}
-        for rank, (name, value) in enumerate(ranked):
-            other = _token_id(name)
-            place[other] = Logprob(value, rank + 1, self._tokenizer.text_of(other))
-        if token_id not in place:
-            place[token_id] = Logprob(logprob, None, self._tokenizer.text_of(token_id))
-        return place
-
-    def _prompt_logprobs(self, told: Any) -> list[dict[int, Logprob] | None] | None:
-        if told is None:
-            return None
-        return [
-            None
-            if place is None
-            else {
-                int(token): Logprob(entry["logprob"], entry.get("rank"), entry.get("decoded_token"))
-                for token, entry in place.items()
-            }
-            for place in told
-        ]
 
     def _exports(self) -> pathlib.Path:
         if self._session_dir is None:
@@ -592,10 +550,6 @@ def _with_snapshot(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _token_id(name: str) -> int:
-    return int(name.rpartition(":")[2])
-
-
 def _move(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         os.replace(source, target)
@@ -608,33 +562,3 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
     """A plain file, never a link to one."""
     with open(files.open_plain(source), "rb") as old, replacing(target) as new:
         shutil.copyfileobj(old, new, 8 << 20)
-
-
-def _as_prompts(prompts: Any) -> list[str | list[int]]:
-    """Texts and lists of token ids, of everything that generate() takes. TypeError else."""
-
-    def is_ids(value: Any) -> bool:
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and all(isinstance(i, int) for i in value)
-        )
-
-    def one(value: Any) -> str | list[int]:
-        if isinstance(value, Mapping):
-            found = value.get("prompt_token_ids", value.get("prompt"))
-            if found is not None and not isinstance(found, Mapping):
-                return one(found)
-        elif isinstance(value, str):
-            return value
-        elif is_ids(value) and len(value) > 0:
-            return [int(token) for token in value]
-        raise TypeError(
-            f"a prompt is a text, token ids or an object with one of them, not {str(value)[:200]}"
-        )
-
-    if isinstance(prompts, str | Mapping) or (is_ids(prompts) and len(prompts) > 0):
-        return [one(prompts)]
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts must be a text, token ids, or a list of them, not {type(prompts).__name__}")
-    return [one(value) for value in prompts]
