@@ -54,6 +54,12 @@ METHODS = {
     "EnginePool.release": "self, slot",
     "EnginePool.preload": "self, name, slot_id=None",
     "EnginePool.status": "self",
+    "LLM.generate": "self, prompts, sampling_params",
+    "LLM.get_tokenizer": "self",
+    "LLM.collective_rpc": "self, method, timeout=None, args=()",
+    "LLM.reset_prefix_cache": "self",
+    "LLM.sleep": "self, level=1",
+    "LLM.wake_up": "self",
     "ThawModelLoader.download_model": "self, model_config",
     "ThawModelLoader.load_weights": "self, model, model_config",
 }
@@ -110,6 +116,16 @@ ELSEWHERE = {
         **{name: FUNCTIONS[name] for name in FUNCTIONS if "model" in name and "_tp" not in name},
     },
     "thaw_vllm.snapshot": {"freeze_model": None, "make_pinned_mmap": None, "MAGIC": None, "is_remote": None},
+    "thaw_vllm.langgraph": {
+        "ForkCoalescer": "*, fork_callable, single_callable, batch_single_callable=None, window_ms=2.0, "
+        "min_prefix_tokens=500, token_counter=None",
+        "ForkCallable": None, "SingleCallable": None, "TokenCounter": None, "ChatThaw": None,
+        "fork_fanout": "llm, parent_messages, suffix_message_lists, *, stop=None, **sampling_overrides",
+    },
+    "thaw_vllm.langgraph.coalescer": {"BatchSingleCallable": None, "ForkCoalescer": None},
+    "thaw_vllm.langgraph._message_utils": {
+        "message_key": None, "common_prefix_length": None, "approximate_token_count": None,
+    },
     "thaw_sglang": {
         "freeze": "model, output, **engine_kwargs", "load": "model, snapshot, **engine_kwargs",
         "freeze_model": None, "restore_model_from_ram": None,
@@ -168,6 +184,44 @@ def test_the_module_has(module, name):
     value = getattr(importlib.import_module(module), name)
     if ELSEWHERE[module][name] is not None:
         check_signature(value, ELSEWHERE[module][name])
+
+
+def test_objects_have_their_attributes():
+    from thaw_vllm import EnginePool, ForkPool
+    from thaw_vllm.langgraph import ChatThaw, ForkCoalescer
+    from thaw_vllm.pool import EngineSlot
+    from thaw_vllm.recorder import Recorder, ShapeTrace
+
+    wanted = [
+        (EnginePool(), "slots snapshots base_model tp_size"),
+        (EngineSlot(0), "id llm model_name snapshot_path lock"),
+        (ForkPool(), "slots model worker_kwargs preload_weights"),
+        (
+            ShapeTrace,
+            "add_step note_request steps_for num_sampled dummy_spec to_dict from_dict save load "
+            "certificate_bytes",
+        ),
+        (Recorder, "start stop __enter__ __exit__"),
+        (ForkCoalescer, "submit"),
+        (
+            ChatThaw(model="x"),
+            "model fork_window_ms fork_min_prefix_tokens enable_auto_fork workers "
+            "tensor_parallel_size enforce_eager gpu_memory_utilization worker_gpu_memory_utilization "
+            "temperature max_tokens top_p extra_llm_kwargs extra_pool_kwargs close",
+        ),
+    ]
+    for value, names in wanted:
+        assert [name for name in names.split() if not hasattr(value, name)] == []
+
+
+def test_loaders_of_sglang_say_what_they_need():
+    import thaw_sglang
+
+    for name in ("ThawSGLangModelLoader", "ThawSGLangFreezeLoader"):
+        try:
+            assert callable(getattr(thaw_sglang, name))
+        except ImportError as error:
+            assert "thaw-vllm[sglang]" in str(error)
 
 
 def test_fork_is_function_and_module():

@@ -106,6 +106,17 @@ def test_nothing_is_left(tmp_path):
     assert tasks_come_down_to(tasks)
 
 
+def test_it_says_nothing_to_the_terminal():
+    told = run_python("""
+        from thaw_vllm.langgraph import ChatThaw
+        chat = ChatThaw(model=MODEL, max_tokens=1, extra_llm_kwargs=SMALL)
+        chat.invoke("Hello")
+        chat.close()
+        chat.invoke("Hello")
+    """)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+
+
 def test_the_process_has_none_of_its_descriptors():
     before = open_descriptors()
     engine = new_engine()
