@@ -114,7 +114,7 @@ struct Server::Impl {
   net::awaitable<void> accept_loop();
   void tick();
   void begin_drain(std::chrono::milliseconds timeout);
-  void on_drain_deadline();
+  void on_drain_deadline(std::chrono::milliseconds timeout);
   /// Writes the sessions where there is a directory for them, and stops.
   void finish();
 
@@ -268,15 +268,19 @@ void Server::Impl::begin_drain(std::chrono::milliseconds timeout) {
   if (sessions.empty()) return finish();
   if (past_drain_deadline) return;
   drain_timer.expires_after(timeout);
-  drain_timer.async_wait([this](boost::system::error_code error) {
-    if (!error) on_drain_deadline();
+  drain_timer.async_wait([this, timeout](boost::system::error_code error) {
+    if (!error) on_drain_deadline(timeout);
   });
 }
 
-void Server::Impl::on_drain_deadline() {
+void Server::Impl::on_drain_deadline(std::chrono::milliseconds timeout) {
   if (past_drain_deadline) return finish();
   past_drain_deadline = true;
-  logger("http")->warn("event=drain_deadline cut={}", context.dispatcher.num_in_flight());
+  const auto cut_requests = context.dispatcher.num_in_flight();
+  // To cut at once is what the caller wanted: no news, nor is a connection that took its time.
+  const bool is_news = cut_requests > 0 && timeout.count() > 0;
+  logger("http")->log(is_news ? spdlog::level::warn : spdlog::level::info,
+                      "event=drain_deadline cut={}", cut_requests);
   const ApiError cut = to_api_error(
       make_error(Errc::kUnavailable, "the server shut down before the answer was complete"));
   for (const auto& [raw, weak] : sessions)
