@@ -74,7 +74,7 @@ test-clients: binary model  ## each client that people use, in an environment of
 	@$(PYTHON) scripts/client_tests.py
 
 test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 6 minutes)
-	@$(PYTHON) -m pytest -q -s tests/e2e/long -k schemas
+	@$(PYTHON) scripts/client_tests.py schemas
 
 test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB where `make test` has not)
 	@$(PYTHON) scripts/get_tokenizers.py --long >/dev/null

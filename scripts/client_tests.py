@@ -12,7 +12,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".venvs-clients"
-PYTEST = "pytest==8.4.2"
+PYTEST = "pytest==9.0.3"
 
 # In the order of how much they are used.
 CLIENTS = {
@@ -24,6 +24,12 @@ CLIENTS = {
         "langchain-core==1.7.2",
         "langgraph==1.2.22",
     ],
+    "langchain_standard": [
+        "langchain-tests==1.1.9",
+        "langchain-openai==1.7.3",
+        "langchain-core==1.7.2",
+        "pytest-asyncio==1.5.0",
+    ],
     "openai_agents": ["openai-agents==0.24.0"],
     "pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0"],
     "llama_index": ["llama-index-llms-openai-like==0.8.1"],
@@ -34,10 +40,18 @@ CLIENTS = {
     "strands": ["strands-agents[openai]==1.62.0"],
 }
 
+# What has an environment of its own too, but is no client.
+OTHERS = {"schemas": ["jsonschema==4.26.0", "hypothesis==6.112.0", "hypothesis-jsonschema==0.23.1"]}
+TESTS = {"schemas": "tests/e2e/long/test_schemas.py"}
+FLAGS = {
+    "langchain_standard": ["-o", "asyncio_default_test_loop_scope=session"],  # its chats keep one client
+    "schemas": ["-s"],
+}
+
 
 def environment(name: str) -> pathlib.Path:
     """The client's Python, made where it is not there yet."""
-    requirements = "\n".join([PYTEST, *CLIENTS[name]]) + "\n"
+    requirements = "\n".join([PYTEST, *(CLIENTS | OTHERS)[name]]) + "\n"
     folder = ENVIRONMENTS / name
     stamp = folder / "requirements.stamp"
     python = folder / "bin" / "python"
@@ -54,21 +68,22 @@ def environment(name: str) -> pathlib.Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(CLIENTS)}")
+    known = [*CLIENTS, *OTHERS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(known)}")
     parser.add_argument("--make-only", action="store_true", help="make the environments, run nothing")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in CLIENTS]
+    unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        parser.error(f"no such client: {', '.join(unknown)}; there are {', '.join(CLIENTS)}")
+        parser.error(f"no such client: {', '.join(unknown)}; there are {', '.join(known)}")
     failed = []
     for name in arguments.names or CLIENTS:
         python = environment(name)
         if arguments.make_only:
             continue
         print(f"==> {name}", flush=True)
-        test = ROOT / "tests" / "clients" / f"test_{name}.py"
-        command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
+        pytest = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *FLAGS.get(name, [])]
+        test = TESTS.get(name, f"tests/clients/test_{name}.py")
+        if subprocess.run([*pytest, test], cwd=ROOT).returncode != 0:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}")

@@ -2,6 +2,7 @@
 a model that was made for tools would where it needs one."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,15 +23,18 @@ class Thaw:
     """The server as a client sees it, and what its fan-outs cost."""
 
     model = "SmolLM2-135M-Instruct.Q4_1"
+    alias = "gpt-4o-mini"  # the same model, for clients that ask only names they know for calls
     topics = ("security", "names", "tests", "speed")
 
     def __init__(self, server: ThawServer):
         self.server = server
         self.url = f"http://127.0.0.1:{server.port}"
         self.v1 = f"{self.url}/v1"
+        self._documents = itertools.count(1)
 
     def document(self, name: str) -> str:
         """A text that no other test has sent."""
+        name = f"{name} {next(self._documents)}"
         return f"Report {name}. " + f"One line that all readers of {name} have in common. " * 30
 
     @contextlib.contextmanager
@@ -61,7 +65,8 @@ def thaw(tmp_path_factory):
         if not needed.exists():
             pytest.fail(f"{needed} is missing; `{maker}` makes it")
     env = {**os.environ, "THAW_CACHE_DIR": str(tmp_path_factory.mktemp("thaw"))}
-    flags = ("--tool-auto", "eager", "--kv-bytes", "512MiB")
+    flags = ("--tool-auto", "eager", "--kv-bytes", "512MiB", "--served-model-name")
+    flags += (f"{Thaw.model},{Thaw.alias}",)
     server = ThawServer(build / "bin" / "thaw", model, flags, env)
     server.wait_healthy()
     yield Thaw(server)

@@ -1,10 +1,10 @@
-"""Microsoft's Agent Framework on the chat endpoint: an agent with a tool, typed output, a fan-out of runs."""
+"""Microsoft's Agent Framework on both endpoints: an agent with a tool, typed output, a fan-out of runs."""
 
 import asyncio
 
 import pydantic
 import pytest
-from agent_framework.openai import OpenAIChatCompletionClient
+from agent_framework.openai import OpenAIChatClient, OpenAIChatCompletionClient
 
 
 class Verdict(pydantic.BaseModel):
@@ -12,12 +12,12 @@ class Verdict(pydantic.BaseModel):
     score: int
 
 
-@pytest.fixture
-def agent(thaw):
+@pytest.fixture(params=[OpenAIChatCompletionClient, OpenAIChatClient])  # the second speaks /v1/responses
+def agent(thaw, request):
     """agent(**fields) -> Agent of a client of its own."""
 
     def make(**fields):
-        client = OpenAIChatCompletionClient(thaw.model, base_url=thaw.v1, api_key="none")
+        client = request.param(thaw.model, base_url=thaw.v1, api_key="none")
         options = {"max_tokens": 60, "temperature": 0}
         return client.as_agent(name="agent", default_options=options, **fields)
 

@@ -1,4 +1,4 @@
-"""instructor: a response model by a named tool, by schema and in parts, and a fan-out."""
+"""instructor: a response model by a named tool, by schema, in parts and by /v1/responses, and a fan-out."""
 
 import asyncio
 
@@ -25,6 +25,13 @@ def test_output_is_the_response_model(thaw, mode):
     assert isinstance(client.chat.completions.create(response_model=Verdict, **fields), Verdict)
     parts = list(client.chat.completions.create_partial(response_model=Verdict, **fields))
     assert len(parts) > 1 and parts[-1].score is not None
+
+
+def test_output_of_responses_is_the_response_model(thaw):
+    raw = openai.OpenAI(base_url=thaw.v1, api_key="none")
+    client = instructor.from_openai(raw, mode=instructor.Mode.RESPONSES_TOOLS)
+    fields = {"model": thaw.model, "input": QUESTION, "max_output_tokens": 80, "max_retries": 0}
+    assert isinstance(client.responses.create(response_model=Verdict, **fields), Verdict)
 
 
 def test_a_fan_out_is_one_trunk(thaw):

@@ -1,4 +1,4 @@
-"""LangChain and LangGraph: agents, structured output by schema and by call, a fan-out of sub-agents."""
+"""LangChain and LangGraph on both endpoints: agents, output by schema and by call, a fan-out of agents."""
 
 import asyncio
 import operator
@@ -19,9 +19,16 @@ class Verdict(pydantic.BaseModel):
     score: int = pydantic.Field(ge=0, le=10)
 
 
-@pytest.fixture
-def chat(thaw):
-    return ChatOpenAI(model=thaw.model, base_url=thaw.v1, api_key="none", temperature=0, max_tokens=80)
+@pytest.fixture(params=["chat", "responses"])
+def chat(thaw, request):
+    return ChatOpenAI(
+        model=thaw.model,
+        base_url=thaw.v1,
+        api_key="none",
+        temperature=0,
+        max_tokens=80,
+        use_responses_api=request.param == "responses",
+    )
 
 
 def test_an_agent_calls_its_tool(chat, weather):
@@ -37,12 +44,19 @@ def test_output_is_structured(chat, method):
     assert isinstance(structured.invoke("Is bread good? Judge."), Verdict)
 
 
+@pytest.fixture(scope="module")
+def loop():
+    """ChatOpenAI's chats keep one client, which belongs to the loop of its first call."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
 class State(typing.TypedDict):
     topics: list[str]
     answers: typing.Annotated[list, operator.add]
 
 
-def test_a_fan_out_of_agents_is_one_trunk(thaw, chat):
+def test_a_fan_out_of_agents_is_one_trunk(thaw, chat, loop):
     document = thaw.document("langchain")
     agent = create_agent(chat, tools=[], system_prompt=document)
 
@@ -56,7 +70,7 @@ def test_a_fan_out_of_agents_is_one_trunk(thaw, chat):
     graph.add_edge("review", END)
     compiled = graph.compile()
     with thaw.one_trunk(document) as usages:
-        state = asyncio.run(compiled.ainvoke({"topics": list(thaw.topics), "answers": []}))
+        state = loop.run(compiled.ainvoke({"topics": list(thaw.topics), "answers": []}))
         for answer in state["answers"]:
             usage = answer.usage_metadata
             usages.append((usage["input_tokens"], usage["input_token_details"]["cache_read"]))

@@ -1,4 +1,4 @@
-"""LlamaIndex: an agent with a tool, structured prediction, a fan-out of chats."""
+"""LlamaIndex on both endpoints: an agent with a tool, structured prediction, a fan-out of chats."""
 
 import asyncio
 
@@ -7,6 +7,7 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
+from llama_index.llms.openai import OpenAIResponses
 from llama_index.llms.openai_like import OpenAILike
 
 
@@ -30,9 +31,21 @@ def llm(thaw):
     return make
 
 
-def test_an_agent_calls_its_tool(llm, weather):
+@pytest.fixture
+def responses(thaw):
+    """By a name that it knows: it asks no other models for calls."""
+    fields = {"model": thaw.alias, "api_base": thaw.v1, "api_key": "none", "context_window": 4096}
+    return OpenAIResponses(max_output_tokens=60, temperature=0, **fields)
+
+
+@pytest.fixture(params=["chat", "responses"])
+def either(llm, responses, request):
+    return llm() if request.param == "chat" else responses
+
+
+def test_an_agent_calls_its_tool(either, weather):
     async def run():
-        agent = FunctionAgent(tools=[weather], llm=llm(), allow_parallel_tool_calls=False)
+        agent = FunctionAgent(tools=[weather], llm=either, allow_parallel_tool_calls=False)
         return await agent.run("What is the weather in Bonn?")
 
     answer = asyncio.run(run())
@@ -47,17 +60,24 @@ def test_output_is_predicted(llm, by_schema):
     assert isinstance(verdict, Verdict)
 
 
-def test_a_fan_out_is_one_trunk(thaw, llm):
+def test_output_of_responses_is_predicted(responses):
+    verdict = responses.structured_predict(Verdict, PromptTemplate("Is {thing} good? Judge."), thing="bread")
+    assert isinstance(verdict, Verdict)
+
+
+def test_a_fan_out_is_one_trunk(thaw, either):
     document = thaw.document("llama")
 
     async def branch(model, topic: str):
         return await model.achat([ChatMessage(role="system", content=document), ChatMessage(content=topic)])
 
     async def fan_out():
-        model = llm()
-        return await asyncio.gather(*(branch(model, topic) for topic in thaw.topics))
+        return await asyncio.gather(*(branch(either, topic) for topic in thaw.topics))
 
     with thaw.one_trunk(document) as usages:
         for reply in asyncio.run(fan_out()):
             usage = reply.raw.usage
-            usages.append((usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens))
+            if isinstance(either, OpenAIResponses):
+                usages.append((usage.input_tokens, usage.input_tokens_details.cached_tokens))
+            else:
+                usages.append((usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens))

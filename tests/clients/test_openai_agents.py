@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK: an agent with a tool, one with an output type, a fan-out of runs."""
+"""OpenAI's Agents SDK on both endpoints: an agent with a tool, one with an output type, a fan-out of runs."""
 
 import asyncio
 
@@ -15,14 +15,18 @@ class Verdict(pydantic.BaseModel):
     score: int
 
 
-@pytest.fixture
-def agent(thaw):
-    """agent(**fields) -> Agent on the chat endpoint."""
+MODELS = [agents.OpenAIChatCompletionsModel, agents.OpenAIResponsesModel]  # the second is its default
 
-    def make(**fields) -> agents.Agent:
+
+@pytest.fixture(params=MODELS)
+def agent(thaw, request):
+    """agent(**fields) -> Agent of a model of its own. `stop`: strings that end replies; to this client a
+    response that reaches `max_tokens` is an error."""
+
+    def make(stop=None, **fields) -> agents.Agent:
         client = openai.AsyncOpenAI(base_url=thaw.v1, api_key="none", max_retries=0)
-        model = agents.OpenAIChatCompletionsModel(model=thaw.model, openai_client=client)
-        settings = agents.ModelSettings(max_tokens=60, temperature=0)
+        model = request.param(model=thaw.model, openai_client=client)
+        settings = agents.ModelSettings(max_tokens=60, temperature=0, extra_body={"stop": stop})
         fields = {"instructions": "Be brief.", **fields}
         return agents.Agent(name="agent", model=model, model_settings=settings, **fields)
 
@@ -43,7 +47,7 @@ def test_output_has_its_type(agent):
 
 def test_a_fan_out_is_one_trunk(thaw, agent):
     document = thaw.document("agents")
-    branch = agent(instructions=document)
+    branch = agent([" "], instructions=document)
 
     async def fan_out():
         return await asyncio.gather(*(agents.Runner.run(branch, topic) for topic in thaw.topics))

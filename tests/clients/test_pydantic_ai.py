@@ -1,11 +1,11 @@
-"""Pydantic AI: an agent with a tool, typed output by tool and by schema, a fan-out of runs."""
+"""Pydantic AI on both endpoints: an agent with a tool, output by tool and by schema, a fan-out of runs."""
 
 import asyncio
 
 import pydantic
 import pytest
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
@@ -14,11 +14,11 @@ class Verdict(pydantic.BaseModel):
     score: int = pydantic.Field(ge=0, le=10)
 
 
-@pytest.fixture
-def agent(thaw):
-    """agent(**fields) -> Agent on the chat endpoint."""
+@pytest.fixture(params=[OpenAIChatModel, OpenAIResponsesModel])  # the second is what "openai:..." means
+def agent(thaw, request):
+    """agent(**fields) -> Agent."""
     provider = OpenAIProvider(base_url=thaw.v1, api_key="none")
-    model = OpenAIChatModel(thaw.model, provider=provider)
+    model = request.param(thaw.model, provider=provider)
     return lambda **fields: Agent(model, model_settings={"max_tokens": 60, "temperature": 0}, **fields)
 
 

@@ -1,4 +1,4 @@
-"""Strands: an agent with a tool, typed output, a fan-out of agents. It always streams."""
+"""Strands on both endpoints: an agent with a tool, typed output, a fan-out of agents. It always streams."""
 
 import asyncio
 
@@ -6,6 +6,7 @@ import pydantic
 import pytest
 import strands
 from strands.models.openai import OpenAIModel
+from strands.models.openai_responses import OpenAIResponsesModel
 
 
 class Verdict(pydantic.BaseModel):
@@ -15,16 +16,17 @@ class Verdict(pydantic.BaseModel):
     score: int = pydantic.Field(ge=0, le=10)
 
 
-@pytest.fixture
-def agent(thaw):
+@pytest.fixture(params=[OpenAIModel, OpenAIResponsesModel])
+def agent(thaw, request):
     """agent(**fields) -> Agent with a model of its own. `stop`: strings that end replies; one that reaches
     `max_tokens` is an error to this client."""
 
     def make(stop=None, **fields) -> strands.Agent:
-        model = OpenAIModel(
+        limit = "max_tokens" if request.param is OpenAIModel else "max_output_tokens"
+        model = request.param(
             client_args={"api_key": "none", "base_url": thaw.v1},
             model_id=thaw.model,
-            params={"max_tokens": 60, "temperature": 0, **({"stop": stop} if stop else {})},
+            params={limit: 60, "temperature": 0, "extra_body": {"stop": stop}},
         )
         return strands.Agent(model=model, callback_handler=None, **fields)
 
