@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from chats import distinct_tokens, prefilled, prompt_tokens, tiny_chat, words
 from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
@@ -86,9 +87,9 @@ def by_send(node) -> Any:
 
 def async_node(fan, fields=None):
     def make(branch):
-        async def node(state):
+        async def node(state, config: RunnableConfig):  # before Python 3.11 a task does not inherit it
             more = (fields or {}).get(branch, {})
-            answer = await fan.chat.ainvoke(fan.messages[branch], **SHOWN, **more)
+            answer = await fan.chat.ainvoke(fan.messages[branch], config, **SHOWN, **more)
             return {"answers": [(branch, answer)]}
 
         return node
@@ -181,9 +182,9 @@ async def test_one_that_raises(fan):
     def make(branch):
         plain = async_node(fan, too_many)(branch)
 
-        async def node(state):
+        async def node(state, config: RunnableConfig):
             try:
-                return await plain(state)
+                return await plain(state, config)
             except ValueError as error:
                 return {"answers": [(branch, error)]}
 
