@@ -20,6 +20,6 @@ ninja -C "build/$kind" -t targets all | sed -n 's/^\(thaw_[a-z_]*_test\): phony$
   grep -vxE "thaw_($skipped)_test" | xargs cmake --build "build/$kind" -j "$(nproc)" --target
 ctest --test-dir "build/$kind" --output-on-failure --no-tests=error -j "$(nproc)" -E "^thaw_($skipped)_test(_NOT_BUILT|\.|$)"
 if [ "$kind" = asan ]; then  # the Python extension, where there is pybind11
-  cmake --build "build/$kind" -j "$(nproc)" --target thaw_python
+  cmake --build "build/$kind" -j "$(nproc)" --target thaw_python tiny_models
   .venv/bin/python scripts/run_sanitized_python.py
 fi
