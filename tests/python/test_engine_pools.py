@@ -142,7 +142,8 @@ def test_fifty_pools_leave_nothing(tmp_path, monkeypatch):
         del pool
         if count == 1:
             before = held()
-    assert held() == before and gone(pids)
+    # Fewer is well: what tests before this one left may end meanwhile.
+    assert all(now <= then for now, then in zip(held(), before)) and gone(pids)
 
 
 def test_forks_of_the_process_and_its_end(tmp_path):
