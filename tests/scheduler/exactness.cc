@@ -175,6 +175,20 @@ void ExactnessSuite::batched() {
   EXPECT_LT(together.stats().steps * 4, together.stats().tokens_decoded);
 }
 
+void ExactnessSuite::batched_then_alone_warm() {
+  BedOptions options;
+  options.max_num_seqs = 8;
+  ExactBed warm = bed(options);
+  expect_reference(warm.run(all_requests()));
+  EXPECT_LT(warm.stats().steps * 4, warm.stats().tokens_decoded);
+  for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
+    const std::uint64_t cached = warm.cached();
+    const Run again = warm.run({request(i)});
+    EXPECT_EQ(warm.cached() - cached, options_.prompts[i].size() - 1);
+    EXPECT_TRUE(matches(again.begin()->second, reference_[i])) << "prompt " << i;
+  }
+}
+
 void ExactnessSuite::other_chunks() {
   for (std::uint32_t chunk : options_.chunks) {
     SCOPED_TRACE("chunk " + std::to_string(chunk));

@@ -95,8 +95,13 @@ class ExactnessSuite {
   /// Greedy where `seeded` is false, else temperature 1 and a seed for each prompt.
   ExactnessSuite(const Options& options, bool seeded);
 
+  /// Options::look_ahead from now on; the reference stays, which never looks ahead.
+  void set_look_ahead(bool look_ahead) { options_.look_ahead = look_ahead; }
+
   void alone_warm();
   void batched();
+  /// The two in one: all together, then each alone on the KV that the batch left.
+  void batched_then_alone_warm();
   void other_chunks();
   void choices();
   void shared_trunk();

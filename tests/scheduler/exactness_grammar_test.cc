@@ -13,25 +13,26 @@ class GrammarExactness : public ::testing::TestWithParam<bool> {
     ASSERT_TRUE(std::filesystem::exists(model::default_model()))
         << model::default_model() << " is missing: `make model` fetches it";
   }
-  /// Seeded. With the parameter two steps are in flight, and masks are given to their draws.
+  /// Seeded, one reference for all. With the parameter two steps are in flight, and masks are given
+  /// to their draws. Ten prompts, five of them on a trunk, so that a batch of eight changes hands.
   static ExactnessSuite& suite() {
-    static std::map<bool, std::unique_ptr<ExactnessSuite>> suites;
-    auto& suite = suites[GetParam()];
+    static std::unique_ptr<ExactnessSuite> suite;
     if (!suite) {
       auto options = constrained_model_options();
-      options.look_ahead = GetParam();
       options.max_tokens = 40;
+      auto& prompts = options.prompts;
+      prompts.erase(prompts.begin() + 13, prompts.end());
+      prompts.erase(prompts.begin() + 5, prompts.begin() + 8);
+      options.num_branches = 5;
       suite = std::make_unique<ExactnessSuite>(options, true);
     }
+    suite->set_look_ahead(GetParam());
     return *suite;
   }
 };
 
-TEST_P(GrammarExactness, AloneWarm) {
-  suite().alone_warm();
-}
-TEST_P(GrammarExactness, InABatchOfEight) {
-  suite().batched();
+TEST_P(GrammarExactness, InABatchOfEightAndThenAlone) {
+  suite().batched_then_alone_warm();
 }
 TEST_P(GrammarExactness, Choices) {
   suite().choices();
