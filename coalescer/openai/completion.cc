@@ -5,6 +5,22 @@
 #include <utility>
 
 namespace thaw::coalescer {
+namespace {
+
+/// The field that a reply's grammar comes from.
+std::string form_field(const ApiCall& call) {
+  if (call.output.kind != OutputKind::kText) return call.output.field;
+  return call.tools.specs.empty() ? "" : "tools";
+}
+
+/// Grammars are compiled by the worker, which knows no fields.
+ApiError with_field(ApiError error, const std::string& form_field) {
+  const bool is_form = error.status == 400 && error.message.starts_with("grammar: ");
+  if (is_form && error.param.empty()) error.param = form_field;
+  return error;
+}
+
+}  // namespace
 
 Completion::Completion(const ApiCall& call, std::size_t num_prompts, const CompletionLabel& label,
                        const TextCodec* codec)
@@ -15,6 +31,7 @@ Completion::Completion(const ApiCall& call, std::size_t num_prompts, const Compl
       streamed_(call.stream),
       logprobs_(call.logprobs),
       show_(call.show),
+      form_field_(form_field(call)),
       num_choices_(call.num_choices),
       num_returned_(call.num_returned > 0 ? call.num_returned : call.num_choices),
       min_tokens_(call.sampling.min_tokens),
@@ -61,7 +78,7 @@ void Completion::on_event(std::size_t prompt, const GenerateEvent& event) {
       [&](const auto& concrete) {
         using Event = std::decay_t<decltype(concrete)>;
         if constexpr (std::is_same_v<Event, FailedEvent>) {
-          fail(to_api_error(concrete.error));
+          fail(with_field(to_api_error(concrete.error), form_field_));
         } else {
           begin();
           if constexpr (std::is_same_v<Event, PromptLogprobsEvent>) {

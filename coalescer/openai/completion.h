@@ -108,6 +108,7 @@ class Completion {
   bool streamed_;
   bool logprobs_;
   AnswerOptions show_;
+  std::string form_field_;  // that errors of the reply's grammar name
   std::uint32_t num_choices_;
   std::uint32_t num_returned_;  // of these
   std::uint32_t min_tokens_;

@@ -218,11 +218,12 @@ TEST(HttpTools, AGrammarThatIsNoneIsTheClientsMistake) {
   RawClient client(server.port());
   client.send(post_bytes(kChat, chat_body(R"("guided_regex": "(")")));
   const RequestId id = backend.wait_for_request(1).id;
-  backend.emit(FailedEvent{id, make_error(Errc::kInvalidArgument, "the grammar: no `)`")});
+  backend.emit(FailedEvent{id, make_error(Errc::kInvalidArgument, "grammar: no `)`")});
   const auto reply = client.read_reply();
   ASSERT_TRUE(reply);
   EXPECT_EQ(reply->status, 400);
   EXPECT_EQ(json::parse(reply->body)["error"]["type"], "invalid_request_error");
+  EXPECT_EQ(json::parse(reply->body)["error"]["param"], "guided_regex");
 }
 
 TEST(HttpTools, ASessionKnowsItsToolsAndCalls) {
