@@ -73,7 +73,7 @@ test-exact: build model  ## long exactness runs: the real model, and every famil
 test-clients: binary model  ## each client that people use, in an environment of its own: tools, structured output, a fan-out
 	@$(PYTHON) scripts/client_tests.py
 
-test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 6 minutes)
+test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 4 minutes)
 	@$(PYTHON) scripts/client_tests.py schemas
 
 test-tokenizers: build  ## four more real vocabularies against Hugging Face's ids (fetches 77 MB where `make test` has not)

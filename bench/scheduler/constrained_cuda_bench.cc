@@ -40,6 +40,5 @@ struct CudaBench {
 
 int main(int argc, char** argv) {
   thaw::scheduler::CudaBench bench;
-  thaw::scheduler::run_rows(argc, argv, *bench.model, *bench.grammars, 7);
-  return 0;
+  return thaw::scheduler::run_rows(argc, argv, *bench.model, *bench.grammars, /*rounds=*/7);
 }

@@ -2,6 +2,9 @@
 have a schema too. Each string, array and number has a bound, so that answers end; none contradicts itself.
 """
 
+import json
+import re
+
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
@@ -73,6 +76,11 @@ def larger(inner: st.SearchStrategy) -> st.SearchStrategy:
     )
 
 
+def writable(schema: dict) -> dict:
+    """Without characters that the default model has no tokens for: it lacks the bytes F1 and F2."""
+    return json.loads(re.sub("[\U00040000-\U000bffff]", "", json.dumps(schema, ensure_ascii=False)))
+
+
 def drawn_schemas(count: int, seed: int) -> list[dict]:
     schemas: list[dict] = []
 
@@ -86,7 +94,7 @@ def drawn_schemas(count: int, seed: int) -> list[dict]:
     )
     @hypothesis.given(st.recursive(LEAVES, larger, max_leaves=6))
     def draw(schema: dict) -> None:
-        schemas.append(schema)
+        schemas.append(writable(schema))
 
     draw()
     return schemas
