@@ -14,16 +14,12 @@ class GrammarExactness : public ::testing::TestWithParam<bool> {
         << model::default_model() << " is missing: `make model` fetches it";
   }
   /// Seeded, one reference for all. With the parameter two steps are in flight, and masks are given
-  /// to their draws. Ten prompts, five of them on a trunk, so that a batch of eight changes hands.
+  /// to their draws.
   static ExactnessSuite& suite() {
     static std::unique_ptr<ExactnessSuite> suite;
     if (!suite) {
       auto options = constrained_model_options();
       options.max_tokens = 40;
-      auto& prompts = options.prompts;
-      prompts.erase(prompts.begin() + 13, prompts.end());
-      prompts.erase(prompts.begin() + 5, prompts.begin() + 8);
-      options.num_branches = 5;
       suite = std::make_unique<ExactnessSuite>(options, true);
     }
     suite->set_look_ahead(GetParam());
