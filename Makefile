@@ -42,7 +42,7 @@ sdist: setup  ## its sources and a wheel built from them, in build/dist
 test: build model templates  ## every test (under 20 minutes on two cores from a fresh clone)
 	@scripts/run_tests.sh $(BUILD)
 
-test-long: test-kills test-tools test-schemas test-python-long test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
+test-long: test-kills test-tools test-schemas test-openapi test-python-long test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
 	@$(PYTHON) scripts/run_tidy.py
@@ -61,6 +61,9 @@ test-tools: binary model  ## 100 forced tool calls at temperature 1, each of whi
 
 test-python-long: build model  ## the wheel, built and tested in a clean environment
 	@THAW_BUILD="$$PWD/$(BUILD)" $(PYTHON) -m pytest -q tests/python/long
+
+test-openapi: binary model  ## schemathesis over /openapi.json: every check, thousands of cases
+	@$(PYTHON) -m pytest -q -s tests/e2e/long -k openapi
 
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
 	@scripts/run_fuzz.sh
@@ -99,4 +102,4 @@ format:  ## clang-format and ruff format
 clean:  ## remove the build folders
 	@rm -rf build
 
-.PHONY: help setup model templates wheel sdist test-python-long build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean
+.PHONY: help setup model templates wheel sdist test-python-long build binary demo serve test test-long test-tidy test-asan test-tsan test-kills test-tools test-schemas test-openapi test-exact test-tokenizers fuzz bench bench-peers fixtures setup-long format clean

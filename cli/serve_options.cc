@@ -5,6 +5,7 @@
 
 #include "cli/version.h"
 #include "engine/base/device_name.h"
+#include "engine/grammar/grammar.h"
 
 namespace thaw::cli {
 namespace {
@@ -86,6 +87,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.max_queued_requests = settings.max_queued_requests;
   options.idle_timeout = seconds_to<std::chrono::seconds>(settings.idle_timeout_s);
   options.eager_tools = settings.tool_auto == "eager";
+  options.has_grammars = grammar::is_built_in();
   options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
   options.version = kVersion;
   return options;

@@ -1,5 +1,6 @@
 // The half of Session that answers requests.
 
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <utility>
@@ -9,6 +10,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
 
+#include "coalescer/http/openapi.h"
 #include "coalescer/http/session.h"
 #include "coalescer/openai/admin_bodies.h"
 #include "coalescer/openai/describe.h"
@@ -41,7 +43,7 @@ ApiResult<PreparedCall> prepare_call(const ServerContext* context, const ServedM
   if (auto* error = std::get_if<ApiError>(&prompts)) return std::move(*error);
   prepared.prompts = std::move(std::get<std::vector<PreparedPrompt>>(prompts));
   auto plan = plan_reply(prepared.call, prepared.prompts.front().tokens, /*known_tools=*/"",
-                         context->options.eager_tools, *model.codec);
+                         context->options.eager_tools, *model.codec, context->options.has_grammars);
   if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
   prepared.call.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
@@ -100,6 +102,25 @@ net::awaitable<std::vector<ForkHistory::WindowExplanation>> recent_on_pool(
   co_return context->history.recent(kRecentWindows);
 }
 
+net::awaitable<std::string> openapi_on_pool(OpenApiFacts facts) {
+  co_return openapi_document(facts);
+}
+
+OpenApiFacts openapi_facts(const ServerContext& context) {
+  OpenApiFacts facts;
+  facts.version = context.options.version;
+  facts.needs_keys = !context.options.api_keys.empty();
+  facts.limits.max_choices = context.options.max_num_seqs;
+  facts.limits.max_session_ttl = context.options.session_limits.max_ttl.count();
+  facts.limits.num_slots =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(context.backend->status().slots.size()));
+  facts.limits.vocab_size = 0;
+  for (const ServedModelPtr& model : context.models->list())
+    facts.limits.vocab_size =
+        std::max<std::int64_t>(facts.limits.vocab_size, model->codec->vocab_size());
+  return facts;
+}
+
 HttpReply health_reply(ServerContext* context) {
   if (const PoolStatus status = context->backend->status(); status.ready && !context->draining)
     return json_reply(health_body(status, *context->models));
@@ -156,17 +177,17 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
   switch (request.route.endpoint) {
     case Endpoint::kModels:
       if (is_anthropic) {
-        auto page = message_models_body(*context_->models, percent_decode(request.head.query));
+        auto page = message_models_body(*context_->models, request.head.query);
         if (const auto* error = std::get_if<ApiError>(&page)) co_return error_reply(*error);
         co_return json_reply(std::move(std::get<std::string>(page)));
       }
       co_return json_reply(models_body(*context_->models));
     case Endpoint::kModel: {
-      const auto model = require_model(*context_->models, request.route.model);
+      const auto model = require_model(*context_->models, request.route.parameter);
       if (const auto* error = std::get_if<ApiError>(&model)) co_return error_reply(*error);
       const ServedModel& served = *std::get<ServedModelPtr>(model);
-      co_return json_reply(is_anthropic ? message_model_body(request.route.model, served)
-                                        : model_body(request.route.model, served));
+      co_return json_reply(is_anthropic ? message_model_body(request.route.parameter, served)
+                                        : model_body(request.route.parameter, served));
     }
     case Endpoint::kHealth:
       co_return health_reply(context_);
@@ -177,6 +198,12 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
       reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
       reply.body = context_->metrics_text();
       co_return reply;
+    }
+    case Endpoint::kOpenApi: {
+      OpenApiFacts facts = openapi_facts(*context_);
+      std::string document = co_await net::co_spawn(
+          context_->text_pool, openapi_on_pool(std::move(facts)), net::use_awaitable);
+      co_return json_reply(std::move(document));
     }
     case Endpoint::kAdminPool: {
       PoolStatus status = context_->backend->status();

@@ -76,7 +76,7 @@ net::awaitable<HttpReply> Session::admin_reply(Request request) {
     return net::co_spawn(context_->admin_pool, std::move(work), net::use_awaitable);
   };
   if (request.route.endpoint == Endpoint::kAdminUnregister)
-    co_return co_await run(unregister_on_pool(admin, request.route.model));
+    co_return co_await run(unregister_on_pool(admin, request.route.parameter));
   if (request.route.endpoint == Endpoint::kAdminPreload) {
     const std::size_t num_slots = context_->backend->status().slots.size();
     auto name = parse_preload(request.body, std::max<std::size_t>(num_slots, 1));

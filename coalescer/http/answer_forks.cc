@@ -73,7 +73,7 @@ std::string branch_param(std::size_t branch, const std::string& param) {
 std::optional<ApiError> plan_branch(const ServerContext* context, std::size_t branch, ApiCall& call,
                                     const PreparedPrompt& prompt, std::string_view known_tools) {
   auto plan = plan_reply(call, prompt.tokens, known_tools, context->options.eager_tools,
-                         *call.served->codec);
+                         *call.served->codec, context->options.has_grammars);
   if (auto* error = std::get_if<ApiError>(&plan)) {
     error->param = branch_param(branch, error->param);
     return std::move(*error);

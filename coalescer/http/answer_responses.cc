@@ -51,7 +51,7 @@ ApiResult<PreparedResponse> prepare(const ServerContext* context, ApiCall call,
   if (auto* error = std::get_if<ApiError>(&prompt)) return std::move(*error);
   PreparedResponse prepared{std::move(call), std::move(std::get<PreparedPrompt>(prompt))};
   auto plan = plan_reply(prepared.call, prepared.prompt.tokens, /*known_tools=*/"",
-                         context->options.eager_tools, *model.codec);
+                         context->options.eager_tools, *model.codec, context->options.has_grammars);
   if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
   prepared.call.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
@@ -195,7 +195,7 @@ net::awaitable<bool> Session::answer_responses(Request request) {
 }
 
 net::awaitable<bool> Session::answer_response(Request request) {
-  const std::string id = request.route.session;
+  const std::string id = request.route.parameter;
   const std::shared_ptr<ResponseRun> run = context_->responses.running(request.tenant, id);
   const StoredResponse* stored = nullptr;
   if (run == nullptr) stored = context_->responses.store().find(request.tenant, id);

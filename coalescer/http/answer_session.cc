@@ -40,7 +40,7 @@ ApiResult<PreparedTurn> prepare_session_turn(const ServerContext* context, const
   if (auto* error = std::get_if<ApiError>(&prompt)) return std::move(*error);
   prepared.prompt = std::move(std::get<PreparedPrompt>(prompt));
   auto plan = plan_reply(record.call, prepared.prompt.tokens, prepared.turn.next.tools,
-                         context->options.eager_tools, *model.codec);
+                         context->options.eager_tools, *model.codec, context->options.has_grammars);
   if (auto* error = std::get_if<ApiError>(&plan)) return std::move(*error);
   prepared.reply = std::move(std::get<ReplyPlan>(plan));
   return prepared;
@@ -217,7 +217,7 @@ net::awaitable<ApiResult<std::string>> Session::session_body_of(Request request)
     default:
       break;
   }
-  auto found = sessions.find(request.tenant, request.route.session, "id");
+  auto found = sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   StoredSession& session = *std::get<StoredSession*>(found);
   switch (request.route.endpoint) {
@@ -368,17 +368,17 @@ net::awaitable<ApiResult<std::string>> Session::fork_session(Request request) {
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   const auto call = std::move(std::get<ForkSessionCall>(parsed));
   SessionService& sessions = context_->sessions;
-  auto found = sessions.find(request.tenant, request.route.session, "id");
+  auto found = sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
-  co_await load_spilled(context_, request.route.session);
-  found = sessions.find(request.tenant, request.route.session, "id");
+  co_await load_spilled(context_, request.route.parameter);
+  found = sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   SharedState state = std::get<StoredSession*>(found)->state;
   if (!call.checkpoint.empty()) {
     auto kept = state_of_checkpoint(*std::get<StoredSession*>(found), call.checkpoint);
     if (auto* error = std::get_if<ApiError>(&kept)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(kept));
-  } else if (const auto record = sessions.running(request.route.session);
+  } else if (const auto record = sessions.running(request.route.parameter);
              call.include_running && record != nullptr) {
     state = state_of_record(*record, 0, *record->call.served->codec);
   }
@@ -390,7 +390,7 @@ net::awaitable<ApiResult<std::string>> Session::fork_session(Request request) {
         context_->text_pool, cut_on_pool(served, state, call.cut, "cut."), net::use_awaitable);
     if (auto* error = std::get_if<ApiError>(&cut)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(cut));
-    found = sessions.find(request.tenant, request.route.session, "id");
+    found = sessions.find(request.tenant, request.route.parameter, "id");
     if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   }
   auto children = sessions.store().fork(*std::get<StoredSession*>(found), call.count, state,
@@ -409,7 +409,7 @@ net::awaitable<ApiResult<std::string>> Session::fork_session(Request request) {
 net::awaitable<ApiResult<std::string>> Session::checkpoint_session(Request request) {
   auto parsed = parse_checkpoint(request.body);
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
-  auto found = context_->sessions.find(request.tenant, request.route.session, "id");
+  auto found = context_->sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   StoredSession& session = *std::get<StoredSession*>(found);
   std::string name = std::get<CheckpointCall>(parsed).name;
@@ -434,7 +434,7 @@ net::awaitable<ApiResult<std::string>> Session::export_session_call(Request requ
   auto parsed = parse_session_file(request.body, /*is_import=*/false);
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   const std::string file = std::get<SessionFileCall>(parsed).file;
-  auto found = context_->sessions.find(request.tenant, request.route.session, "id");
+  auto found = context_->sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   const StoredSession& session = *std::get<StoredSession*>(found);
   const std::string id = session.id;
@@ -510,7 +510,7 @@ net::awaitable<ApiResult<std::string>> Session::rewind_session(Request request) 
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   const auto call = std::move(std::get<RewindCall>(parsed));
   SessionService& sessions = context_->sessions;
-  auto found = sessions.find(request.tenant, request.route.session, "id");
+  auto found = sessions.find(request.tenant, request.route.parameter, "id");
   if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   SharedState state = std::get<StoredSession*>(found)->state;
   if (!call.checkpoint.empty()) {
@@ -525,7 +525,7 @@ net::awaitable<ApiResult<std::string>> Session::rewind_session(Request request) 
                                       net::use_awaitable);
     if (auto* error = std::get_if<ApiError>(&cut)) co_return std::move(*error);
     state = std::move(std::get<SharedState>(cut));
-    found = sessions.find(request.tenant, request.route.session, "id");
+    found = sessions.find(request.tenant, request.route.parameter, "id");
     if (auto* error = std::get_if<ApiError>(&found)) co_return std::move(*error);
   }
   StoredSession& session = *std::get<StoredSession*>(found);

@@ -7,9 +7,6 @@
 #include "coalescer/openai/messages_error.h"
 
 namespace thaw::coalescer {
-namespace {
-
-constexpr std::string_view kRequestId = "x-request-id";
 
 const char* reason_phrase(int status) {
   switch (status) {
@@ -19,6 +16,8 @@ const char* reason_phrase(int status) {
       return "Bad Request";
     case 401:
       return "Unauthorized";
+    case 403:
+      return "Forbidden";
     case 404:
       return "Not Found";
     case 405:
@@ -33,6 +32,8 @@ const char* reason_phrase(int status) {
       return "Unsupported Media Type";
     case 417:
       return "Expectation Failed";
+    case 422:
+      return "Unprocessable Content";
     case 429:
       return "Too Many Requests";
     case 431:
@@ -47,6 +48,10 @@ const char* reason_phrase(int status) {
       return "Unknown";
   }
 }
+
+namespace {
+
+constexpr std::string_view kRequestId = "x-request-id";
 
 /// `path` is `base` or below it.
 bool is_below(std::string_view path, std::string_view base) {

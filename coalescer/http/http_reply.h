@@ -37,6 +37,9 @@ struct ReplyMode {
   std::string request_id = {};  ///< Anthropic's: names an answer that has no id of its own
 };
 
+/// RFC 9110, 15: "Not Found".
+const char* reason_phrase(int status);
+
 HttpReply error_reply(const ApiError& error);
 /// A 200 with JSON.
 HttpReply json_reply(std::string body);

@@ -1,45 +1,73 @@
 #include "coalescer/http/route.h"
 
 #include <array>
-#include <charconv>
-#include <span>
+#include <optional>
+
+#include "coalescer/openai/query.h"
 
 namespace thaw::coalescer {
 namespace {
 
-struct Entry {
-  std::string_view path;
-  Route route;
-};
+constexpr bool kOpen = false;  // needs no key
+constexpr bool kKey = true;
+constexpr bool kSlashes = true;
 
-const std::array<Entry, 15>& table() {
-  static const std::array<Entry, 15> entries = {{
-      {"/v1/chat/completions", {Endpoint::kChat, "/v1/chat/completions", true, true, "", ""}},
-      {"/v1/completions", {Endpoint::kCompletions, "/v1/completions", true, true, "", ""}},
-      {"/v1/messages", {Endpoint::kMessages, "/v1/messages", true, true, "", ""}},
-      {"/v1/messages/count_tokens",
-       {Endpoint::kCountTokens, "/v1/messages/count_tokens", true, true, "", ""}},
-      {"/tokenize", {Endpoint::kTokenize, "/tokenize", true, true, "", ""}},
-      {"/detokenize", {Endpoint::kDetokenize, "/detokenize", true, true, "", ""}},
-      {"/v1/models", {Endpoint::kModels, "/v1/models", true, false, "", ""}},
-      {"/health", {Endpoint::kHealth, "/health", false, false, "", ""}},
-      {"/version", {Endpoint::kVersion, "/version", false, false, "", ""}},
-      {"/metrics", {Endpoint::kMetrics, "/metrics", false, false, "", ""}},
-      {"/v1/forks", {Endpoint::kForks, "/v1/forks", true, true, "", ""}},
-      {"/v1/forks/recent", {Endpoint::kForksRecent, "/v1/forks/recent", true, false, "", ""}},
-      {"/admin/pool", {Endpoint::kAdminPool, "/admin/pool", true, false, "", ""}},
-      {"/admin/preload", {Endpoint::kAdminPreload, "/admin/preload", true, true, "", ""}},
-      {"/admin/snapshots", {Endpoint::kAdminSnapshots, "/admin/snapshots", true, false, "", ""}},
-  }};
-  return entries;
-}
+constexpr auto kEndpoints = std::to_array<EndpointPath>({
+    {"POST", "/v1/chat/completions", Endpoint::kChat},
+    {"POST", "/v1/completions", Endpoint::kCompletions},
+    {"POST", "/v1/messages", Endpoint::kMessages},
+    {"POST", "/v1/messages/count_tokens", Endpoint::kCountTokens},
+    {"POST", "/v1/responses", Endpoint::kResponses},
+    {"GET", "/v1/responses/{id}", Endpoint::kResponse},
+    {"DELETE", "/v1/responses/{id}", Endpoint::kResponseDelete},
+    {"POST", "/v1/responses/{id}/cancel", Endpoint::kResponseCancel},
+    {"GET", "/v1/responses/{id}/input_items", Endpoint::kResponseItems},
+    {"POST", "/v1/forks", Endpoint::kForks},
+    {"GET", "/v1/forks/recent", Endpoint::kForksRecent},
+    {"GET", "/v1/models", Endpoint::kModels},
+    {"GET", "/v1/models/{id}", Endpoint::kModel, kKey, kSlashes},
+    {"POST", "/tokenize", Endpoint::kTokenize},
+    {"POST", "/detokenize", Endpoint::kDetokenize},
+    {"GET", "/v1/sessions", Endpoint::kSessions},
+    {"POST", "/v1/sessions", Endpoint::kSessionCreate},
+    {"POST", "/v1/sessions/import", Endpoint::kSessionImport},
+    {"GET", "/v1/sessions/{id}", Endpoint::kSession},
+    {"DELETE", "/v1/sessions/{id}", Endpoint::kSessionDelete},
+    {"POST", "/v1/sessions/{id}/fork", Endpoint::kSessionFork},
+    {"POST", "/v1/sessions/{id}/checkpoint", Endpoint::kSessionCheckpoint},
+    {"POST", "/v1/sessions/{id}/rewind", Endpoint::kSessionRewind},
+    {"POST", "/v1/sessions/{id}/export", Endpoint::kSessionExport},
+    {"GET", "/v1/sessions/{id}/tree", Endpoint::kSessionTree},
+    {"GET", "/admin/pool", Endpoint::kAdminPool},
+    {"POST", "/admin/preload", Endpoint::kAdminPreload},
+    {"GET", "/admin/snapshots", Endpoint::kAdminSnapshots},
+    {"POST", "/admin/snapshots", Endpoint::kAdminRegister},
+    {"DELETE", "/admin/snapshots/{name}", Endpoint::kAdminUnregister, kKey, kSlashes},
+    {"GET", "/health", Endpoint::kHealth, kOpen},
+    {"GET", "/version", Endpoint::kVersion, kOpen},
+    {"GET", "/metrics", Endpoint::kMetrics, kOpen},
+    {"GET", "/openapi.json", Endpoint::kOpenApi, kOpen},
+});
 
 /// Bytes of a client's path that an error repeats.
 constexpr std::size_t kMaxShown = 100;
-constexpr std::string_view kModelPrefix = "/v1/models/";
-constexpr std::string_view kSessions = "/v1/sessions";
-constexpr std::string_view kResponses = "/v1/responses";
-constexpr std::string_view kSnapshotPrefix = "/admin/snapshots/";
+
+/// What stands for the pattern's `{...}`, "" where it has none; nullopt where the path is another.
+std::optional<std::string_view> match(const EndpointPath& entry, std::string_view path) {
+  const std::string_view pattern = entry.path;
+  const std::size_t open = pattern.find('{');
+  if (open == std::string_view::npos)
+    return path == pattern ? std::optional<std::string_view>("") : std::nullopt;
+  const std::string_view before = pattern.substr(0, open);
+  const std::string_view after = pattern.substr(pattern.find('}') + 1);
+  if (path.size() <= before.size() + after.size() || !path.starts_with(before) ||
+      !path.ends_with(after))
+    return std::nullopt;
+  path.remove_prefix(before.size());
+  path.remove_suffix(after.size());
+  if (!entry.takes_slashes && path.find('/') != std::string_view::npos) return std::nullopt;
+  return path;
+}
 
 HttpReply not_found(std::string_view path) {
   ApiError error = invalid_field(
@@ -61,130 +89,28 @@ HttpReply method_not_allowed(std::string_view method, const char* label,
   return reply;
 }
 
-/// One method of a path below a collection. `verb` follows the id; "" and no id is the collection.
-struct SessionEntry {
-  std::string_view verb;
-  bool has_id;
-  std::string_view method;
-  Endpoint endpoint;
-  const char* label;
-};
-
-constexpr std::array<SessionEntry, 10> kSessionTable = {{
-    {"", false, "GET", Endpoint::kSessions, "/v1/sessions"},
-    {"", false, "POST", Endpoint::kSessionCreate, "/v1/sessions"},
-    {"import", false, "POST", Endpoint::kSessionImport, "/v1/sessions/import"},
-    {"", true, "GET", Endpoint::kSession, "/v1/sessions/{id}"},
-    {"", true, "DELETE", Endpoint::kSessionDelete, "/v1/sessions/{id}"},
-    {"fork", true, "POST", Endpoint::kSessionFork, "/v1/sessions/{id}/fork"},
-    {"checkpoint", true, "POST", Endpoint::kSessionCheckpoint, "/v1/sessions/{id}/checkpoint"},
-    {"rewind", true, "POST", Endpoint::kSessionRewind, "/v1/sessions/{id}/rewind"},
-    {"export", true, "POST", Endpoint::kSessionExport, "/v1/sessions/{id}/export"},
-    {"tree", true, "GET", Endpoint::kSessionTree, "/v1/sessions/{id}/tree"},
-}};
-
-constexpr std::array<SessionEntry, 5> kResponseTable = {{
-    {"", false, "POST", Endpoint::kResponses, "/v1/responses"},
-    {"", true, "GET", Endpoint::kResponse, "/v1/responses/{id}"},
-    {"", true, "DELETE", Endpoint::kResponseDelete, "/v1/responses/{id}"},
-    {"cancel", true, "POST", Endpoint::kResponseCancel, "/v1/responses/{id}/cancel"},
-    {"input_items", true, "GET", Endpoint::kResponseItems, "/v1/responses/{id}/input_items"},
-}};
-
-/// `rest`: what follows the collection in the path.
-std::variant<Route, HttpReply> find_route_below(std::span<const SessionEntry> table,
-                                                std::string_view method, std::string_view path,
-                                                std::string_view rest) {
-  if (rest == "/") return not_found(path);
-  if (!rest.empty()) rest.remove_prefix(1);
-  std::string_view id;
-  std::string_view verb;
-  if (rest == "import" && table.data() == kSessionTable.data()) {
-    verb = rest;
-  } else {
-    id = rest.substr(0, rest.find('/'));
-    if (id.size() < rest.size()) verb = rest.substr(id.size() + 1);
-    if (!rest.empty() && (id.empty() || (verb.empty() && id.size() < rest.size())))
-      return not_found(path);
-  }
-  std::string allowed;
-  const char* label = "";
-  for (const SessionEntry& entry : table) {
-    if (entry.verb != verb || entry.has_id != !id.empty()) continue;
-    if (entry.method == method || (entry.method == "GET" && method == "HEAD")) {
-      return Route{entry.endpoint, entry.label, true, entry.method == "POST", "", std::string(id)};
-    }
-    label = entry.label;
-    allowed += (allowed.empty() ? "" : ", ") + std::string(entry.method);
-    if (entry.method == "GET") allowed += ", HEAD";
-  }
-  if (allowed.empty()) return not_found(path);
-  return method_not_allowed(method, label, allowed);
-}
-
 }  // namespace
 
-std::string percent_decode(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    int byte = 0;
-    if (text[i] == '%' && i + 2 < text.size() &&
-        std::from_chars(&text[i + 1], &text[i + 1] + 2, byte, 16).ptr == &text[i + 1] + 2) {
-      out += static_cast<char>(byte);
-      i += 2;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
+std::span<const EndpointPath> endpoints() {
+  return kEndpoints;
 }
 
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path) {
-  const auto is_below = [&](std::string_view collection) {
-    return path.starts_with(collection) &&
-           (path.size() == collection.size() || path[collection.size()] == '/');
-  };
-  if (is_below(kSessions))
-    return find_route_below(kSessionTable, method, path, path.substr(kSessions.size()));
-  if (is_below(kResponses))
-    return find_route_below(kResponseTable, method, path, path.substr(kResponses.size()));
-  Route route;
-  bool found = false;
-  for (const Entry& entry : table()) {
-    if (entry.path != path) continue;
-    route = entry.route;
-    found = true;
+  const char* label = nullptr;
+  std::string allowed;
+  for (const EndpointPath& entry : kEndpoints) {
+    const auto parameter = match(entry, path);
+    if (!parameter) continue;
+    if (label != nullptr && std::string_view(label) != entry.path) continue;
+    label = entry.path;
+    const bool is_get = std::string_view(entry.method) == "GET";
+    if (method == entry.method || (is_get && method == "HEAD"))
+      return Route{entry.endpoint, entry.path, entry.needs_key, percent_decode(*parameter)};
+    allowed += (allowed.empty() ? "" : ", ") + std::string(entry.method);
+    if (is_get) allowed += ", HEAD";
   }
-  if (!found && path.size() > kModelPrefix.size() &&
-      path.substr(0, kModelPrefix.size()) == kModelPrefix) {
-    route = {Endpoint::kModel,
-             "/v1/models/{id}",
-             true,
-             false,
-             percent_decode(path.substr(kModelPrefix.size())),
-             ""};
-    found = true;
-  }
-  if (!found && path.size() > kSnapshotPrefix.size() &&
-      path.substr(0, kSnapshotPrefix.size()) == kSnapshotPrefix) {
-    route.endpoint = Endpoint::kAdminUnregister;
-    route.label = "/admin/snapshots/{name}";
-    route.model = percent_decode(path.substr(kSnapshotPrefix.size()));
-    if (method == "DELETE") return route;
-    return method_not_allowed(method, route.label, "DELETE");
-  }
-  if (!found) return not_found(path);
-  if (route.endpoint == Endpoint::kAdminSnapshots && method == "POST")
-    return Route{Endpoint::kAdminRegister, route.label, true, true, "", ""};
-  const bool allowed = route.has_body ? method == "POST" : method == "GET" || method == "HEAD";
-  if (!allowed) {
-    const bool both = route.endpoint == Endpoint::kAdminSnapshots;
-    return method_not_allowed(method, route.label,
-                              both             ? "GET, HEAD, POST"
-                              : route.has_body ? "POST"
-                                               : "GET, HEAD");
-  }
-  return route;
+  if (label == nullptr) return not_found(path);
+  return method_not_allowed(method, label, allowed);
 }
 
 }  // namespace thaw::coalescer

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -21,6 +22,7 @@ enum class Endpoint : std::uint8_t {
   kHealth,
   kVersion,
   kMetrics,
+  kOpenApi,
   kForks,
   kForksRecent,
   kResponses,
@@ -45,17 +47,25 @@ enum class Endpoint : std::uint8_t {
   kSessionTree,
 };
 
+/// One method of one path. `HEAD` goes wherever `GET` does.
+struct EndpointPath {
+  const char* method;
+  /// With one `{...}` at most, which stands for a part of the path that is not empty.
+  const char* path;
+  Endpoint endpoint;
+  bool needs_key = true;
+  bool takes_slashes = false;  ///< what stands for `{...}` may have some: names of models do
+};
+
+/// All there are. Where two paths fit, the first one counts: put what is spelt out first.
+std::span<const EndpointPath> endpoints();
+
 struct Route {
   Endpoint endpoint = Endpoint::kHealth;
   const char* label = "";  ///< in metrics: the path, or its pattern
   bool needs_key = true;
-  bool has_body = false;  ///< a POST
-  std::string model;  ///< of kModel and kAdminUnregister, percent-decoded
-  std::string session;  ///< of kSession and what follows it; of kResponse and its likes
+  std::string parameter;  ///< what stands for `{...}`, percent-decoded
 };
-
-/// `%20` and the like become what they stand for.
-std::string percent_decode(std::string_view text);
 
 /// Finds the endpoint; otherwise the 404, or the 405 with its Allow header.
 std::variant<Route, HttpReply> find_route(std::string_view method, std::string_view path);

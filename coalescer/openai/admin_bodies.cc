@@ -7,6 +7,7 @@
 
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
+#include "coalescer/openai/shapes.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -83,56 +84,62 @@ ordered_json model_json(const ModelStatus& model, const std::vector<SlotStatus>&
           {"failure", model.failure.empty() ? ordered_json(nullptr) : ordered_json(model.failure)}};
 }
 
-ApiError missing(const char* field, const std::string& what) {
-  return invalid_field(field, "`" + std::string(field) + "` is missing; it must be " + what);
+/// The first of two fields that is there; both must be right.
+std::string either(JsonFields& fields, std::string_view one, std::string_view other,
+                   const char* right, bool (*is_right)(std::string_view)) {
+  std::string value;
+  for (const std::string_view name : {other, one}) {
+    std::string text;
+    fields.read(name, text);
+    if (!fields.find(name) || fields.failed()) continue;
+    if (!is_right(text)) {
+      fields.fail(invalid_field(std::string(name), "`" + std::string(name) + "` must be " + right));
+    }
+    value = std::move(text);
+  }
+  return value;
 }
 
 /// A body that is no JSON is a 422 here, as these endpoints' older clients know it.
-std::optional<ApiError> parse_body(JsonBody& json, std::string_view body) {
+std::optional<ApiError> parse_body(JsonBody& json, std::string_view body, const Shape& shape,
+                                   const ShapeLimits& limits = {}) {
   auto error = json.parse(body);
   if (error) error->status = 422;
-  return error;
+  return error ? error : check_shape(shape, json.root(), limits);
 }
 
-/// The first of two fields that is there.
-std::string either(JsonFields& fields, std::string_view one, std::string_view other) {
-  std::string value;
-  fields.read(other, value);
-  fields.read(one, value);
-  return value;
+bool is_model_name(std::string_view name) {
+  const auto odd = [](unsigned char byte) { return byte < 0x20 || byte == 0x7f; };
+  return !name.empty() && name.size() <= kMaxNameBytes && std::ranges::none_of(name, odd);
+}
+
+bool is_path(std::string_view path) {
+  return !path.empty() && path.find('\0') == std::string_view::npos;
 }
 
 }  // namespace
 
 ApiResult<SnapshotRegistration> parse_registration(std::string_view body) {
   JsonBody json;
-  if (auto error = parse_body(json, body)) return std::move(*error);
+  if (auto error = parse_body(json, body, kRegisterShape)) return std::move(*error);
   JsonFields fields(json.root());
   SnapshotRegistration registration;
-  registration.name = either(fields, "name", "model");
-  registration.path = either(fields, "path", "snapshot");
+  registration.name =
+      either(fields, "name", "model", "1 to 200 bytes without control characters", is_model_name);
+  registration.path = either(fields, "path", "snapshot", "a path, without a zero byte", is_path);
   if (auto error = fields.error()) return std::move(*error);
-  if (registration.name.empty()) return missing("name", "what requests will call the model");
-  if (registration.path.empty()) return missing("path", "the model's file or directory");
-  const auto odd = [](unsigned char byte) { return byte < 0x20 || byte == 0x7f; };
-  if (registration.name.size() > kMaxNameBytes || std::ranges::any_of(registration.name, odd)) {
-    return invalid_field("name", "`name` must have at most " + std::to_string(kMaxNameBytes) +
-                                     " bytes and no control characters");
-  }
-  if (registration.path.find('\0') != std::string::npos)
-    return invalid_field("path", "`path` has a zero byte");
   return registration;
 }
 
 ApiResult<std::string> parse_preload(std::string_view body, std::size_t num_slots) {
   JsonBody json;
-  if (auto error = parse_body(json, body)) return std::move(*error);
+  ShapeLimits limits;
+  limits.num_slots = static_cast<std::int64_t>(num_slots);
+  if (auto error = parse_body(json, body, kPreloadShape, limits)) return std::move(*error);
   JsonFields fields(json.root());
   std::string name;
   fields.read("model", name);
-  fields.integer("slot_id", 0, static_cast<std::int64_t>(num_slots) - 1);
   if (auto error = fields.error()) return std::move(*error);
-  if (name.empty()) return missing("model", "the name of a served model");
   return name;
 }
 

@@ -1,21 +1,16 @@
 #include "coalescer/openai/fork_call.h"
 
-#include <array>
 #include <utility>
 
 #include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
+#include "coalescer/openai/shapes.h"
 
 namespace thaw::coalescer {
 namespace {
 
 using nlohmann::ordered_json;
-
-constexpr std::size_t kMaxLabelBytes = 200;
-/// Fields of the whole call, which no branch has its own of.
-constexpr std::array kShared = {"model",       "stream", "stream_options", "session_id",
-                                "response_id", "trunk",  "forks",          "replace"};
 
 std::string branch_name(std::size_t index) {
   return "forks[" + std::to_string(index) + "]";
@@ -29,29 +24,15 @@ struct Trunk {
 
 std::optional<ApiError> read_trunk(JsonFields& fields, ForksCall& call, Trunk& trunk) {
   auto given = fields.object("trunk");
-  if (fields.failed()) return fields.error();
-  if (!given) {
-    return invalid_field("trunk",
-                         "`trunk` is missing; it must be an object with `messages`, `prompt`, "
-                         "`session_id` or `response_id`");
-  }
-  int count = 0;
-  for (const char* name : {"messages", "prompt", "session_id", "response_id"}) {
-    if (!given->find(name)) continue;
-    ++count;
-    trunk.kind = name;
-  }
-  if (count != 1) {
-    return invalid_field("trunk", "`trunk` has " + std::to_string(count) +
-                                      " of `messages`, `prompt`, `session_id` and `response_id`; "
-                                      "it must have one of them");
-  }
+  if (!given) return fields.error();
+  // There is one of them.
+  for (const char* name : {"messages", "prompt", "session_id", "response_id"})
+    if (given->find(name)) trunk.kind = name;
   StoredTrunk& stored = call.stored;
   given->read("session_id", stored.session_id);
   given->read("response_id", stored.response_id);
-  given->read("choice", stored.choice, 0, 1023);
-  if (const auto token = given->integer("token", 0, std::int64_t{1} << 31))
-    stored.token = static_cast<std::uint32_t>(*token);
+  given->read("choice", stored.choice);
+  if (const auto token = given->integer("token")) stored.token = static_cast<std::uint32_t>(*token);
   if (given->failed()) return given->error();
   if (stored.token && stored.response_id.empty()) {
     return invalid_field("trunk.token",
@@ -60,14 +41,6 @@ std::optional<ApiError> read_trunk(JsonFields& fields, ForksCall& call, Trunk& t
   }
   trunk.fields = to_ordered_json(given->raw());
   call.kind = std::string_view(trunk.kind) == "prompt" ? ApiKind::kCompletions : ApiKind::kChat;
-  if (call.kind == ApiKind::kCompletions) {
-    const ordered_json& prompt = trunk.fields["prompt"];
-    const bool is_ids = prompt.is_array() && !prompt.empty() && prompt.front().is_number();
-    if (!prompt.is_string() && !is_ids) {
-      return invalid_field("trunk.prompt",
-                           "`trunk.prompt` must be a string or a list of token ids; not empty");
-    }
-  }
   return std::nullopt;
 }
 
@@ -78,7 +51,7 @@ std::optional<ApiError> join_prompts(const Trunk& trunk, ordered_json& branch,
   if (kind == "prompt") {
     ordered_json joined = trunk.fields["prompt"];
     const auto own = branch.find("prompt");
-    if (own == branch.end()) {
+    if (own == branch.end() || own->is_null()) {
       branch["prompt"] = std::move(joined);
       return std::nullopt;
     }
@@ -114,27 +87,19 @@ ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& mode
                                  std::uint32_t max_choices) {
   JsonBody json;
   if (auto error = json.parse(body)) return std::move(*error);
+  ShapeLimits limits;
+  limits.max_choices = max_choices;
+  if (auto error = check_shape(kForksShape, json.root(), limits)) return std::move(*error);
   JsonFields fields(json.root());
   ForksCall call;
   Trunk trunk;
   if (auto error = read_trunk(fields, call, trunk)) return std::move(*error);
   fields.read("stream", call.stream);
   const auto forks = fields.array("forks");
-  if (auto error = fields.error()) return std::move(*error);
-  if (!forks || forks->size() == 0 || forks->size() > max_choices) {
-    return invalid_field("forks", "`forks` " +
-                                      (forks ? "has " + std::to_string(forks->size()) + " branches"
-                                             : std::string("is missing")) +
-                                      "; it must be a list of 1 to " + std::to_string(max_choices) +
-                                      " objects");
-  }
+  if (!forks) return fields.error().value();
   ordered_json defaults = to_ordered_json(json.root());
   defaults.erase("trunk");
   defaults.erase("forks");
-  for (const char* name : {"messages", "prompt", "session_id"}) {
-    if (!defaults.contains(name)) continue;
-    return invalid_field(name, "`" + std::string(name) + "` belongs into `trunk` or `forks`");
-  }
   for (const char* name : {"tools", "chat_template_kwargs"})
     if (trunk.fields.contains(name)) defaults[name] = trunk.fields[name];
   const StoredTrunk& stored = call.stored;
@@ -146,28 +111,13 @@ ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& mode
   for (const simdjson::dom::element item : *forks) {
     const std::string name = branch_name(call.branches.size());
     simdjson::dom::object object;
-    if (item.get(object) != simdjson::SUCCESS) {
-      return invalid_field(name,
-                           "`" + name + "` is " + json_type_name(item) + "; it must be an object");
-    }
+    if (item.get(object) != simdjson::SUCCESS) continue;
     JsonFields own(object, name + ".");
     ForkBranch branch;
     own.read("label", branch.label);
-    if (auto error = own.error()) return std::move(*error);
-    if (branch.label.size() > kMaxLabelBytes) {
-      return invalid_field(name + ".label", "`" + name + ".label` has " +
-                                                std::to_string(branch.label.size()) +
-                                                " bytes; at most " +
-                                                std::to_string(kMaxLabelBytes) + " are accepted");
-    }
-    for (const char* shared : kShared) {
-      if (!own.find(shared)) continue;
-      return invalid_field(name + "." + shared,
-                           "`" + std::string(shared) + "` is of the whole call; a branch has none");
-    }
     ordered_json merged = defaults;
     for (const auto field : object)
-      merged[std::string(field.key)] = to_ordered_json(field.value);
+      if (!field.value.is_null()) merged[std::string(field.key)] = to_ordered_json(field.value);
     merged.erase("label");
     if (auto error = join_prompts(trunk, merged, name)) return std::move(*error);
     auto parsed = parse_call(call.kind, dump_json(merged), models, max_choices);

@@ -14,8 +14,68 @@ using simdjson::dom::element_type;
 /// Bytes of a client's value that an error repeats.
 constexpr std::size_t kMaxShown = 60;
 
-/// A value as an error shows it: short, whatever the client sent.
-std::string shown(element value) {
+/// JSON bounds no number, the parser takes 64 bits: whole numbers of more digits get the form of
+/// floats.
+std::string with_large_numbers(std::string_view text) {
+  constexpr std::size_t kDigits = 19;
+  std::string out;
+  out.reserve(text.size() + 64);
+  bool is_quoted = false;
+  for (std::size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    if (is_quoted && c == '\\' && i + 1 < text.size()) {
+      out.append(text, i, 2);
+      i += 2;
+      continue;
+    }
+    if (c == '"') is_quoted = !is_quoted;
+    if (is_quoted || c < '0' || c > '9') {
+      out += c;
+      ++i;
+      continue;
+    }
+    const std::size_t end = std::min(text.find_first_not_of("0123456789.eE+-", i), text.size());
+    const std::string_view number = text.substr(i, end - i);
+    out += number;
+    if (number.size() >= kDigits && number.find_first_of(".eE") == std::string_view::npos)
+      out += ".0";
+    i = end;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::optional<ApiError> JsonBody::parse(std::string_view text, std::size_t max_depth) {
+  if (text.empty()) return invalid_field("", "the body is empty; it must be a JSON object");
+  // One capacity for all small bodies; simdjson allocates in proportion to it.
+  auto error = parser_.allocate(std::max<std::size_t>(text.size(), 1024), max_depth);
+  if (error == simdjson::SUCCESS) {
+    element root;
+    error = parser_.parse(text.data(), text.size()).get(root);
+    if (error == simdjson::NUMBER_ERROR) error = parser_.parse(with_large_numbers(text)).get(root);
+    if (error == simdjson::SUCCESS) {
+      if (root.get(root_) == simdjson::SUCCESS) return std::nullopt;
+      return invalid_field(
+          "", std::string("the body is ") + json_type_name(root) + "; it must be a JSON object");
+    }
+  }
+  if (error == simdjson::DEPTH_ERROR) {
+    return invalid_field("", "the body nests deeper than " + std::to_string(max_depth) +
+                                 " levels, the most that is accepted");
+  }
+  if (error == simdjson::UTF8_ERROR)
+    return invalid_field("", "the body is not valid UTF-8; JSON must be sent as UTF-8");
+  if (error == simdjson::MEMALLOC || error == simdjson::CAPACITY) {
+    ApiError too_big = invalid_field("", "the body is too large to parse");
+    too_big.status = 413;
+    return too_big;
+  }
+  return invalid_field(
+      "", std::string("the body is not valid JSON: ") + simdjson::error_message(error));
+}
+
+std::string shown_value(element value) {
   const element_type type = value.type();
   if (type == element_type::ARRAY || type == element_type::OBJECT) return json_type_name(value);
   std::string text = simdjson::to_string(value);
@@ -36,7 +96,6 @@ std::string number_text(double value) {
   return text;
 }
 
-/// The element as a whole number; nullopt where it is none or does not fit.
 std::optional<std::int64_t> whole_number(element value) {
   std::int64_t number = 0;
   if (value.get(number) == simdjson::SUCCESS) return number;
@@ -45,36 +104,6 @@ std::optional<std::int64_t> whole_number(element value) {
       real == std::floor(real) && std::abs(real) < 9e15)
     return static_cast<std::int64_t>(real);
   return std::nullopt;
-}
-
-}  // namespace
-
-std::optional<ApiError> JsonBody::parse(std::string_view text, std::size_t max_depth) {
-  if (text.empty()) return invalid_field("", "the body is empty; it must be a JSON object");
-  // One capacity for all small bodies; simdjson allocates in proportion to it.
-  auto error = parser_.allocate(std::max<std::size_t>(text.size(), 1024), max_depth);
-  if (error == simdjson::SUCCESS) {
-    element root;
-    error = parser_.parse(text.data(), text.size()).get(root);
-    if (error == simdjson::SUCCESS) {
-      if (root.get(root_) == simdjson::SUCCESS) return std::nullopt;
-      return invalid_field(
-          "", std::string("the body is ") + json_type_name(root) + "; it must be a JSON object");
-    }
-  }
-  if (error == simdjson::DEPTH_ERROR) {
-    return invalid_field("", "the body nests deeper than " + std::to_string(max_depth) +
-                                 " levels, the most that is accepted");
-  }
-  if (error == simdjson::UTF8_ERROR)
-    return invalid_field("", "the body is not valid UTF-8; JSON must be sent as UTF-8");
-  if (error == simdjson::MEMALLOC || error == simdjson::CAPACITY) {
-    ApiError too_big = invalid_field("", "the body is too large to parse");
-    too_big.status = 413;
-    return too_big;
-  }
-  return invalid_field(
-      "", std::string("the body is not valid JSON: ") + simdjson::error_message(error));
 }
 
 const char* json_type_name(element value) {
@@ -231,7 +260,7 @@ void JsonFields::fail_with(const JsonFields& part) {
 
 void JsonFields::fail(std::string_view name, element found, const std::string& right) {
   const std::string full = full_name(name);
-  fail(invalid_field(full, "`" + full + "` is " + shown(found) + "; it must be " + right));
+  fail(invalid_field(full, "`" + full + "` is " + shown_value(found) + "; it must be " + right));
 }
 
 }  // namespace thaw::coalescer

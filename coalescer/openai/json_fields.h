@@ -23,6 +23,7 @@ inline constexpr std::size_t kMaxJsonDepth = 100;
 /// Bounds of fields that have no closer one.
 inline constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 inline constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
+inline constexpr std::int64_t kMinInt64 = std::numeric_limits<std::int64_t>::min();
 
 /// A parsed body; keeps the memory that its elements point into.
 class JsonBody {
@@ -35,6 +36,15 @@ class JsonBody {
   simdjson::dom::parser parser_;
   simdjson::dom::object root_;
 };
+
+/// A value as an error shows it: short, whatever the client sent.
+std::string shown_value(simdjson::dom::element value);
+
+/// The element as a whole number; nullopt where it is none or does not fit. 3.0 counts as one.
+std::optional<std::int64_t> whole_number(simdjson::dom::element value);
+
+/// 0.01, 2
+std::string number_text(double value);
 
 /// "a string", "null", ...
 const char* json_type_name(simdjson::dom::element element);
@@ -63,13 +73,18 @@ class JsonFields {
 
   void read(std::string_view name, bool& target);
   void read(std::string_view name, std::string& target);
-  void read(std::string_view name, float& target, double min, double max);
-  /// Whole numbers; 3.0 counts as one. Target types: the integers used below.
+  /// Bounds are for what has no Shape that was checked before.
+  void read(std::string_view name, float& target,
+            double min = std::numeric_limits<double>::lowest(),
+            double max = std::numeric_limits<double>::max());
+  /// Whole numbers. Target types: the integers used below.
   template <typename Integer>
-  void read(std::string_view name, Integer& target, std::int64_t min, std::int64_t max) {
+  void read(std::string_view name, Integer& target, std::int64_t min = kMinInt64,
+            std::int64_t max = kMaxInt64) {
     if (const auto value = integer(name, min, max)) target = static_cast<Integer>(*value);
   }
-  std::optional<std::int64_t> integer(std::string_view name, std::int64_t min, std::int64_t max);
+  std::optional<std::int64_t> integer(std::string_view name, std::int64_t min = kMinInt64,
+                                      std::int64_t max = kMaxInt64);
   std::optional<simdjson::dom::array> array(std::string_view name);
   std::optional<JsonFields> object(std::string_view name);
 

@@ -150,7 +150,7 @@ class ConversationReader {
       inner.fail(invalid_field(full + ".type", "`" + full + ".type` is \"" + type.substr(0, 40) +
                                                    "\"; it must be \"ephemeral\""));
     }
-    const auto time = ttl.empty() ? kDefaultTtl : parse_ttl(ttl);
+    const auto time = inner.find("ttl") ? parse_ttl(ttl) : kDefaultTtl;
     if (!inner.failed() && !time) {
       inner.fail(invalid_field(full + ".ttl", "`" + full + ".ttl` is \"" + ttl.substr(0, 40) +
                                                   "\"; it must be a time such as \"5m\" or \"1h\", "

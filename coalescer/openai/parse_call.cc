@@ -8,36 +8,25 @@
 #include "coalescer/openai/parse_messages.h"
 #include "coalescer/openai/parse_sampling.h"
 #include "coalescer/openai/responses_call.h"
+#include "coalescer/openai/shapes.h"
 
 namespace thaw::coalescer {
 namespace {
 
 using simdjson::dom::element;
 
-/// What is well known but not served: better an error than another meaning.
-void refuse_unsupported(JsonFields& fields, const ApiCall& call) {
-  bool beams = false;
-  fields.read("use_beam_search", beams);
-  if (beams) {
-    return fields.fail(
-        unsupported_field("use_beam_search",
-                          "`use_beam_search` is not supported; `best_of` samples several replies"));
+const Shape& shape_of(ApiKind kind) {
+  switch (kind) {
+    case ApiKind::kChat:
+      break;
+    case ApiKind::kCompletions:
+      return kCompletionsShape;
+    case ApiKind::kResponses:
+      return kResponsesShape;
+    case ApiKind::kMessages:
+      return kMessagesShape;
   }
-  for (const char* name : {"logits_processors", "prompt_embeds", "chat_template"}) {
-    if (!fields.find(name)) continue;
-    return fields.fail(
-        unsupported_field(name, "`" + std::string(name) + "` is not supported; leave it out"));
-  }
-  std::string suffix;
-  if (call.kind == ApiKind::kCompletions) fields.read("suffix", suffix);
-  if (!suffix.empty()) {
-    return fields.fail(unsupported_field("suffix", "`suffix` is not supported; leave it out"));
-  }
-  if (call.kind == ApiKind::kCompletions && fields.find("session_id")) {
-    return fields.fail(unsupported_field(
-        "session_id",
-        "`session_id` goes with /v1/chat/completions; a plain prompt has no session"));
-  }
+  return kChatShape;
 }
 
 /// Fields that only mean something to a session.
@@ -127,6 +116,8 @@ void read_text_prompts(JsonFields& fields, const ParseLimits& limits, ApiCall& c
 
 /// `call.model` has been read.
 ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
+  const ShapeLimits bounds{limits.max_choices, limits.vocab_size};
+  if (auto error = check_shape(shape_of(call.kind), fields.raw(), bounds)) return std::move(*error);
   if (call.kind == ApiKind::kResponses) return read_responses(fields, limits, std::move(call));
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   read_sampling_fields(fields, limits, call);
@@ -136,7 +127,6 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
   call.cache = read_cache_fields(fields);
   read_thaw_fields(fields, call);
   call.output = read_output_format(fields);
-  refuse_unsupported(fields, call);
   if (!fields.failed()) {
     if (call.kind == ApiKind::kMessages) {
       read_session(fields, call);
@@ -178,17 +168,11 @@ void read_thaw_fields(JsonFields& fields, ApiCall& call) {
   auto thaw = fields.object("thaw");
   if (!thaw) return;
   thaw->read("explain", call.explain);
-  if (const auto worker = thaw->integer("worker", 0, kMaxInt32))
+  if (const auto worker = thaw->integer("worker"))
     call.worker = static_cast<std::uint32_t>(*worker);
   std::string tool_auto;
   thaw->read("tool_auto", tool_auto);
-  if (tool_auto == "eager" || tool_auto == "lazy") {
-    call.tools.eager = tool_auto == "eager";
-  } else if (!tool_auto.empty()) {
-    thaw->fail(invalid_field("thaw.tool_auto", "`thaw.tool_auto` is \"" + tool_auto.substr(0, 40) +
-                                                   "\"; it must be \"lazy\" or \"eager\""));
-  }
-  fields.fail_with(*thaw);
+  if (!tool_auto.empty()) call.tools.eager = tool_auto == "eager";
 }
 
 void read_delivery_fields(JsonFields& fields, ApiCall& call) {
@@ -196,18 +180,12 @@ void read_delivery_fields(JsonFields& fields, ApiCall& call) {
   if (auto options = fields.object("stream_options")) {
     options->read("include_usage", call.include_usage);
     options->read("continuous_usage_stats", call.show.usage_in_chunks);
-    fields.fail_with(*options);
   }
   bool skip_special = true;
   fields.read("skip_special_tokens", skip_special);
   call.keep_special = !skip_special;
   fields.read("cache_salt", call.cache_salt);
-  if (call.cache_salt.size() > kMaxSaltBytes) {
-    return fields.fail(invalid_field(
-        "cache_salt", "`cache_salt` has " + std::to_string(call.cache_salt.size()) +
-                          " bytes; at most " + std::to_string(kMaxSaltBytes) + " are accepted"));
-  }
-  fields.read("priority", call.priority, -kMaxInt32, kMaxInt32);
+  fields.read("priority", call.priority);
 }
 
 ApiResult<ApiCall> parse_call(ApiKind kind, std::string_view body, const ParseLimits& limits) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "coalescer/openai/cache_fields.h"
 #include "coalescer/openai/reasoning.h"
 
 namespace thaw::coalescer {
@@ -42,6 +43,12 @@ ApiResult<std::string> content_text(element content, const std::string& name) {
       std::string name = part_name;
       name.append(".").append(key);
       return invalid_field(name, "`" + name + "` must be a string");
+    }
+    simdjson::dom::object object;
+    if (part.get(object) == simdjson::SUCCESS) {
+      JsonFields fields(object, part_name + ".");
+      read_cache_breakpoint(fields);
+      if (const auto& error = fields.error()) return *error;
     }
     if (index++ > 0) joined += '\n';
     joined += text;

@@ -2,32 +2,29 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
 #include "coalescer/openai/api_error.h"
+#include "coalescer/openai/field.h"
 
 namespace thaw::coalescer {
 
-/// One `name=value` of a query; the value is empty where there is no `=`.
-struct QueryParameter {
-  std::string_view name;
-  std::string_view value;
-};
+/// `%20` and the like become what they stand for (RFC 3986, 2.1); "+" stays one.
+std::string percent_decode(std::string_view text);
 
-/// Takes the next parameter off `query`; nothing at its end.
-std::optional<QueryParameter> take_parameter(std::string_view& query);
+/// What is done with a parameter that no field describes.
+enum class OtherParameters : std::uint8_t { kRefused, kIgnored };
 
-/// "`name` is `value`; it must be <right>".
-ApiError wrong_parameter(const QueryParameter& parameter, const std::string& right);
+/// Reads what follows "?" in a path, and checks it. Lists have commas. `values` gets the decoded
+/// text of each field, in their order; nullopt where it is left out. Errors: a value that does not
+/// fit its field, a parameter that is not known where those are refused.
+std::optional<ApiError> read_query(std::span<const Field> fields, OtherParameters others,
+                                   std::string_view query,
+                                   std::span<std::optional<std::string>> values);
 
-/// The value as a whole number of at least `min`; nothing where it is none.
-std::optional<std::int64_t> whole_number(const QueryParameter& parameter, std::int64_t min);
-
-/// How much a page holds, from 1 to `most`.
-ApiResult<std::uint32_t> page_limit(const QueryParameter& parameter, std::uint32_t most);
-
-/// `true` or `false`.
-ApiResult<bool> true_or_false(const QueryParameter& parameter);
+/// A value of kWhole that read_query() found right; `standard` where it was left out.
+std::int64_t whole_or(const std::optional<std::string>& value, std::int64_t standard);
 
 }  // namespace thaw::coalescer

@@ -8,7 +8,6 @@ namespace {
 
 /// Enough for a marker in pieces and the blank lines around it.
 constexpr std::size_t kTailTokens = 24;
-constexpr std::size_t kMaxEffortBytes = 64;
 
 }  // namespace
 
@@ -30,12 +29,6 @@ void read_reasoning_effort(JsonFields& fields, nlohmann::ordered_json& template_
   std::string effort;
   fields.read(name, effort);
   if (effort.empty() || fields.failed()) return;
-  if (effort.size() > kMaxEffortBytes) {
-    const std::string full = fields.full_name(name);
-    return fields.fail(
-        invalid_field(full, "`" + full + "` has " + std::to_string(effort.size()) +
-                                " bytes; it must be a word such as \"none\", \"low\" or \"high\""));
-  }
   const auto set = [&](const char* key, const nlohmann::ordered_json& value) {
     if (!template_kwargs.contains(key)) template_kwargs[key] = value;
   };

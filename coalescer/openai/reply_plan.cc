@@ -34,7 +34,8 @@ ApiError no_such_tool(const ToolUse& use, const std::string& name) {
 }  // namespace
 
 ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> prompt,
-                                std::string_view known_tools, bool eager, const TextCodec& codec) {
+                                std::string_view known_tools, bool eager, const TextCodec& codec,
+                                bool has_grammars) {
   const ChatForm& form = codec.form();
   ReplyPlan plan;
   const bool is_chat = call.kind != ApiKind::kCompletions;
@@ -55,7 +56,8 @@ ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> pr
     shape.must_call =
         use.mode == ToolMode::kRequired || (use.eager.value_or(eager) && !answers_a_tool(call));
   }
-  plan.grammar = grammar_document(shape, form);
+  const bool may_be_free = !shape.must_call && call.output.kind == OutputKind::kText;
+  if (has_grammars || !may_be_free) plan.grammar = grammar_document(shape, form);
   if (can_call) plan.tools = std::make_shared<std::vector<ToolSpec>>(std::move(use.specs));
   return plan;
 }

@@ -28,10 +28,12 @@ struct ReplyPlan {
 };
 
 /// `prompt`: what the reply goes on. `known_tools`: a session's list, for a call that brings none;
-/// empty: none. `eager`: the server's default of ToolUse::eager. Errors: a forced call without
-/// tools, or of one that is not there.
+/// empty: none. `eager`: the server's default of ToolUse::eager. `has_grammars`: false where
+/// nothing can be held to a form; what may be free then is, and its calls are read from the text.
+/// Errors: a forced call without tools, or of one that is not there.
 ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> prompt,
-                                std::string_view known_tools, bool eager, const TextCodec& codec);
+                                std::string_view known_tools, bool eager, const TextCodec& codec,
+                                bool has_grammars = true);
 
 /// How the reply of choice `choice` is read. `codec` as for plan_reply.
 ReplyReading reply_reading(const ReplyPlan& plan, std::size_t choice, const TextCodec& codec);

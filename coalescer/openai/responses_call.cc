@@ -1,6 +1,5 @@
 #include "coalescer/openai/responses_call.h"
 
-#include <algorithm>
 #include <array>
 #include <memory>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "coalescer/openai/parse_sampling.h"
 #include "coalescer/openai/query.h"
 #include "coalescer/openai/reasoning.h"
+#include "coalescer/openai/shapes.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -17,74 +17,20 @@ namespace {
 using nlohmann::ordered_json;
 using simdjson::dom::element;
 
-constexpr std::size_t kMaxMetadata = 16;
 constexpr std::size_t kMaxMetadataKey = 64;
-constexpr std::size_t kMaxMetadataValue = 512;
-constexpr std::uint32_t kMaxPage = 100;
-constexpr std::string_view kLogprobs = "message.output_text.logprobs";
-/// What `include` may name; all but the first speak of tools that are not here, or of thinking that
-/// is never hidden.
-constexpr std::array kIncludes = {kLogprobs,
-                                  std::string_view("reasoning.encrypted_content"),
-                                  std::string_view("file_search_call.results"),
-                                  std::string_view("web_search_call.results"),
-                                  std::string_view("web_search_call.action.sources"),
-                                  std::string_view("message.input_image.image_url"),
-                                  std::string_view("computer_call_output.output.image_url"),
-                                  std::string_view("code_interpreter_call.outputs")};
-
-/// What is well known but not served, or belongs elsewhere.
-void refuse_unsupported(JsonFields& fields) {
-  constexpr std::array kRefused = {
-      std::pair("conversation", "is not supported; `previous_response_id` goes on with a response"),
-      std::pair("prompt", "is not supported: no prompt templates are kept here; leave it out"),
-      std::pair("context_management", "is not supported; leave it out, or see `truncation`"),
-      std::pair("moderation", "is not supported; leave it out"),
-      std::pair("messages", "belongs to /v1/chat/completions; here it is `input`"),
-      std::pair("session_id", "goes with /v1/chat/completions; here it is `previous_response_id`"),
-      std::pair("truncate_prompt_tokens", "is not supported here; see `truncation`"),
-      std::pair("prompt_logprobs", "is not supported here; /v1/chat/completions has it"),
-      std::pair("chat_template", "is not supported; leave it out"),
-      std::pair("logits_processors", "is not supported; leave it out"),
-  };
-  for (const auto& [name, why] : kRefused) {
-    if (!fields.find(name)) continue;
-    return fields.fail(unsupported_field(name, "`" + std::string(name) + "` " + why));
-  }
-}
-
-/// One of several words; anything else is an error.
-std::string read_word(JsonFields& fields, std::string_view name, std::string standard,
-                      std::initializer_list<std::string_view> words) {
-  std::string word = std::move(standard);
-  fields.read(name, word);
-  if (fields.failed() || std::ranges::find(words, word) != words.end()) return word;
-  std::string right;
-  for (const std::string_view one : words)
-    right += (right.empty() ? "\"" : ", \"") + std::string(one) + "\"";
-  const std::string full = fields.full_name(name);
-  fields.fail(invalid_field(
-      full, "`" + full + "` is \"" + word.substr(0, 40) + "\"; it must be one of " + right));
-  return word;
-}
 
 void read_include(JsonFields& fields, ApiCall& call) {
   const auto list = fields.array("include");
   if (!list || fields.failed()) return;
   for (const element value : *list) {
     std::string_view word;
-    if (value.get(word) != simdjson::SUCCESS ||
-        std::ranges::find(kIncludes, word) == kIncludes.end()) {
-      return fields.fail("include", value,
-                         "a list of words such as \"message.output_text.logprobs\"");
-    }
-    call.logprobs = call.logprobs || word == kLogprobs;
+    if (value.get(word) == simdjson::SUCCESS && word == kIncludeLogprobs) call.logprobs = true;
   }
 }
 
 void read_logprobs(JsonFields& fields, ApiCall& call) {
   read_include(fields, call);
-  const auto best = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
+  const auto best = fields.integer("top_logprobs");
   call.logprobs = call.logprobs || best.value_or(0) > 0;
   if (call.logprobs) call.sampling.top_logprobs = static_cast<std::int32_t>(best.value_or(0));
 }
@@ -94,16 +40,14 @@ ordered_json read_metadata(JsonFields& fields) {
   const auto given = fields.object("metadata");
   if (!given || fields.failed()) return metadata;
   for (const auto field : given->raw()) {
-    std::string_view value;
-    if (field.value.get(value) != simdjson::SUCCESS || value.size() > kMaxMetadataValue ||
-        field.key.size() > kMaxMetadataKey || metadata.size() >= kMaxMetadata) {
+    if (field.key.size() > kMaxMetadataKey) {
       fields.fail(invalid_field(
-          "metadata", "`metadata` is wrong at \"" + std::string(field.key.substr(0, 40)) +
-                          "\"; it may have " + std::to_string(kMaxMetadata) +
-                          " strings of at most " + std::to_string(kMaxMetadataValue) +
-                          " bytes, with keys of at most " + std::to_string(kMaxMetadataKey)));
+          "metadata", "`metadata` has the key \"" + std::string(field.key.substr(0, 40)) +
+                          "...\"; keys may have " + std::to_string(kMaxMetadataKey) + " bytes"));
       return metadata;
     }
+    std::string_view value;
+    if (field.value.get(value) != simdjson::SUCCESS) continue;
     metadata[std::string(field.key)] = value;
   }
   return metadata;
@@ -132,7 +76,9 @@ ordered_json shown_tools(const JsonFields& fields) {
 ordered_json shown_text(JsonFields& fields) {
   ordered_json shown = {{"format", {{"type", "text"}}}, {"verbosity", "medium"}};
   if (auto text = fields.object("text")) {
-    shown["verbosity"] = read_word(*text, "verbosity", "medium", {"low", "medium", "high"});
+    std::string verbosity = "medium";
+    text->read("verbosity", verbosity);
+    shown["verbosity"] = std::move(verbosity);
     if (const auto format = text->find("format")) shown["format"] = to_ordered_json(*format);
     fields.fail_with(*text);
   }
@@ -150,8 +96,9 @@ ordered_json read_reasoning(JsonFields& fields, ordered_json& template_kwargs) {
   if (!effort.empty()) shown["effort"] = effort;
   // What an open model thinks is given as it is; nothing here sums it up.
   for (const char* name : {"generate_summary", "summary"}) {  // the first is the older name
-    if (!reasoning->find(name)) continue;
-    shown["summary"] = read_word(*reasoning, name, "", {"auto", "concise", "detailed"});
+    std::string summary;
+    reasoning->read(name, summary);
+    if (!summary.empty()) shown["summary"] = std::move(summary);
   }
   fields.fail_with(*reasoning);
   return shown;
@@ -173,7 +120,7 @@ ordered_json echo_of(JsonFields& fields, const ApiCall& call, const ResponsesReq
   echo["instructions"] =
       request.instructions ? ordered_json(*request.instructions) : ordered_json(nullptr);
   echo["max_output_tokens"] = number(call.max_tokens);
-  echo["max_tool_calls"] = number(fields.integer("max_tool_calls", 1, kMaxInt32));
+  echo["max_tool_calls"] = number(fields.integer("max_tool_calls"));
   echo["previous_response_id"] =
       request.previous_id.empty() ? ordered_json(nullptr) : ordered_json(request.previous_id);
   echo["store"] = request.store;
@@ -205,12 +152,12 @@ void read_request(JsonFields& fields, ResponsesRequest& request) {
   fields.read("previous_response_id", request.previous_id);
   fields.read("store", request.store);
   fields.read("background", request.background);
-  request.truncates = read_word(fields, "truncation", "disabled", {"auto", "disabled"}) == "auto";
+  std::string truncation;
+  fields.read("truncation", truncation);
+  request.truncates = truncation == "auto";
   if (fields.failed()) return;
   if (request.input.empty() && request.previous_id.empty()) {
-    fields.fail(invalid_field("input", std::string("`input` is ") +
-                                           (fields.find("input") ? "empty" : "missing") +
-                                           "; it must be a string or a list of items"));
+    fields.fail(invalid_field("input", "`input` is empty; it must be a string or a list of items"));
   }
   if (request.background && !request.store) {
     fields.fail(invalid_field("background",
@@ -224,15 +171,9 @@ void read_request(JsonFields& fields, ResponsesRequest& request) {
 ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits, ApiCall call) {
   if (limits.default_sampling != nullptr) call.sampling = *limits.default_sampling;
   const auto request = std::make_shared<ResponsesRequest>();
-  refuse_unsupported(fields);
   read_sampling_fields(fields, limits, call);
-  if (const auto most = fields.integer("max_output_tokens", 1, kMaxInt32))
+  if (const auto most = fields.integer("max_output_tokens"))
     call.max_tokens = static_cast<std::uint32_t>(*most);
-  if (!fields.failed() && call.num_choices != 1) {
-    fields.fail(unsupported_field(
-        "n", "`n` is " + std::to_string(call.num_choices) +
-                 "; a response has one output, several of one beginning go by /v1/forks"));
-  }
   read_delivery_fields(fields, call);
   read_answer_fields(fields, call);
   call.show.echo = false;
@@ -269,36 +210,23 @@ ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits,
 }
 
 ApiResult<ResponseView> parse_response_view(std::string_view query) {
+  std::array<std::optional<std::string>, 2> values;
+  if (auto error = read_query(kResponseViewQuery, OtherParameters::kIgnored, query, values))
+    return std::move(*error);
   ResponseView view;
-  while (const auto parameter = take_parameter(query)) {
-    if (parameter->name == "stream") {
-      const auto stream = true_or_false(*parameter);
-      if (const auto* error = std::get_if<ApiError>(&stream)) return *error;
-      view.stream = std::get<bool>(stream);
-    } else if (parameter->name == "starting_after") {
-      const auto number = whole_number(*parameter, 0);
-      if (!number) return wrong_parameter(*parameter, "the `sequence_number` of an event");
-      view.starting_after = *number;
-    }
-  }
+  view.stream = values[0] == "true";
+  view.starting_after = whole_or(values[1], view.starting_after);
   return view;
 }
 
 ApiResult<ItemsPage> parse_items_page(std::string_view query) {
+  std::array<std::optional<std::string>, 3> values;
+  if (auto error = read_query(kItemsPageQuery, OtherParameters::kIgnored, query, values))
+    return std::move(*error);
   ItemsPage page;
-  while (const auto parameter = take_parameter(query)) {
-    if (parameter->name == "after") {
-      page.after = parameter->value;
-    } else if (parameter->name == "order") {
-      if (parameter->value != "asc" && parameter->value != "desc")
-        return wrong_parameter(*parameter, "asc or desc");
-      page.newest_first = parameter->value == "desc";
-    } else if (parameter->name == "limit") {
-      const auto limit = page_limit(*parameter, kMaxPage);
-      if (const auto* error = std::get_if<ApiError>(&limit)) return *error;
-      page.limit = std::get<std::uint32_t>(limit);
-    }
-  }
+  page.limit = static_cast<std::uint32_t>(whole_or(values[0], page.limit));
+  page.newest_first = values[1] != "asc";
+  page.after = values[2].value_or("");
   return page;
 }
 

@@ -12,6 +12,10 @@
 
 namespace thaw::coalescer {
 
+/// The word of `include` that asks for log-probabilities. The others speak of tools that are not
+/// here, or of thinking that is never hidden.
+inline constexpr std::string_view kIncludeLogprobs = "message.output_text.logprobs";
+
 /// What POST /v1/responses says beyond a chat: hangs on its ApiCall.
 struct ResponsesRequest {
   std::vector<ResponsesItem> input;

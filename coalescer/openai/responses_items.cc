@@ -124,7 +124,8 @@ void read_message(JsonFields& fields, ResponsesItem& item) {
                                 "\"; it must be \"user\", \"assistant\", \"system\" or "
                                 "\"developer\""));
   }
-  if (!fields.find("content") && item.role != "assistant") {
+  // null counts as empty, as in chats.
+  if (item.role != "assistant" && fields.raw().at_key("content").error() != simdjson::SUCCESS) {
     const std::string name = fields.full_name("content");
     return fields.fail(invalid_field(name, "`" + name + "` is missing"));
   }

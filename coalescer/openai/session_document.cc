@@ -20,7 +20,8 @@ using nlohmann::ordered_json;
 
 constexpr const char* kFormat = "thaw-session";
 constexpr std::int64_t kVersion = 1;
-constexpr std::size_t kMaxText = 1024;
+/// Bytes. Requests bound the same names in characters, of four bytes at most.
+constexpr std::size_t kMaxText = std::size_t{4} * 1024;
 /// A message of a request, with the arguments of its tool calls as objects.
 constexpr std::size_t kMaxDepth = 2 * kMaxJsonDepth + 8;
 constexpr std::array<std::pair<const char*, LineEnd>, 4> kEnds = {{{"message", LineEnd::kMessage},

@@ -6,15 +6,23 @@
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_messages.h"
+#include "coalescer/openai/shapes.h"
 
 namespace thaw::coalescer {
 namespace {
 
-ApiResult<ServedModelPtr> model_of(JsonFields& fields, const ServedModels& models) {
+/// The model that the body names; the body fits `shape` then.
+ApiResult<ServedModelPtr> model_of(JsonFields& fields, const Shape& shape,
+                                   const ServedModels& models) {
   std::string name;
   fields.read("model", name);
   if (auto error = fields.error()) return std::move(*error);
-  return require_model(models, name);
+  auto model = require_model(models, name);
+  if (std::holds_alternative<ApiError>(model)) return model;
+  ShapeLimits limits;
+  limits.vocab_size = std::get<ServedModelPtr>(model)->codec->vocab_size();
+  if (auto error = check_shape(shape, fields.raw(), limits)) return std::move(*error);
+  return model;
 }
 
 }  // namespace
@@ -23,7 +31,7 @@ ApiResult<std::string> tokenize(std::string_view body, const ServedModels& model
   JsonBody json;
   if (auto error = json.parse(body)) return std::move(*error);
   JsonFields fields(json.root());
-  const auto model = model_of(fields, models);
+  const auto model = model_of(fields, kTokenizeShape, models);
   if (const auto* error = std::get_if<ApiError>(&model)) return *error;
   const TextCodec& codec = *std::get<ServedModelPtr>(model)->codec;
   bool with_texts = false;
@@ -39,8 +47,6 @@ ApiResult<std::string> tokenize(std::string_view body, const ServedModels& model
   } else {
     std::string prompt;
     bool add_special = true;
-    if (!fields.find("prompt"))
-      fields.fail(invalid_field("prompt", "`prompt` (a string) or `messages` is missing"));
     fields.read("prompt", prompt);
     fields.read("add_special_tokens", add_special);
     if (auto error = fields.error()) return std::move(*error);
@@ -63,12 +69,10 @@ ApiResult<std::string> detokenize(std::string_view body, const ServedModels& mod
   JsonBody json;
   if (auto error = json.parse(body)) return std::move(*error);
   JsonFields fields(json.root());
-  const auto model = model_of(fields, models);
+  const auto model = model_of(fields, kDetokenizeShape, models);
   if (const auto* error = std::get_if<ApiError>(&model)) return *error;
   const TextCodec& codec = *std::get<ServedModelPtr>(model)->codec;
   const auto list = fields.array("tokens");
-  if (!list)
-    fields.fail(invalid_field("tokens", "`tokens` is missing; it must be a list of token ids"));
   if (auto error = fields.error()) return std::move(*error);
   auto tokens = token_list(list.value_or(simdjson::dom::array()), "tokens", codec.vocab_size());
   if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);

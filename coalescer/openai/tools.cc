@@ -134,9 +134,17 @@ void read_function_list(JsonFields& fields, ToolUse& use, ordered_json& list) {
   }
 }
 
-/// `{"type": "function", "function": {"name": ...}}`, or the name itself at `{"name": ...}`.
-std::string read_chosen_name(JsonFields& choice) {
+/// `{"type": "function", "function": {"name": ...}}`, or the name itself at `{"name": ...}`, which
+/// is the usual form where `is_flat`.
+std::string read_chosen_name(JsonFields& choice, bool is_flat) {
   std::string name;
+  std::string type = "function";
+  choice.read("type", type);
+  if (type != "function") {
+    const std::string param = choice.full_name("type");
+    choice.fail(unsupported_field(param, "`" + param + "` is \"" + type.substr(0, 40) +
+                                             "\"; only \"function\" is supported"));
+  }
   if (auto function = choice.object("function")) {
     function->read("name", name);
     choice.fail_with(*function);
@@ -144,7 +152,7 @@ std::string read_chosen_name(JsonFields& choice) {
     choice.read("name", name);
   }
   if (!choice.failed() && name.empty()) {
-    const std::string param = choice.full_name("function.name");
+    const std::string param = choice.full_name(is_flat ? "name" : "function.name");
     choice.fail(invalid_field(param, "`" + param + "` is missing; it must be a tool's name"));
   }
   return name;
@@ -178,7 +186,7 @@ void read_allowed_tools(JsonFields& choice, ToolShape shape, ToolUse& use) {
           name, "`" + name + "` is " + json_type_name(value) + "; it must be an object"));
     }
     JsonFields tool(object, name + ".");
-    use.allowed.push_back(read_chosen_name(tool));
+    use.allowed.push_back(read_chosen_name(tool, shape == ToolShape::kFlat));
     if (tool.failed()) return choice.fail_with(tool);
   }
 }
@@ -207,7 +215,7 @@ void read_choice(JsonFields& fields, std::string_view field, ToolShape shape, To
     read_allowed_tools(choice, shape, use);
   } else if (type == "function") {
     use.mode = ToolMode::kRequired;
-    use.allowed.push_back(read_chosen_name(choice));
+    use.allowed.push_back(read_chosen_name(choice, shape == ToolShape::kFlat || use.legacy));
     // One function was named: one call of it.
     if (!use.parallel) use.parallel = false;
   } else {

@@ -22,6 +22,9 @@ inline bool allows(std::span<const std::uint32_t> mask, TokenId token) {
   return (mask[static_cast<std::size_t>(token) / 32] >> (token % 32) & 1U) != 0;
 }
 
+/// False in a build without the grammar library, where make_vocabulary() fails.
+bool is_built_in();
+
 /// Where one text is in its grammar. Throws nothing; after an error of accept() or fill() that says
 /// that it took too long, it is of no use any more. One thread at a time.
 class Matcher {

@@ -166,6 +166,10 @@ class XVocabulary final : public Vocabulary {
 
 }  // namespace
 
+bool is_built_in() {
+  return true;
+}
+
 Result<std::shared_ptr<const Vocabulary>> make_vocabulary(const TokenTexts& texts, int vocab_size,
                                                           std::span<const TokenId> stop_token_ids) {
   for (const TokenId token : stop_token_ids) {

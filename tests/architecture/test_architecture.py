@@ -176,3 +176,37 @@ def test_every_flag_is_documented():
         if f"`{flag}`" not in text or "THAW_" + flag[2:].upper().replace("-", "_") not in text
     ]
     assert not missing, f"docs/configuration.md lacks {missing}"
+
+
+# Where bodies of requests are read.
+PARSERS = [
+    "admin_bodies",
+    "cache_fields",
+    "fork_call",
+    "messages_call",
+    "messages_conversation",
+    "parse_call",
+    "parse_messages",
+    "parse_sampling",
+    "reasoning",
+    "response_format",
+    "responses_call",
+    "responses_items",
+    "session_call",
+    "token_endpoints",
+    "tools",
+]
+
+
+def test_every_field_that_is_read_is_described():
+    """A name that a parser reads is in the tables of which the OpenAPI document is written."""
+    folder = ROOT / "coalescer" / "openai"
+    tables = "".join(path.read_text() for path in sorted(folder.glob("shapes_*.cc")))
+    kinds = "any_value|boolean|text|word|whole|number|list|map|object|one_of|nothing"
+    described = set(re.findall(rf'(?:\b(?:{kinds})\(|\.name = )\s*"([a-z_]+)"', tables))
+    for name in PARSERS:
+        source = (folder / f"{name}.cc").read_text()
+        read = set(re.findall(r'\b(?:read|integer|array|object|find)\(\s*"([a-z_]+)"', source))
+        # Of messages that were made from requests, not of requests.
+        read -= {"arguments"}
+        assert read <= described, f"{name}.cc reads fields that no shape has: {sorted(read - described)}"

@@ -112,7 +112,7 @@ TEST(HttpAdmin, BadInputsSayWhatIsWrong) {
   refused("{", 422, "", "");
   refused(R"({"path": "/ok/a"})", 400, "name", "missing");
   refused(R"({"name": "a"})", 400, "path", "missing");
-  refused(R"({"name": "", "path": "/ok/a"})", 400, "name", "missing");
+  refused(R"({"name": "", "path": "/ok/a"})", 400, "name", "1 to 200");
   refused(R"({"name": 7, "path": "/ok/a"})", 400, "name", "a string");
   refused(R"({"name": "a", "path": ["/ok/a"]})", 400, "path", "a string");
   refused(R"({"name": "a\n", "path": "/ok/a"})", 400, "name", "control");

@@ -441,7 +441,7 @@ TEST(HttpSession, BadInputIsNamed) {
   refused(fork, R"({"cut": {}})", 400, "cut");
   refused(fork, R"({"cut": {"tokens": 0}})", 400, "cut.tokens");
   refused(fork, R"({"cut": {"tokens": 65}})", 400, "cut.tokens");
-  refused(fork, R"({"cut": {"tokens": 5, "messages": 1}})", 400, "cut.tokens");
+  refused(fork, R"({"cut": {"tokens": 5, "messages": 1}})", 400, "cut");
   refused(fork, R"({"cut": {"messages": 2}})", 400, "cut.messages");
   refused(fork, R"({"labels": [1]})", 400, "labels[0]");
   refused(fork, R"({"labels": ["a", "b"]})", 400, "labels");

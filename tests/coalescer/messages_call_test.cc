@@ -277,7 +277,7 @@ TEST(MessagesCall, EveryWrongFieldIsNamed) {
       {"system[0].type", R"("system": [{"type": "image"}])"},
       {"cache_control.type", R"("cache_control": {"type": "forever"})"},
       {"cache_control.ttl", R"("cache_control": {"type": "ephemeral", "ttl": "25h"})"},
-      {"stop_sequences", R"("stop_sequences": [""])"},
+      {"stop_sequences[0]", R"("stop_sequences": [""])"},
       {"tools[0].type", R"("tools": [{"type": "web_search_20250305", "name": "web_search"}])"},
       {"tools[0].input_schema", R"("tools": [{"name": "f"}])"},
       {"tools[0].name", R"("tools": [{"name": "a b", "input_schema": {}}])"},

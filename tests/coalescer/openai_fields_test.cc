@@ -40,9 +40,9 @@ ApiError error_of(ApiKind kind, const std::string& fields) {
 
 TEST(Fields, EveryWrongOneIsNamed) {
   const std::pair<const char*, const char*> cases[] = {
-      {"allowed_token_ids", R"("allowed_token_ids": [1, 258])"},
+      {"allowed_token_ids[1]", R"("allowed_token_ids": [1, 258])"},
       {"allowed_token_ids", R"("allowed_token_ids": [])"},
-      {"bad_words", R"("bad_words": ["a", ""])"},
+      {"bad_words[1]", R"("bad_words": ["a", ""])"},
       {"bad_words", R"("bad_words": "a")"},
       {"best_of", R"("best_of": 1, "n": 2)"},
       {"best_of", R"("best_of": 2, "stream": true)"},

@@ -286,7 +286,7 @@ TEST(SessionDocument, EveryLieIsNamed) {
   refused("/version", 2, "format");
   refused("/vocab_size", 259, "vocab_size");
   refused("/weights", 7, "weights");
-  refused("/weights", std::string(2000, 'w'), "weights");
+  refused("/weights", std::string(5000, 'w'), "weights");
   refused("/id", "../../etc/passwd", "id");
   refused("/ttl_seconds", -5, "ttl_seconds");
   refused("/ttl_seconds", nullptr, "ttl_seconds");
