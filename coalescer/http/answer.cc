@@ -175,13 +175,12 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
   const bool is_anthropic =
       dialect_of(request.head.path, request.head.has_anthropic_version) == ApiDialect::kAnthropic;
   switch (request.route.endpoint) {
-    case Endpoint::kModels:
-      if (is_anthropic) {
-        auto page = message_models_body(*context_->models, request.head.query);
-        if (const auto* error = std::get_if<ApiError>(&page)) co_return error_reply(*error);
-        co_return json_reply(std::move(std::get<std::string>(page)));
-      }
+    case Endpoint::kModels: {
+      auto page = message_models_body(*context_->models, request.head.query);
+      if (const auto* error = std::get_if<ApiError>(&page)) co_return error_reply(*error);
+      if (is_anthropic) co_return json_reply(std::move(std::get<std::string>(page)));
       co_return json_reply(models_body(*context_->models));
+    }
     case Endpoint::kModel: {
       const auto model = require_model(*context_->models, request.route.parameter);
       if (const auto* error = std::get_if<ApiError>(&model)) co_return error_reply(*error);

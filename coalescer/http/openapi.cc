@@ -179,8 +179,7 @@ std::span<const EndpointText> texts() {
        &kSessionAnswer,
        nullptr,
        {},
-       {404, 409, 429, 504},
-       true},
+       {404, 409, 429, 504}},
       {Endpoint::kSessionImport,
        "importSession",
        kSessions,
@@ -189,8 +188,7 @@ std::span<const EndpointText> texts() {
        &kSessionAnswer,
        nullptr,
        {},
-       {404, 409, 429, 504},
-       true},
+       {404, 409, 429, 504}},
       {Endpoint::kSession,
        "getSession",
        kSessions,
@@ -418,7 +416,7 @@ ordered_json parameters_of(const EndpointPath& path, const EndpointText& text,
     out.push_back({{"name", "anthropic-version"},
                    {"in", "header"},
                    {"description", "with it the answer has Anthropic's form"},
-                   {"schema", {{"type", "string"}, {"minLength", 1}}}});
+                   {"schema", {{"type", "string"}}}});
   }
   return out;
 }

@@ -190,7 +190,8 @@ ResponsesItem read_item(JsonFields& fields) {
   fields.read("type", type);
   if (fields.failed()) return item;
   // The short form of a message; a reference may lack its type as well.
-  if (type.empty()) type = fields.find("role") || item.id.empty() ? "message" : "item_reference";
+  if (!fields.find("type"))
+    type = fields.find("role") || item.id.empty() ? "message" : "item_reference";
   if (type == "message") {
     read_message(fields, item);
   } else if (type == "function_call") {

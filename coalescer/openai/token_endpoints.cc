@@ -49,6 +49,9 @@ ApiResult<std::string> tokenize(std::string_view body, const ServedModels& model
     bool add_special = true;
     fields.read("prompt", prompt);
     fields.read("add_special_tokens", add_special);
+    // Not read with a text, but as right or wrong as with messages.
+    nlohmann::ordered_json unused;
+    read_tools(fields, unused, /*may_be_known=*/true);
     if (auto error = fields.error()) return std::move(*error);
     tokens = codec.encode_text(prompt, add_special);
   }

@@ -9,7 +9,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 # Replaced by well_formed_requests_are_refused_for_a_reason, which knows what no schema can say.
 # A model, a session or a snapshot belongs to whoever has a key of the tenant; ids are not guarded further.
-LEFT_OUT = ["positive_data_acceptance", "object_level_authorization"]
+# A 404 is not always about the resource of the path: a body may name a checkpoint or a model that is not there.
+LEFT_OUT = ["positive_data_acceptance", "object_level_authorization", "ensure_resource_availability"]
 
 
 def schemathesis(
@@ -26,6 +27,6 @@ def schemathesis(
     env = {**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": str(HERE), "NO_COLOR": "1"}
     run = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True, timeout=limit_s)
     report = run.stdout + run.stderr
-    assert run.returncode == 0, report[-12000:]
+    assert run.returncode == 0, report[-60000:]
     cases = re.search(r"([\d,]+) generated", report)
     return int(cases.group(1).replace(",", "")) if cases else 0
