@@ -40,6 +40,8 @@ REASONS = {
     r"`min_tokens` is \d+; it must not exceed `max_tokens`": "bounded by another field",
     r"`tool_choice.name` is": "a tool that is not there",
     r"which another checkpoint of this session has": "the session's state",
+    r"must follow as `tool_result` blocks": "messages together",
+    r"but the request is not a turn that is answered": "two that exclude each other",
     r"`input` is empty": "needs another field",
     r"`messages` or `session_id` is missing": "the trunk's messages and a branch's together",
     # Inside of a text or an object.

@@ -9,7 +9,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 # Replaced by well_formed_requests_are_refused_for_a_reason, which knows what no schema can say.
 # A model, a session or a snapshot belongs to whoever has a key of the tenant; ids are not guarded further.
-# A 404 is not always about the resource of the path: a body may name a checkpoint or a model that is not there.
+# A 404 is not always about the resource of the path: a body may name a checkpoint that is not there.
 LEFT_OUT = ["positive_data_acceptance", "object_level_authorization", "ensure_resource_availability"]
 
 
