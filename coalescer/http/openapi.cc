@@ -376,8 +376,7 @@ ordered_json answer_of(const EndpointText& text, ShapeSchemas& schemas) {
       out["headers"]["x-request-id"] = header("the answer's id", "string", true);
     out["content"]["text/event-stream"] = {
         {"schema",
-         {{"type", "string"},
-          {"description", is_named(text.endpoint)
+         {{"description", is_named(text.endpoint)
                               ? "with `stream`: frames `event: TYPE` and `data: EVENT`"
                               : "with `stream`: frames `data: EVENT`, the last of them "
                                 "`data: [DONE]`; an error that comes later is a frame too"},
