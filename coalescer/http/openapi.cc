@@ -22,7 +22,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-/// What an endpoint takes and gives, beside its path. Every endpoint has a line in kTexts.
+/// What an endpoint takes and gives, beside its path. Every endpoint has a line in texts().
 struct EndpointText {
   Endpoint endpoint;
   const char* id;  ///< operationId
@@ -47,7 +47,7 @@ constexpr const char* kOperators = "operators";
 constexpr const char* kServer = "server";
 
 std::span<const EndpointText> texts() {
-  static const EndpointText kTexts[] = {
+  static const EndpointText all[] = {
       {Endpoint::kChat,
        "createChatCompletion",
        kSpeak,
@@ -300,7 +300,7 @@ std::span<const EndpointText> texts() {
       {Endpoint::kMetrics, "getMetrics", kServer, "Prometheus text"},
       {Endpoint::kOpenApi, "getOpenApi", kServer, "This document"},
   };
-  return kTexts;
+  return all;
 }
 
 /// Any request may meet these: broken HTTP, its size, a server that fails or is busy.

@@ -96,7 +96,8 @@ ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& mode
   if (auto error = read_trunk(fields, call, trunk)) return std::move(*error);
   fields.read("stream", call.stream);
   const auto forks = fields.array("forks");
-  if (!forks) return fields.error().value();
+  if (const auto& error = fields.error()) return *error;
+  if (!forks) return invalid_field("forks", "`forks` is missing");
   ordered_json defaults = to_ordered_json(json.root());
   defaults.erase("trunk");
   defaults.erase("forks");

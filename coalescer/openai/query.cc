@@ -73,8 +73,10 @@ std::optional<ApiError> read_query(std::span<const Field> fields, OtherParameter
     if (field == fields.end() && others == OtherParameters::kIgnored) continue;
     if (field == fields.end()) {
       std::string known;
-      for (const Field& one : fields)
-        known += (known.empty() ? "`" : " or `") + std::string(one.name) + "`";
+      for (const Field& one : fields) {
+        known.append(known.empty() ? "`" : " or `");
+        known.append(one.name).append("`");
+      }
       const std::string shown = name.substr(0, 40);
       return invalid_field(shown, "the query has a parameter `" + shown + "`; known is " + known);
     }

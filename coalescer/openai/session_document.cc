@@ -217,13 +217,14 @@ std::string write_session_document(const SessionDocument& document) {
                       {"label", session.label},
                       {"parent", session.parent},
                       {"fork_tokens", session.fork_tokens},
-                      {"ttl_seconds", session.ttl.count()},
                       {"created_at", session.created},
                       {"number", session.number},
                       {"expires_at", document.expires_at},
                       {"turns", session.turns},
                       {"states", ordered_json::array()},
                       {"checkpoints", std::move(checkpoints)}};
+  // A document without one gets the server's.
+  if (session.ttl.count() > 0) out["ttl_seconds"] = session.ttl.count();
   for (const SessionState* state : states)
     out["states"].push_back(state_json(*state, *states.front()));
   return dump_json(out);
@@ -264,7 +265,7 @@ ApiResult<SessionDocument> read_session_document(std::string_view text, const Li
   read_short(fields, "label", session.label);
   read_short(fields, "parent", session.parent);
   fields.read("fork_tokens", session.fork_tokens, 0, kMaxInt32);
-  if (const auto ttl = required(fields, "ttl_seconds", fields.integer("ttl_seconds", 1, kMaxInt32)))
+  if (const auto ttl = fields.integer("ttl_seconds", 1, kMaxInt32))
     session.ttl = std::chrono::seconds(*ttl);
   fields.read("created_at", session.created, 0, kMaxInt64);
   fields.read("number", session.number, 0, kMaxInt32);

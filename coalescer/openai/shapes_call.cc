@@ -14,7 +14,6 @@ using Words = std::string_view;
 
 constexpr std::int64_t kMaxStopLength = 1024;
 
-constexpr Field kAnything = any_value("", "");
 constexpr Field kTokenId = whole("", "").up_to(ServerBound::kTokenId);
 constexpr Field kStopText = text("", "", 1, kMaxStopLength);
 constexpr Field kStops[] = {kStopText, list("", "", kStopText, 0, 64)};
