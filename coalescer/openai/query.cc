@@ -78,7 +78,9 @@ std::optional<ApiError> read_query(std::span<const Field> fields, OtherParameter
         known.append(one.name).append("`");
       }
       const std::string shown = name.substr(0, 40);
-      return invalid_field(shown, "the query has a parameter `" + shown + "`; known is " + known);
+      std::string message = "the query has a parameter `";
+      message.append(shown).append("`; known is ").append(known);
+      return invalid_field(shown, std::move(message));
     }
     const std::size_t equals = pair.find('=');
     std::string value;

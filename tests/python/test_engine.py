@@ -14,6 +14,7 @@ import time
 
 import pytest
 from chats import SMALL, TINY, open_descriptors, tasks_come_down_to, tiny_chat
+from processes import child_pids
 from thaw_vllm._core import Engine
 from thaw_vllm._engines import worker_binary
 
@@ -35,11 +36,8 @@ def ask(engine: Engine, path: str) -> bytes:
 
 def workers() -> set[int]:
     """Worker processes of this process."""
-    children = set()
-    for task in pathlib.Path("/proc/self/task").iterdir():
-        children |= {int(pid) for pid in (task / "children").read_text().split()}
     found = set()
-    for pid in children:
+    for pid in child_pids():
         try:
             if b"worker" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(pid)
@@ -51,7 +49,7 @@ def workers() -> set[int]:
 def run_python(program: str, timeout: float = 60) -> subprocess.CompletedProcess:
     """A program of its own, which imports from where we do."""
     places = os.pathsep.join(path for path in sys.path if path)
-    head = f"import sys\nMODEL = {str(TINY)!r}\nSMALL = {SMALL!r}\n"
+    head = f"import sys\nfrom processes import child_pids\nMODEL = {str(TINY)!r}\nSMALL = {SMALL!r}\n"
     return subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(program)],
         capture_output=True,
@@ -222,10 +220,7 @@ def test_the_interpreter_ends_in_the_middle_of_a_stream():
                     begun.set()
         threading.Thread(target=endless, daemon=True).start()
         assert begun.wait(30)
-        children = []
-        for task in os.listdir("/proc/self/task"):
-            children += open(f"/proc/self/task/{task}/children").read().split()
-        print(*children)
+        print(*child_pids())
         """
     )
     assert result.returncode == 0, result.stderr
@@ -242,10 +237,7 @@ def test_a_killed_process_takes_its_workers_along():
         from thaw_vllm.langgraph import ChatThaw
         chat = ChatThaw(model=MODEL, max_tokens=4, extra_llm_kwargs=SMALL)
         chat.invoke("hello")
-        children = []
-        for task in os.listdir("/proc/self/task"):
-            children += open(f"/proc/self/task/{task}/children").read().split()
-        print(*children, flush=True)
+        print(*child_pids(), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )

@@ -6,16 +6,12 @@ import os
 import pathlib
 
 from chats import open_descriptors, tasks_come_down_to, tiny_chat
+from processes import child_pids
 
 
 def resident_kib() -> int:
     text = pathlib.Path("/proc/self/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0])
-
-
-def children() -> int:
-    tasks = pathlib.Path("/proc/self/task")
-    return sum(len((tasks / task / "children").read_text().split()) for task in os.listdir(tasks))
 
 
 def shared_memory() -> list[str]:
@@ -54,12 +50,12 @@ def test_fifty_engines():
         one()
     gc.collect()
     descriptors, tasks, memory = open_descriptors(), len(os.listdir("/proc/self/task")), resident_kib()
-    processes, shm = children(), shared_memory()
+    processes, shm = len(child_pids()), shared_memory()
     for _ in range(50):
         one()
     gc.collect()
     assert open_descriptors() == descriptors
     assert tasks_come_down_to(tasks)
-    assert children() == processes
+    assert len(child_pids()) == processes
     assert shared_memory() == shm
     assert resident_kib() < memory + 32_000
