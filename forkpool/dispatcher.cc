@@ -11,6 +11,7 @@ namespace {
 // A worker ends requests at their deadline itself; one that does not is not waited for longer.
 constexpr std::chrono::seconds kDeadlineGrace{2};
 constexpr std::uint32_t kDeathsBeforeAlone = 2;
+constexpr std::uint32_t kMaxDeaths = 32;
 
 template <typename... Handlers>
 struct Overloaded : Handlers... {
@@ -365,7 +366,9 @@ void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason)
   if (stopping_) {
     return fail(id, make_error(Errc::kUnavailable, "the server is shutting down"));
   }
-  if (was_alone) {
+  // What kills its worker does so at the same token again. Who got further since it was sent is
+  // hardly to blame for what workers die of.
+  if (was_alone && (entry.prefilling || entry.deaths >= kMaxDeaths)) {
     return fail(id, make_error(Errc::kInternal,
                                "its worker died " + std::to_string(entry.deaths) +
                                    " times, the last time with nothing else to do: " + reason));

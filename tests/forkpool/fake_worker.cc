@@ -61,7 +61,7 @@ struct Rules {
   bool die_after_keep = false;  ///< before it is ready
   bool damage_weights = false;  ///< over the first submit: writes into them and dies
   std::optional<long> die_at_token;  ///< after sending the token with that index
-  std::optional<long> poison;  ///< dies when a prompt that begins so has two tokens
+  std::optional<long> poison;  ///< dies over the third token of a prompt that begins so
   /// Offers the first prompt, and at once evicts so many blocks of its end.
   std::optional<long> offer_and_lose;
   long pace_us = 0;  ///< between steps
@@ -449,6 +449,11 @@ class FakeWorker {
       const GenerateRequest& request = running.request;
       std::vector<Choice> left;
       for (Choice choice : running.choices) {
+        if (rules_.poison == static_cast<long>(request.prompt[0]) && choice.next >= 2) {
+          dies = true;
+          left.push_back(choice);
+          continue;
+        }
         const TokenId token =
             fake_token(request.prompt, request.sampling.seed, choice.index, choice.next);
         if (!(rules_.gap && choice.next == 2)) {
@@ -457,8 +462,7 @@ class FakeWorker {
         }
         ++running.generated;
         ++stats_.tokens_decoded;
-        dies = dies || rules_.die_at_token == static_cast<long>(choice.next) ||
-               (rules_.poison == static_cast<long>(request.prompt[0]) && choice.next >= 1);
+        dies = dies || rules_.die_at_token == static_cast<long>(choice.next);
         if (++choice.next < request.sampling.max_tokens) {
           left.push_back(choice);
         } else {

@@ -132,6 +132,18 @@ TEST(ForkPool, OnlyTheRequestThatKillsItsWorkerAloneFails) {
   expect_exact(harness, after);
 }
 
+TEST(ForkPool, ARequestThatGetsFurtherOutlivesItsWorkers) {
+  PoolHarness harness(
+      "0.0:die_at_token=2;0.1:die_at_token=5;0.2:die_at_token=8;0.3:die_at_token=11",
+      PoolHarness::options(1));
+  const GenerateRequest request = make_request(1, make_prompt(40, 1), 16);
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  expect_exact(harness, request);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 4U);
+  EXPECT_EQ(harness.pool().status().requests_resumed, 4U);
+}
+
 TEST(ForkPool, WhoIsNotReadyInTimeIsReplaced) {
   PoolOptions options = PoolHarness::options();
   options.boot_deadline = milliseconds(300);
