@@ -5,23 +5,15 @@ call made alone.
 """
 
 import asyncio
-import operator
 import threading
-import typing
 import uuid
 
 import pytest
+from fan_graphs import BRANCHES, by_send, side_by_side
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
-from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
 
-BRANCHES = 8
 OWN_TOKENS = 40  # most that a branch adds to the trunk
-
-
-class State(typing.TypedDict):
-    answers: typing.Annotated[list[typing.Any], operator.add]
 
 
 class Fan:
@@ -81,25 +73,6 @@ class Fan:
 @pytest.fixture
 def fan(server):
     return Fan(server)
-
-
-def side_by_side(node) -> typing.Any:
-    """A graph of eight nodes that nothing orders; node(branch) makes the function of one."""
-    graph = StateGraph(State)
-    for branch in range(BRANCHES):
-        graph.add_node(f"n{branch}", node(branch))
-        graph.add_edge(START, f"n{branch}")
-        graph.add_edge(f"n{branch}", END)
-    return graph.compile()
-
-
-def by_send(node) -> typing.Any:
-    graph = StateGraph(State)
-    graph.add_node("work", node)
-    sends = [Send("work", {"branch": branch}) for branch in range(BRANCHES)]
-    graph.add_conditional_edges(START, lambda _: sends, ["work"])
-    graph.add_edge("work", END)
-    return graph.compile()
 
 
 def async_node(fan: Fan, spread_s: float = 0.0):

@@ -2,23 +2,16 @@
 
 import asyncio
 import concurrent.futures
-import operator
 import uuid
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import pytest
 from chats import distinct_tokens, prefilled, prompt_tokens, tiny_chat, words
+from fan_graphs import BRANCHES, by_send, side_by_side
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
 
-BRANCHES = 8
 SHOWN = {"logprobs": True, "top_logprobs": 2}
-
-
-class State(TypedDict):
-    answers: Annotated[list[Any], operator.add]
 
 
 class Work(TypedDict):
@@ -65,26 +58,6 @@ def fan(chat):
     return Fan(chat)
 
 
-def by_nodes(node) -> Any:
-    """A graph of eight nodes side by side; node(branch) makes the function of one."""
-    graph = StateGraph(State)
-    for branch in range(BRANCHES):
-        graph.add_node(f"n{branch}", node(branch))
-        graph.add_edge(START, f"n{branch}")
-        graph.add_edge(f"n{branch}", END)
-    return graph.compile()
-
-
-def by_send(node) -> Any:
-    graph = StateGraph(State)
-    graph.add_node("work", node)
-    graph.add_conditional_edges(
-        START, lambda _: [Send("work", {"branch": n}) for n in range(BRANCHES)], ["work"]
-    )
-    graph.add_edge("work", END)
-    return graph.compile()
-
-
 def async_node(fan, fields=None):
     def make(branch):
         async def node(state, config: RunnableConfig):  # before Python 3.11 a task does not inherit it
@@ -108,12 +81,12 @@ def sync_node(fan):
 
 
 async def test_async_nodes(fan):
-    result = await by_nodes(async_node(fan)).ainvoke({"answers": []})
+    result = await side_by_side(async_node(fan)).ainvoke({"answers": []})
     fan.check(dict(result["answers"]))
 
 
 def test_sync_nodes(fan):
-    result = by_nodes(sync_node(fan)).invoke({"answers": []})
+    result = side_by_side(sync_node(fan)).invoke({"answers": []})
     fan.check(dict(result["answers"]))
 
 
@@ -151,7 +124,7 @@ def test_batch(fan):
 
 async def test_stream_mode_messages(fan):
     seen: dict[str, str] = {}
-    graph = by_nodes(async_node(fan))
+    graph = side_by_side(async_node(fan))
     last = None
     async for mode, part in graph.astream({"answers": []}, stream_mode=["messages", "values"]):
         if mode == "values":
@@ -165,13 +138,13 @@ async def test_stream_mode_messages(fan):
 
 
 def test_stream_mode_messages_of_sync_nodes(fan):
-    parts = list(by_nodes(sync_node(fan)).stream({"answers": []}, stream_mode=["messages", "values"]))
+    parts = list(side_by_side(sync_node(fan)).stream({"answers": []}, stream_mode=["messages", "values"]))
     fan.check(dict(parts[-1][1]["answers"]))
     assert len({part[1]["langgraph_node"] for mode, part in parts if mode == "messages"}) == BRANCHES
 
 
 async def test_max_concurrency(fan):
-    result = await by_nodes(async_node(fan)).ainvoke({"answers": []}, {"max_concurrency": 4})
+    result = await side_by_side(async_node(fan)).ainvoke({"answers": []}, {"max_concurrency": 4})
     fan.check(dict(result["answers"]))
 
 
@@ -190,7 +163,7 @@ async def test_one_that_raises(fan):
 
         return node
 
-    answers = dict((await by_nodes(make).ainvoke({"answers": []}))["answers"])
+    answers = dict((await side_by_side(make).ainvoke({"answers": []}))["answers"])
     error = answers.pop(3)
     assert "10000000" in str(error)
     fan.prompts.pop(3)
@@ -225,7 +198,7 @@ async def until_idle(chat) -> None:
 
 async def test_one_with_other_sampling(fan):
     other = {2: {"temperature": 1.3, "top_p": 0.9, "seed": 11}}
-    result = await by_nodes(async_node(fan, other)).ainvoke({"answers": []})
+    result = await side_by_side(async_node(fan, other)).ainvoke({"answers": []})
     fan.check(dict(result["answers"]), other)
 
 
