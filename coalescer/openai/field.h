@@ -123,4 +123,9 @@ constexpr Field nothing(std::string_view name, std::string_view about) {
   return {.name = name, .kind = ValueKind::kNothing, .about = about};
 }
 
+// Entries of lists and maps, with no bounds.
+inline constexpr Field kAnything = any_value("", "");
+inline constexpr Field kCount = whole("", "");
+inline constexpr Field kText = text("", "");
+
 }  // namespace thaw::coalescer

@@ -50,19 +50,19 @@ ordered_json state_json(const SessionState& state, const SessionState& first) {
   return out;
 }
 
-/// `field`, which is what `name` holds and what the document cannot be without.
-template <typename T>
-std::optional<T> required(JsonFields& fields, std::string_view name, std::optional<T> field) {
-  if (!field && !fields.failed()) {
+/// The array `name`, which a state cannot be without.
+std::optional<simdjson::dom::array> required_array(JsonFields& fields, std::string_view name) {
+  const auto list = fields.array(name);
+  if (!list && !fields.failed()) {
     const std::string full_name = fields.full_name(name);
     fields.fail(invalid_field(full_name, "`" + full_name + "` is missing"));
   }
-  return field;
+  return list;
 }
 
 /// Marks in order, within the state, the last one of all of it.
 void read_marks(JsonFields& fields, SessionState& state) {
-  const auto list = required(fields, "marks", fields.array("marks"));
+  const auto list = required_array(fields, "marks");
   if (!list) return;
   const auto wrong = [&](const std::string& name, const std::string& message) {
     fields.fail(invalid_field(name, "`" + name + "` " + message));
@@ -102,7 +102,7 @@ ApiResult<SharedState> read_state(JsonFields& fields, const SharedState& first,
   std::uint32_t common = 0;
   fields.read("common_tokens", common, 0,
               first == nullptr ? 0 : static_cast<std::int64_t>(first->tokens.size()));
-  const auto list = required(fields, "tokens", fields.array("tokens"));
+  const auto list = required_array(fields, "tokens");
   if (list && !fields.failed()) {
     auto tokens = token_list(*list, fields.full_name("tokens"), limits.vocab_size);
     if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);

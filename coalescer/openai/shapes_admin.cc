@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::int64_t kMaxLabel = 200;
 
-constexpr Field kAnything = any_value("", "");
 constexpr Field kMessageItem = object("", "", kMessageShape).by_hand();
 constexpr Field kLabelText = text("", "", 0, kMaxLabel);
 

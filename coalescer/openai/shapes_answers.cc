@@ -9,8 +9,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kCount = whole("", "");
-constexpr Field kText = text("", "");
 constexpr Field kLogprob = number("logprob", "", -kNoBound, kNoBound);
 
 // --- Usage

@@ -9,8 +9,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-
 // --- Errors
 
 constexpr Field kDetailFields[] = {text("error_code", "").needed().or_null(),

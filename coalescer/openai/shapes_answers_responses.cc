@@ -9,10 +9,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-constexpr Field kCount = whole("", "");
-constexpr Field kText = text("", "");
-
 // --- Items
 
 constexpr Field kTokenItem = object("", "", kTokenLogprobAnswer);

@@ -11,8 +11,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-
 // --- Messages
 
 constexpr Words kExplicit[] = {"explicit"};

@@ -11,8 +11,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-
 // --- The conversation
 
 constexpr Words kEphemeral[] = {"ephemeral"};

@@ -13,8 +13,6 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-
 // --- Items
 
 constexpr Words kTextTypes[] = {"input_text", "output_text", "text", "reasoning_text",

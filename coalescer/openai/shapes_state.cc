@@ -9,10 +9,7 @@ namespace {
 
 using Words = std::string_view;
 
-constexpr Field kAnything = any_value("", "");
-constexpr Field kCount = whole("", "");
-constexpr Field kText = text("", "");
-constexpr Field kTextOrNull = text("", "").or_null();
+constexpr Field kTextOrNull = kText.or_null();
 
 constexpr Field seconds(std::string_view name, std::string_view about) {
   return number(name, about, 0, kNoBound);
