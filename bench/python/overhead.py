@@ -2,7 +2,8 @@
 """What a warm one-token call costs above the engine's own time, through ChatThaw and through ChatOpenAI.
 
 The engine's own time is the same request as bytes on a bare socket: in process, and over TCP. All ways take
-turns, so that what else the machine does falls on all of them. Prints a table and writes a JSON file.
+turns, so that what else the machine does falls on all of them; after them comes thaw-vllm's coalescer alone,
+over an engine that costs nothing. Prints a table and writes a JSON file.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import asyncio
 import json
 import os
 import pathlib
-import platform
 import re
 import socket
 import statistics
@@ -21,10 +21,11 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("THAW_BUILD", ROOT / "build" / "release"))
-sys.path.insert(0, str(BUILD / "python"))
+sys.path[:0] = [str(BUILD / "python"), str(ROOT / "bench" / "e2e")]
 
 from langchain_core.messages import HumanMessage  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
+from machine import describe_machine  # noqa: E402
 from thaw_vllm.langgraph import ChatThaw  # noqa: E402
 
 PROMPT = "Say hello."
@@ -84,12 +85,12 @@ def main() -> None:
         server.terminate()
         server.wait(30)
     own = {"in process": "bare socket, in process", "over HTTP": "bare socket, over HTTP"}
-    print(f"{'way':34} {'p50':>8} {'p90':>8} {'p99':>8}   above its bare socket, p50")
+    print(f"{'way':40} {'p50':>8} {'p90':>8} {'p99':>8}   above its bare socket, p50")
     for name, row in result["ways"].items():
         base = next((bare for place, bare in own.items() if name.endswith(place)), "")
-        row["above_ms"] = round(row["p50_ms"] - result["ways"][base]["p50_ms"], 3)
+        row["above_ms"] = round(row["p50_ms"] - (result["ways"][base]["p50_ms"] if base else 0), 3)
         shown = " ".join(f"{row[part]:8.3f}" for part in ("p50_ms", "p90_ms", "p99_ms"))
-        print(f"{name:34} {shown}   {row['above_ms']:.3f} ms")
+        print(f"{name:40} {shown}   {row['above_ms']:.3f} ms")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -121,14 +122,19 @@ def run(arguments: argparse.Namespace, url: str) -> dict:
         arguments.rounds,
     )
     loop.close()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    command = [
+        sys.executable,
+        str(ROOT / "bench" / "python" / "peer_coalescer.py"),
+        "--rounds",
+        str(arguments.rounds),
+    ]
+    coalescer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    times[f"thaw-vllm {coalescer['version']}'s coalescer, no engine"] = coalescer["times_ms"]
     return {
         "what": "a warm call of one token",
         "model": pathlib.Path(arguments.model).name,
         "rounds": arguments.rounds,
-        "commit": commit.strip(),
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
+        "machine": describe_machine(),
         "ways": {name: summary(values) for name, values in times.items()},
     }
 
