@@ -6,10 +6,11 @@ kind=${1:?usage: run_sanitized.sh asan|tsan}
 cmake --preset "$kind" >/dev/null
 # The suite on the real model checks figures, not memory: an instrumented binary takes far too long over it.
 skipped='exactness_real|exactness_grammar|model_reference'
+symbolizer=external_symbolizer_path=$(command -v llvm-symbolizer-19)
 case $kind in
-  asan) export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 ;;
+  asan) export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:$symbolizer UBSAN_OPTIONS=print_stacktrace=1 ;;
   tsan)
-    export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+    export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:$symbolizer
     # The embedded host's thread has descriptors of its own, which ThreadSanitizer takes for the process's of the same number.
     skipped+='|embedded_host'
     # One thread each, or one engine whose thread pool is the operations' tests' matter: not built either.

@@ -8,6 +8,7 @@ the extension allocated what was lost; what the interpreter and other extensions
 
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -17,12 +18,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ.get("THAW_BUILD", ROOT / "build" / "asan"))
 TESTS = ("test_engine.py", "test_client.py", "test_fan_outs.py", "test_line_pool.py")
 # Frames that say nothing of whose memory it is.
-ALLOCATORS = ("libasan.so", "libubsan.so", "libstdc++.so")
+ALLOCATORS = ("libclang_rt.asan", "libstdc++.so")
 
 
 def library(name: str) -> str:
-    """Where the compiler that built the extension has a library of its own."""
-    return subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    """Where the compiler that built the extension has a library."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.+)$", cache, re.MULTILINE)
+    if compiler is None:
+        sys.exit(f"{BUILD}/CMakeCache.txt names no C++ compiler: run `make test-asan`, which configures it")
+    command = [compiler[1], f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def is_ours(leak: str) -> bool:
@@ -48,7 +54,7 @@ def main() -> None:
     environment = {
         **os.environ,
         # The C++ library too: the sanitizer looks for its __cxa_throw when it starts.
-        "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so.6')}",
+        "LD_PRELOAD": f"{library(f'libclang_rt.asan-{platform.machine()}.so')} {library('libstdc++.so.6')}",
         "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": ":".join(options),
         "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
