@@ -171,7 +171,7 @@ def main() -> None:
     environments = [Environment(python) for python in arguments.pythons or [sys.executable]]
     arguments.output.mkdir(parents=True, exist_ok=True)
     source = make_sdist(environments[0], arguments.output) if arguments.sdist else ROOT
-    defines = [f"-Ccmake.define.{define}" for define in arguments.define]
+    defines = [f"--config-settings=cmake.define.{define}" for define in arguments.define]
     os.environ.setdefault("CXX", "c++")  # the compiler's name is part of what a compiler cache looks for
     for environment in environments:
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
