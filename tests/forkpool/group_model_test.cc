@@ -4,6 +4,8 @@
 #include "forkpool/worker/group_model.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -14,7 +16,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/base/memory_map.h"
 #include "engine/model/batch_message.h"
+#include "forkpool/worker/rank_handshake.h"
 #include "forkpool/worker/rank_link.h"
 #include "tests/scheduler/fake_model.h"
 
@@ -186,6 +190,80 @@ TEST_F(GroupModelTest, AFollowerEndsWithAnErrorOfItsOwn) {
   const auto followed = followed_.get();
   ASSERT_FALSE(followed);
   EXPECT_EQ(followed.error().code, Errc::kProtocol);
+}
+
+/// Whether both descriptors are of one file.
+bool same_file(int a, int b) {
+  struct stat first {};
+  struct stat second {};
+  EXPECT_EQ(::fstat(a, &first), 0);
+  EXPECT_EQ(::fstat(b, &second), 0);
+  return first.st_ino == second.st_ino && first.st_dev == second.st_dev;
+}
+
+TEST(RankHandshake, WhatRanksSayOfThemselvesComesBackAsItWas) {
+  auto [ours, theirs] = socket_pair();
+  RankLink leader(std::move(theirs));
+  RankLink follower(std::move(ours));
+  std::vector<UniqueFd> files;
+  for (const char* name : {"exchange-0", "exchange-1", "kv", "weights"})
+    files.push_back(create_memfd(name, 4096).value());
+  const std::vector<int> numbers = numbers_of(files);
+  ASSERT_EQ(numbers.size(), 4u);
+  const auto copy_of = [](int number) { return UniqueFd(::dup(number)); };
+
+  ASSERT_TRUE(send_report(leader, {std::uint64_t{5} << 33, true, copy_of(numbers[1])}, 5s));
+  const auto report = receive_report(follower, 5s);
+  ASSERT_TRUE(report) << report.error().to_string();
+  EXPECT_EQ(report->num_blocks, std::uint64_t{5} << 33);
+  EXPECT_TRUE(report->kv_kept);
+  EXPECT_TRUE(same_file(report->exchange.get(), numbers[1]));
+
+  ASSERT_TRUE(send_begin(follower, 77, std::span(numbers).first(2), 5s));
+  const auto begin = receive_begin(leader, 5s);
+  ASSERT_TRUE(begin) << begin.error().to_string();
+  EXPECT_EQ(begin->num_blocks, 77u);
+  const std::vector<int> exchanges = numbers_of(begin->exchanges);
+  ASSERT_EQ(exchanges.size(), 2u);
+  EXPECT_TRUE(same_file(exchanges[0], numbers[0]));
+  EXPECT_TRUE(same_file(exchanges[1], numbers[1]));
+
+  for (const bool with_weights : {true, false}) {
+    DeviceMemory memory;
+    memory.kv_bytes = std::uint64_t{7} << 32;
+    memory.kv = std::make_shared<const UniqueFd>(copy_of(numbers[2]));
+    memory.weights_digest.bytes.fill(0xA5);
+    if (with_weights) {
+      memory.weights_bytes = 12345;
+      memory.weights = std::make_shared<const UniqueFd>(copy_of(numbers[3]));
+    }
+    ASSERT_TRUE(send_ready(leader, memory, 5s));
+    const auto ready = receive_ready(follower, 5s);
+    ASSERT_TRUE(ready) << ready.error().to_string();
+    EXPECT_EQ(ready->kv_bytes, memory.kv_bytes);
+    EXPECT_EQ(ready->weights_bytes, memory.weights_bytes);
+    EXPECT_EQ(ready->weights_digest, memory.weights_digest);
+    EXPECT_TRUE(same_file(ready->kv->get(), numbers[2]));
+    ASSERT_EQ(ready->weights != nullptr, with_weights);
+    if (with_weights) {
+      EXPECT_TRUE(same_file(ready->weights->get(), numbers[3]));
+    }
+  }
+}
+
+TEST(RankHandshake, WhatIsOfAnotherFormIsRefused) {
+  auto [ours, theirs] = socket_pair();
+  RankLink leader(std::move(theirs));
+  RankLink follower(std::move(ours));
+  ASSERT_TRUE(leader.send(RankMessageKind::kReport, std::vector<std::int32_t>{1, 2, 3}, {}, 5s));
+  EXPECT_EQ(receive_report(follower, 5s).error().code, Errc::kProtocol);
+  ASSERT_TRUE(follower.send(RankMessageKind::kBegin, std::vector<std::int32_t>{1}, {}, 5s));
+  EXPECT_EQ(receive_begin(leader, 5s).error().code, Errc::kProtocol);
+  ASSERT_TRUE(
+      leader.send(RankMessageKind::kReady, std::vector<std::int32_t>(8, 1), {}, 5s));  // no memory
+  EXPECT_EQ(receive_ready(follower, 5s).error().code, Errc::kProtocol);
+  ASSERT_TRUE(leader.send(RankMessageKind::kReport, std::vector<std::int32_t>{1, 2, 3}, {}, 5s));
+  EXPECT_EQ(receive_ready(follower, 5s).error().code, Errc::kProtocol);  // another kind
 }
 
 }  // namespace
