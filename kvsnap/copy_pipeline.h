@@ -38,6 +38,8 @@ class CopyPipeline {
   virtual ~CopyPipeline() = default;
   /// Starts a copy; the memory must stay valid and unchanged until collect().
   virtual Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) = 0;
+  /// A launch is about to come: whoever must wake up for it does so meanwhile.
+  virtual void expect() {}
   /// Copies on where no engine does that by itself: a few milliseconds' worth. To be called between
   /// other work as long as something is not done.
   virtual void advance() {}

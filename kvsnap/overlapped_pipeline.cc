@@ -17,6 +17,8 @@ namespace {
 constexpr std::size_t kSliceBytes = std::size_t{256} << 10;
 // Between two looks at an engine that has nothing new: a chunk takes some 150 microseconds.
 constexpr std::chrono::microseconds kNap{10};
+// Awake for a launch that was said to come.
+constexpr std::chrono::microseconds kExpectation{500};
 constexpr std::chrono::seconds kCollectMargin{5};
 
 /// Which slices the chunks are cut into, for the crew; in order.
@@ -35,6 +37,13 @@ struct Slices {
     }
   }
 };
+
+Error late(std::size_t arrived, std::size_t chunks, std::chrono::milliseconds deadline) {
+  return make_error(Errc::kDeadlineExceeded, std::to_string(arrived) + " of " +
+                                                 std::to_string(chunks) +
+                                                 " parts of a copy are done after " +
+                                                 std::to_string(deadline.count()) + " ms");
+}
 
 }  // namespace
 
@@ -70,6 +79,14 @@ Result<CopyHandle> OverlappedPipeline::launch(CopyDirection direction,
   return handle;
 }
 
+void OverlappedPipeline::expect() {
+  {
+    const std::scoped_lock lock(mutex_);
+    expecting_ = true;
+  }
+  work_.notify_one();
+}
+
 bool OverlappedPipeline::done(CopyHandle handle) const {
   const std::scoped_lock lock(mutex_);
   const auto found = results_.find(handle);
@@ -96,7 +113,9 @@ Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle
                       "copy " + std::to_string(handle) + " was never launched, or collected");
   }
   // Each copy before it may take its whole time.
-  const auto patience = options_.deadline * (queue_.size() + 1) + kCollectMargin;
+  const auto pending =
+      std::ranges::count_if(results_, [](const auto& entry) { return !entry.second.has_value(); });
+  const auto patience = options_.deadline * pending + kCollectMargin;
   std::optional<Result<Checksums>>& slot = found->second;
   finished_.wait_for(lock, patience, [&] { return slot.has_value(); });
   if (!slot) {
@@ -118,38 +137,141 @@ void OverlappedPipeline::serve() {
   std::unique_lock lock(mutex_);
   if (!attached) broken_ = attached.error();
   while (true) {
-    work_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    work_.wait(lock, [&] { return stopping_ || !queue_.empty() || expecting_; });
     if (stopping_) return;
-    const Job job = std::move(queue_.front());
-    queue_.pop_front();
-    std::optional<Result<Checksums>> result;
-    if (broken_) {
-      result = *broken_;
-    } else {
-      lock.unlock();
-      try {
-        result = run(job);
-      } catch (const Exception& failure) {
-        result = failure.error();
-      } catch (const std::exception& failure) {
-        result = make_error(Errc::kInternal, failure.what());
+    if (queue_.empty()) {  // awake, for a moment
+      const auto end = std::chrono::steady_clock::now() + kExpectation;
+      while (queue_.empty() && !stopping_ && std::chrono::steady_clock::now() < end) {
+        lock.unlock();
+        std::this_thread::sleep_for(kNap);
+        lock.lock();
       }
-      lock.lock();
-      if (!*result) broken_ = result->error();
+      expecting_ = false;
+      continue;
     }
-    results_[job.handle] = std::move(result);
-    finished_.notify_all();
+    expecting_ = false;
+    Job job = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    run(std::move(job));
+    lock.lock();
   }
 }
 
-Result<OverlappedPipeline::Checksums> OverlappedPipeline::run(const Job& job) {
-  const std::vector<CopyChunk> chunks = cut_into_chunks(
-      job.direction, job.extents,
-      job.direction == CopyDirection::kFromPeer ? options_.peer_chunks : options_.chunks);
-  if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered.error();
-  Result<Checksums> checksums = copy(job, chunks);
-  crew_.end();
-  return checksums;
+void OverlappedPipeline::finish(const Job& job, Result<Checksums> result) {
+  const std::scoped_lock lock(mutex_);
+  if (!result && !broken_) broken_ = result.error();
+  results_[job.handle] = std::move(result);
+  finished_.notify_all();
+}
+
+OverlappedPipeline::Running OverlappedPipeline::prepare(Job job) const {
+  Running running;
+  const bool from_peer = job.direction == CopyDirection::kFromPeer;
+  running.chunks = cut_into_chunks(job.direction, job.extents,
+                                   from_peer ? options_.peer_chunks : options_.chunks);
+  running.checksums.assign(from_peer ? 0 : job.extents.size(), 0);
+  running.job = std::move(job);
+  return running;
+}
+
+void OverlappedPipeline::run(Job job) {
+  const auto broken = [&] {
+    const std::scoped_lock lock(mutex_);
+    return broken_;
+  }();
+  if (broken) return finish(job, *broken);
+  std::deque<Running> running;
+  running.push_back(prepare(std::move(job)));
+  Result<void> ran;
+  try {
+    if (streams(running.front().job, running.front().chunks)) {
+      ran = stream(running);
+    } else {
+      ran = copy(running.front());
+      crew_.end();
+      if (ran) finish(running.front().job, std::move(running.front().checksums));
+    }
+  } catch (const Exception& failure) {
+    ran = failure.error();
+  } catch (const std::exception& failure) {
+    ran = make_error(Errc::kInternal, failure.what());
+  }
+  if (ran) return;
+  for (const Running& left : running)
+    finish(left.job, ran.error());
+}
+
+std::optional<OverlappedPipeline::Running> OverlappedPipeline::take_follower() {
+  std::optional<Job> job;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (stopping_ || queue_.empty() || queue_.front().direction == CopyDirection::kToArena)
+      return std::nullopt;
+    job = std::move(queue_.front());
+    queue_.pop_front();
+  }
+  Running running = prepare(*std::move(job));
+  if (streams(running.job, running.chunks)) return running;
+  const std::scoped_lock lock(mutex_);
+  queue_.push_front(std::move(running.job));
+  return std::nullopt;
+}
+
+Result<void> OverlappedPipeline::start_chunks(Running& running, std::size_t& in_flight,
+                                              std::size_t& next_slot) {
+  const std::size_t slots = engine_->num_slots();
+  for (; running.started < running.chunks.size() && in_flight < slots; ++running.started) {
+    const auto& copies = running.chunks[running.started].copies;
+    if (auto begun = engine_->start(next_slot, running.job.direction, copies); !begun) return begun;
+    next_slot = (next_slot + 1) % slots;
+    ++in_flight;
+  }
+  return {};
+}
+
+Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
+  const std::size_t slots = engine_->num_slots();
+  std::size_t in_flight = 0;  // chunks, of all that run
+  std::size_t next_slot = 0;
+  if (auto ordered = engine_->wait_for(*running.front().job.fence); !ordered) return ordered;
+  auto end = std::chrono::steady_clock::now() + options_.deadline;  // of the first's turn
+  while (!running.empty()) {
+    if (auto begun = start_chunks(running.back(), in_flight, next_slot); !begun) return begun;
+    if (running.back().started == running.back().chunks.size() && in_flight < slots) {
+      if (auto follower = take_follower()) {
+        running.push_back(*std::move(follower));
+        if (auto ordered = engine_->wait_for(*running.back().job.fence); !ordered) return ordered;
+        continue;
+      }
+    }
+    Running& first = running.front();
+    const std::size_t arrived_before = first.arrived;
+    for (; first.arrived < first.started; ++first.arrived, --in_flight) {
+      const std::size_t slot = (next_slot + slots - in_flight) % slots;
+      const auto there = engine_->finished(slot);
+      if (!there) return there.error();
+      if (!*there) break;
+      if (first.job.direction == CopyDirection::kFromPeer) continue;
+      const CopyChunk& chunk = first.chunks[first.arrived];
+      std::uint32_t& crc = first.checksums[chunk.extent];
+      crc = crc32c_combine(crc, engine_->checksum(slot, chunk.copies), chunk.arena.size());
+    }
+    if (first.arrived == first.chunks.size()) {
+      finish(first.job, std::move(first.checksums));
+      running.pop_front();
+      end = std::chrono::steady_clock::now() + options_.deadline;
+    } else if (first.arrived == arrived_before) {
+      if (std::chrono::steady_clock::now() > end)
+        return late(first.arrived, first.chunks.size(), options_.deadline);
+      std::this_thread::sleep_for(kNap);
+    }
+  }
+  return {};
+}
+
+bool OverlappedPipeline::streams(const Job& job, const std::vector<CopyChunk>& chunks) const {
+  return job.direction == CopyDirection::kFromPeer || engine_checks(job, chunks);
 }
 
 bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const {
@@ -162,45 +284,31 @@ bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChu
          });
 }
 
-Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
-    const Job& job, const std::vector<CopyChunk>& chunks) {
+Result<void> OverlappedPipeline::copy(Running& running) {
   static const Crc32cCombiner append_slice(kSliceBytes);
+  const Job& job = running.job;
+  const std::vector<CopyChunk>& chunks = running.chunks;
+  Checksums& checksums = running.checksums;
+  if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered;
   const auto end = std::chrono::steady_clock::now() + options_.deadline;
-  const bool engine_checks = this->engine_checks(job, chunks);
-  const bool from_peer = job.direction == CopyDirection::kFromPeer;
-  const Slices slices(engine_checks || from_peer ? std::vector<CopyChunk>{} : chunks);
-  Checksums checksums(from_peer ? 0 : job.extents.size(), 0);
+  const Slices slices(chunks);
   std::size_t whole = 0;  // extents, as far as somebody was told
   crew_.begin(slices.bytes);
   // What comes from the arena lies there from the beginning.
   if (job.direction == CopyDirection::kFromArena) crew_.allow(slices.bytes.size());
-  std::size_t started = 0;
-  std::size_t arrived = 0;
+  std::size_t in_flight = 0;
+  std::size_t next_slot = 0;
   std::size_t folded = 0;  // slices whose checksums are part of their extent's
-  while (arrived < chunks.size() || folded < slices.bytes.size()) {
-    while (started < chunks.size() && started - arrived < engine_->num_slots()) {
-      const auto& copies = chunks[started].copies;
-      if (auto begun = engine_->start(started % engine_->num_slots(), job.direction, copies);
-          !begun) {
-        return begun.error();
-      }
-      ++started;
-    }
-    const std::size_t arrived_before = arrived;
-    while (arrived < started) {
-      const auto there = engine_->finished(arrived % engine_->num_slots());
+  while (running.arrived < chunks.size() || folded < slices.bytes.size()) {
+    if (auto begun = start_chunks(running, in_flight, next_slot); !begun) return begun;
+    const std::size_t arrived_before = running.arrived;
+    for (; running.arrived < running.started; ++running.arrived, --in_flight) {
+      const auto there = engine_->finished(running.arrived % engine_->num_slots());
       if (!there) return there.error();
       if (!*there) break;
-      if (engine_checks) {
-        const CopyChunk& chunk = chunks[arrived];
-        std::uint32_t& crc = checksums[chunk.extent];
-        crc = crc32c_combine(crc, engine_->checksum(arrived % engine_->num_slots(), chunk.copies),
-                             chunk.arena.size());
-      }
-      ++arrived;
     }
-    if (arrived > arrived_before && job.direction == CopyDirection::kToArena)
-      crew_.allow(slices.end_of_chunk[arrived - 1]);
+    if (running.arrived > arrived_before && job.direction == CopyDirection::kToArena)
+      crew_.allow(slices.end_of_chunk[running.arrived - 1]);
     const std::size_t folded_before = folded;
     for (; folded < slices.bytes.size() && crew_.done(folded); ++folded) {
       std::uint32_t& crc = checksums[slices.extent[folded]];
@@ -213,16 +321,12 @@ Result<OverlappedPipeline::Checksums> OverlappedPipeline::copy(
           folded < slices.bytes.size() ? slices.extent[folded] : job.extents.size();
       if (count > whole) tell(job, checksums, whole = count);
     }
-    if (arrived > arrived_before || folded > folded_before) continue;
-    if (std::chrono::steady_clock::now() > end) {
-      return make_error(Errc::kDeadlineExceeded,
-                        std::to_string(arrived) + " of " + std::to_string(chunks.size()) +
-                            " parts of a copy are done after " +
-                            std::to_string(options_.deadline.count()) + " ms");
-    }
+    if (running.arrived > arrived_before || folded > folded_before) continue;
+    if (std::chrono::steady_clock::now() > end)
+      return late(running.arrived, chunks.size(), options_.deadline);
     std::this_thread::sleep_for(kNap);
   }
-  return checksums;
+  return {};
 }
 
 }  // namespace thaw::kvsnap

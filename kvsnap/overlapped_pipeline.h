@@ -22,7 +22,7 @@ struct OverlapOptions {
   int num_threads = 4;  ///< that compute checksums; a core does some 10 GB/s from memory
   ChunkLimits chunks;
   /// Of copies from a peer: faster by a factor, and checked by nobody.
-  ChunkLimits peer_chunks = {std::size_t{32} << 20, 16};
+  ChunkLimits peer_chunks = {std::size_t{256} << 20, 128};
   /// A copy that takes longer from its turn on has failed.
   std::chrono::milliseconds deadline{30000};
 };
@@ -33,7 +33,9 @@ struct OverlapOptions {
 /// engine that can check what has arrived does so instead of them, on the way from the arena. What
 /// comes from a peer has no checksums. A
 /// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
-/// device's work and nothing else. Copies are served one after another.
+/// device's work and nothing else. Copies are served one after another; where the engine alone sees
+/// to them, the next one starts while the last chunks of the one before are on their way, so that
+/// parts of a snapshot cost no more than the whole.
 ///
 /// After an error (the device's, or a missed deadline) the engine may still write: every copy from
 /// then on fails, and the memory named by the failed one must stay until this process has ended.
@@ -46,6 +48,7 @@ class OverlappedPipeline final : public CopyPipeline {
   OverlappedPipeline& operator=(const OverlappedPipeline&) = delete;
 
   Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) override;
+  void expect() override;
   bool done(CopyHandle handle) const override;
   std::vector<std::uint32_t> checked(CopyHandle handle) const override;
   Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override;
@@ -59,9 +62,29 @@ class OverlappedPipeline final : public CopyPipeline {
     std::unique_ptr<CopyEngine::Fence> fence;
   };
 
+  /// A job whose turn has come, or is about to.
+  struct Running {
+    Job job;
+    std::vector<CopyChunk> chunks;
+    Checksums checksums;
+    std::size_t started = 0;  ///< chunks
+    std::size_t arrived = 0;
+  };
+
   void serve();
-  Result<Checksums> run(const Job& job);
-  Result<Checksums> copy(const Job& job, const std::vector<CopyChunk>& chunks);
+  void run(Job job);
+  Running prepare(Job job) const;
+  /// With checksums by the crew.
+  Result<void> copy(Running& running);
+  /// Without: the first of `running`, and what follows it in the queue meanwhile, until none is
+  /// left.
+  Result<void> stream(std::deque<Running>& running);
+  Result<void> start_chunks(Running& running, std::size_t& in_flight, std::size_t& next_slot);
+  /// The next job, where that can be streamed too.
+  std::optional<Running> take_follower();
+  void finish(const Job& job, Result<Checksums> result);
+  /// Whether nobody but the engine looks at the bytes.
+  bool streams(const Job& job, const std::vector<CopyChunk>& chunks) const;
   /// The first `count` extents of a copy to the arena are whole.
   void tell(const Job& job, const Checksums& checksums, std::size_t count);
   /// Whether the engine can check all of the chunks.
@@ -80,6 +103,7 @@ class OverlappedPipeline final : public CopyPipeline {
   std::optional<Error> broken_;
   CopyHandle last_handle_ = 0;
   bool stopping_ = false;
+  bool expecting_ = false;  ///< thread_ stays awake for a job that is about to come
 
   std::thread thread_;  ///< last: it uses all of the above
 };

@@ -300,5 +300,56 @@ TEST_F(OverlappedPipelineTest, NobodyChecksWhatComesFromAPeer) {
   }
 }
 
+TEST_F(OverlappedPipelineTest, WhatTheEngineAloneSeesToStartsBeforeTheCopyAheadHasEnded) {
+  constexpr std::size_t kPart = 5;  // blocks: two chunks, of three slots
+  control_.checks = true;
+  OverlappedPipeline pipeline = make();
+  arena_ = kv_;
+  for (const CopyDirection direction : {CopyDirection::kFromArena, CopyDirection::kFromPeer}) {
+    const int before = control_.starts;
+    control_.held = true;
+    std::vector<std::byte> to(kv_.size());
+    std::vector<CopyHandle> parts;
+    for (std::size_t part = 0; part < 4; ++part) {
+      std::vector<ExtentCopy> copies(1);
+      const std::size_t at = part * kPart * kBlockBytes;
+      copies[0].pieces.push_back({arena_.data() + at, to.data() + at, kPart * kBlockBytes});
+      parts.push_back(pipeline.launch(direction, std::move(copies)).value());
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (control_.starts < before + 3 && std::chrono::steady_clock::now() < end)
+      std::this_thread::yield();
+    EXPECT_EQ(control_.starts, before + 3);  // the third is of the second part
+    EXPECT_FALSE(pipeline.done(parts[0]));
+    control_.held = false;
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      const auto sums = pipeline.collect(parts[part]);
+      ASSERT_TRUE(sums) << sums.error().to_string();
+      if (direction == CopyDirection::kFromArena) {
+        EXPECT_EQ(*sums, std::vector{arena_crc(part * kPart, kPart)});
+      }
+    }
+    EXPECT_EQ(std::memcmp(to.data(), arena_.data(), 4 * kPart * kBlockBytes), 0);
+  }
+}
+
+// Behind parts that nobody else looks at, one that the threads read, and again such parts.
+TEST_F(OverlappedPipelineTest, CopiesOfBothKindsTakeTurns) {
+  control_.checks = true;
+  OverlappedPipeline pipeline = make();
+  std::vector<std::byte> back(kv_.size());
+  std::vector<CopyHandle> copies;
+  arena_ = kv_;
+  std::vector<ExtentCopy> whole(1);
+  whole[0].pieces.push_back({arena_.data(), back.data(), kv_.size()});
+  for (const bool unwanted : {false, false, true, false}) {
+    copies.push_back(
+        pipeline.launch(CopyDirection::kFromArena, unwanted ? from_arena(back) : whole).value());
+  }
+  for (const CopyHandle copy : copies)
+    EXPECT_EQ(pipeline.collect(copy).value(), std::vector{arena_crc(0, kBlocks)});
+  EXPECT_EQ(back, kv_);
+}
+
 }  // namespace
 }  // namespace thaw::kvsnap
