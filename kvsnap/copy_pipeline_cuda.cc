@@ -7,6 +7,7 @@
 #include "engine/cuda/buffer.h"
 #include "engine/cuda/check.h"
 #include "kvsnap/device_checksum.h"
+#include "kvsnap/peer_copy.h"
 
 namespace thaw::kvsnap {
 namespace {
@@ -14,6 +15,17 @@ namespace {
 constexpr std::size_t kStreams = 2;  // one starts its next copy while the other's runs
 // Ahead of the engine: a millisecond of copies.
 constexpr std::size_t kSlots = 16;
+
+// Between two copies from a peer the engine is idle for 3.6 microseconds, and a kernel reaches 94 %
+// of its rate on a long one: where the runs are shorter than this, the kernel is faster.
+constexpr std::size_t kShortRunBytes = std::size_t{16} << 20;
+
+bool is_scattered(std::span<const CopyPiece> copies) {
+  std::size_t bytes = 0;
+  for (const CopyPiece& copy : copies)
+    bytes += copy.size_bytes;
+  return bytes < kShortRunBytes * copies.size();
+}
 
 /// Turns what the calls below throw into a Result.
 template <typename F>
@@ -66,6 +78,12 @@ class CudaCopyEngine final : public CopyEngine {
       const cuda::StreamView stream = streams_[slot % kStreams];
       if (direction == CopyDirection::kFromPeer && !split_.parts.empty()) {
         throw Exception(make_error(Errc::kInternal, "a copy from a peer into blocks in parts"));
+      }
+      if (direction == CopyDirection::kFromPeer && is_scattered(copies) &&
+          PeerCopy::can_copy(copies)) {
+        PeerCopy::enqueue(copies, stream);
+        events_[slot].record(stream);
+        return;
       }
       // A peer's addresses tell whose memory it is.
       const auto kind = direction == CopyDirection::kToArena     ? cudaMemcpyDeviceToHost

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "engine/cuda/vmm.h"
 #include "kvsnap/arena.h"
 #include "kvsnap/device_checksum.h"
+#include "kvsnap/peer_copy.h"
 #include "kvsnap/pinned_range.h"
 #include "kvsnap/snapshot_reader.h"
 #include "kvsnap/snapshot_writer.h"
@@ -149,6 +151,63 @@ TEST_F(CudaPipelineTest, TheDeviceComputesTheChecksumsOfTheHost) {
   EXPECT_FALSE(can(0, DeviceChecksum::kSliceBytes * DeviceChecksum::kMostSlices + 16));
   const std::vector<CopyPiece> unwanted = {{at, nullptr, 1024}};
   EXPECT_FALSE(DeviceChecksum::can_check(unwanted));
+}
+
+// From another allocation, as from a peer: scattered blocks by a kernel, long runs by the engine.
+TEST_F(CudaPipelineTest, WhatComesFromAPeerArrivesBitForBit) {
+  for (const bool scattered : {true, false}) {
+    SCOPED_TRACE(scattered ? "scattered" : "one run");
+    cuda::check(cudaMemset(kv_[1].data(), 0xEE, kBytes));
+    cuda::check(cudaDeviceSynchronize());
+    std::vector<ExtentCopy> copies(1);
+    for (std::size_t i = 0; i < kBlocks; ++i) {
+      copies[0].pieces.push_back({kv_[0].data() + (scattered ? place(i) : i) * kBlockBytes,
+                                  kv_[1].data() + i * kBlockBytes, kBlockBytes});
+    }
+    pipeline_->expect();
+    const auto copy = pipeline_->launch(CopyDirection::kFromPeer, std::move(copies)).value();
+    const auto sums = pipeline_->collect(copy);
+    ASSERT_TRUE(sums) << sums.error().to_string();
+    EXPECT_TRUE(sums->empty());
+    if (scattered) {
+      expect_restored();
+    } else {
+      EXPECT_EQ(device_bytes(1), contents_);
+    }
+  }
+}
+
+TEST_F(CudaPipelineTest, TheKernelTakesPiecesOfEverySize) {
+  const std::byte* const from = kv_[0].data();
+  std::byte* const to = kv_[1].data();
+  std::vector<CopyPiece> pieces;
+  std::size_t at = 32;
+  for (const std::size_t size : {16, 65536, 65520, 65552, 131072, 1000000, 48, 4194304}) {
+    pieces.push_back({from + at, to + 2 * at, size});
+    at += size + 1024;
+  }
+  ASSERT_TRUE(PeerCopy::can_copy(pieces));
+  PeerCopy::enqueue(pieces, *compute_);
+  compute_->synchronize();
+  const auto bytes = device_bytes(1);
+  std::size_t touched = 0;
+  for (const CopyPiece& piece : pieces) {
+    EXPECT_TRUE(std::equal(bytes.begin() + (piece.destination - to),
+                           bytes.begin() + (piece.destination - to) + piece.size_bytes,
+                           contents_.begin() + (piece.source - from)))
+        << piece.size_bytes << " bytes";
+  }
+  std::vector<std::byte> outside = bytes;
+  for (const CopyPiece& piece : pieces)
+    std::fill_n(outside.begin() + (piece.destination - to), piece.size_bytes, std::byte{0xEE});
+  EXPECT_TRUE(std::ranges::all_of(outside, [](std::byte byte) { return byte == std::byte{0xEE}; }));
+  const auto can = [&](const CopyPiece& piece) { return PeerCopy::can_copy(std::span(&piece, 1)); };
+  EXPECT_FALSE(can({from + 8, to, 64}));
+  EXPECT_FALSE(can({from, to + 8, 64}));
+  EXPECT_FALSE(can({from, to, 24}));
+  EXPECT_FALSE(can({from, nullptr, 64}));
+  EXPECT_FALSE(
+      PeerCopy::can_copy(std::vector<CopyPiece>(PeerCopy::kMostPieces + 1, {from, to, 16})));
 }
 
 TEST_F(CudaPipelineTest, AFlippedBitIsCaughtAndTheNextRestoreIsRight) {
