@@ -68,7 +68,7 @@ RadixIndex::Handle RadixIndex::lock_full_blocks(const Match& match) {
 }
 
 RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const TokenId> tokens,
-                                      std::span<BlockId> blocks) {
+                                      std::span<BlockId> blocks, std::span<const Hash128> names) {
   if (blocks.size() < (tokens.size() + kBlockSize - 1) / kBlockSize) {
     throw Exception(make_error(Errc::kInternal, "insert: " + std::to_string(blocks.size()) +
                                                     " blocks do not cover " +
@@ -104,7 +104,8 @@ RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const Token
       state.grow(own, part);
       node = own;
     } else {
-      node = state.add_child(node, part, block);
+      const std::size_t number = begin / kBlockSize;
+      node = state.add_child(node, part, block, number < names.size() ? &names[number] : nullptr);
     }
   }
   return Handle(node->is_root() ? nullptr : node);

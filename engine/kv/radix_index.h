@@ -82,8 +82,10 @@ class RadixIndex {
   /// moves there, and its own block is given up: equal KV is held once. A partial last block that
   /// another node covers stays the caller's own. The handle is on the deepest node whose block is
   /// in `blocks` now, so that it keeps nothing that the caller does not use.
+  /// `names`: chain_block_hash() of the first blocks, where the caller has them already.
   /// REQUIRES: blocks cover tokens; only the sequence that writes a block offers it, at one place.
-  Handle insert(const Hash128& root, std::span<const TokenId> tokens, std::span<BlockId> blocks);
+  Handle insert(const Hash128& root, std::span<const TokenId> tokens, std::span<BlockId> blocks,
+                std::span<const Hash128> names = {});
 
   /// Frees least recently used unlocked leaves until `num_blocks` are free in the pool or none is
   /// left. Returns the number of blocks freed.

@@ -70,7 +70,8 @@ void RadixIndex::State::unlock(Node* node, bool is_use) {
   update_leaf(node, is_use ? ++tick : node->last_used);
 }
 
-Node* RadixIndex::State::add_child(Node* parent, std::span<const TokenId> tokens, BlockId block) {
+Node* RadixIndex::State::add_child(Node* parent, std::span<const TokenId> tokens, BlockId block,
+                                   const Hash128* name) {
   Node*& registered = node_of_block[static_cast<std::size_t>(block)];
   if (registered != nullptr) {
     throw Exception(make_error(Errc::kInternal, "block " + std::to_string(block) +
@@ -90,7 +91,7 @@ Node* RadixIndex::State::add_child(Node* parent, std::span<const TokenId> tokens
   ++num_unlocked;
   update_leaf(added, ++tick);
   if (added->is_full()) {
-    added->hash = chain_block_hash(parent->hash, tokens);
+    added->hash = name != nullptr ? *name : chain_block_hash(parent->hash, tokens);
     publish(*added);
   }
   return added;

@@ -53,7 +53,9 @@ struct RadixIndex::State {
   /// `is_use`: it becomes the most recently used one, at both ends.
   void lock(Node* node, bool is_use);
   void unlock(Node* node, bool is_use);
-  Node* add_child(Node* parent, std::span<const TokenId> tokens, BlockId block);
+  /// `name`: of a full block, where it is known already.
+  Node* add_child(Node* parent, std::span<const TokenId> tokens, BlockId block,
+                  const Hash128* name = nullptr);
   /// Gives up a leaf without handle; true when its block is free now.
   bool remove_leaf(Node* leaf);
   /// Appends to a partial node in place. REQUIRES: `tokens` starts with the node's tokens.

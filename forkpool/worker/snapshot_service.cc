@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/base/hash.h"
 #include "engine/base/log.h"
 
 namespace thaw::forkpool::worker {
@@ -206,7 +207,16 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
     release(read);
     return started.error();
   }
+  name_blocks(read);
   return read;
+}
+
+void SnapshotService::name_blocks(Read& read) {
+  const std::span<const TokenId> tokens = read.manifest.token_ids;
+  for (std::size_t block = 0; block < read.blocks.size(); ++block) {
+    read.names.push_back(chain_block_hash(block == 0 ? read.manifest.cache_root : read.names.back(),
+                                          tokens.subspan(block * kBlockSize, kBlockSize)));
+  }
 }
 
 Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
@@ -224,6 +234,7 @@ Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
 }
 
 Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
+  parts_.pipeline->expect();
   const auto refused = [&](const std::string& why) {
     return make_error(Errc::kUnsupported, "peer " + std::to_string(frame.from) + ": " + why);
   };
@@ -260,6 +271,7 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
     return copy.error();
   }
   read.copies.push_back({{}, *copy});
+  name_blocks(read);
   return read;
 }
 
@@ -333,7 +345,7 @@ void SnapshotService::finish_read(Read& read) {
     ++num_restores_;
     // The index takes its own references. Where an equal block was published meanwhile, it keeps
     // that one, and ours is free again.
-    parts_.index->insert(read.manifest.cache_root, tokens, read.blocks);
+    parts_.index->insert(read.manifest.cache_root, tokens, read.blocks, read.names);
     const std::chrono::duration<double, std::milli> took =
         std::chrono::steady_clock::now() - read.started;
     logger("worker")->debug("restore={} tokens={} copied_blocks={} straight={} ms={:.2f}", read.id,

@@ -98,6 +98,7 @@ class SnapshotService {
     std::optional<Error> failed;  ///< what is under way comes to its end all the same
     kv::RadixIndex::Handle lock;  ///< on what was alive before
     std::vector<BlockId> blocks;  ///< of all tokens
+    std::vector<Hash128> names;  ///< of them
     std::size_t num_alive = 0;  ///< the first ones, which the index owns
     std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
     std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
@@ -118,6 +119,8 @@ class SnapshotService {
   /// The blocks of the manifest's tokens: what is alive, locked, and fresh ones.
   Result<void> find_room(Read& read);
   Result<void> start_extents(Read& read, std::size_t end);
+  /// While the copy runs: the index would do it once all has arrived.
+  static void name_blocks(Read& read);
   void take(Result<Read> read, std::uint64_t id);
   void tell_parts(Write& write);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);

@@ -1,5 +1,7 @@
 #include "forkpool/worker/worker.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -25,7 +27,7 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kBootDeadline{60000};
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
-constexpr std::chrono::microseconds kCopyWait{50};  // a copy engine at work does not wake us
+constexpr std::chrono::microseconds kCopyWait{20};  // a copy engine at work does not wake us
 constexpr milliseconds kFarewellDeadline{5000};
 
 Error unexpected(const Frame& frame, const std::string& wanted) {
@@ -76,6 +78,8 @@ class Server {
       : channel_(&channel), outbox_(&outbox), engine_(&engine) {}
 
   Result<void> run() {
+    // Or the kernel adds as much again to kCopyWait.
+    (void)::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
     outbox_->queue(engine_->ready());
     while (true) {
       if (auto flushed = outbox_->flush(engine_->stats()); !flushed) return flushed;

@@ -53,6 +53,25 @@ TEST_F(RadixIndexTest, MatchesNothingWhenEmpty) {
   EXPECT_FALSE(index_.lock(match));
 }
 
+TEST_F(RadixIndexTest, NamesThatAreKnownAreTheNamesOfTheBlocks) {
+  const auto tokens = iota(0, 40);
+  std::vector<Hash128> names;
+  for (const std::size_t block : {0, 1}) {
+    names.push_back(chain_block_hash(block == 0 ? kRoot : names.back(),
+                                     std::span(tokens).subspan(block * kBlockSize, kBlockSize)));
+  }
+  std::vector<BlockId> blocks = {pool_.allocate(), pool_.allocate(), pool_.allocate()};
+  index_.insert(kRoot, tokens, blocks, names);  // the third is partial, and has no name
+  for (const BlockId block : blocks)
+    pool_.release(block);
+  ASSERT_EQ(published_.size(), 2U);
+  publish(iota(0, 64));  // goes on from them, by names of its own
+  ASSERT_EQ(published_.size(), 4U);
+  EXPECT_EQ(published_[1].hash, names[1]);
+  EXPECT_EQ(published_[2].parent, names[1]);
+  EXPECT_EQ(published_[2].hash, chain_block_hash(names[1], iota(32, kBlockSize)));
+}
+
 TEST_F(RadixIndexTest, MatchesTokenByToken) {
   const auto tokens = iota(0, 40);
   const auto blocks = publish(tokens);
