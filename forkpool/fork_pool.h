@@ -37,7 +37,7 @@ struct PoolOptions {
   bool peer_copies = true;
   /// Of a snapshot that another worker restores while it is written. The last part is what both
   /// copies do not do at once; less than this would not pay for its frames.
-  std::uint64_t transfer_part_bytes = std::uint64_t{24} << 20;
+  std::uint64_t transfer_part_bytes = std::uint64_t{12} << 20;
   std::uint32_t max_num_seqs = 64;
   std::uint32_t max_waiting = 1024;
   std::uint32_t prefill_chunk_tokens = 128;

@@ -63,7 +63,7 @@ class Transfers {
   void add_to(TierStatus& status) const;
 
   /// PoolOptions::transfer_part_bytes.
-  std::uint64_t part_bytes = std::uint64_t{24} << 20;
+  std::uint64_t part_bytes = std::uint64_t{12} << 20;
   /// Called with every finished transfer that wrote a snapshot: payload bytes and time.
   std::function<void(std::uint64_t bytes, Clock::Duration took)> on_measured;
 
