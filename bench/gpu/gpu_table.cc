@@ -249,7 +249,7 @@ void add_two_workers(const Figures& f, Table& table) {
   table.add("trunk of 4,000 tokens to the other GPU's worker, straight", "ms",
             f.at("/ranks/moves/peer_ms"), copy, 1.8);
   table.add("the same through the arena, both copies at once", "ms", f.at("/ranks/moves/arena_ms"),
-            std::nullopt, 12);
+            f.at("/ranks/moves/host_copies_ms"), 12);
   for (const int branches : {4, 16}) {
     const std::string round =
         "fork round over two workers by HTTP, " + std::to_string(branches) + " branches x 64";

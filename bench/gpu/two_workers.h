@@ -21,6 +21,8 @@ struct TwoDeviceOptions {
 struct MoveFigures {
   std::uint64_t bytes = 0;
   double copy_GB_per_s = 0;  ///< one plain peer copy of as many bytes: the ceiling
+  /// As many bytes to pinned memory from the one GPU and from there to the other at the same time.
+  double host_copies_ms = 0;
   double peer_ms = 0;  ///< from the call to the trunk in the target's index
   double peer_worst_ms = 0;
   double arena_ms = 0;  ///< both copies at once
