@@ -17,6 +17,7 @@
 #include <mutex>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -49,7 +50,7 @@ class Pool {
     pool.num_workers = workers;
     pool.tensor_parallel = ranks;
     pool.device = options.devices;
-    pool.threads_per_worker = 6;
+    pool.threads_per_worker = std::max(std::thread::hardware_concurrency() / 2, 1U);  // as serve
     // Far more than is used: nothing is about to be evicted, so that the workers offer nothing.
     pool.kv_bytes = std::uint64_t{16} << 30;
     pool.arena_bytes = std::uint64_t{2} << 30;
@@ -151,14 +152,14 @@ double peer_copy_rate(std::size_t bytes) {
   const cuda::VmmAllocation to = cuda::VmmAllocation::create(1, bytes).value();
   const cuda::DeviceScope scope(1);
   const cuda::Stream stream;
-  std::vector<double> times;
-  for (int i = 0; i < 6; ++i) {
-    times.push_back(milliseconds([&] {
+  std::vector<double> times(6);
+  for (double& time : times) {
+    time = milliseconds([&] {
       cuda::check(
           cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDefault, stream.view().get()),
           "peer copy");
       stream.synchronize();
-    }));
+    });
   }
   return static_cast<double>(bytes) / (median(times) * 1e-3);
 }
@@ -181,14 +182,14 @@ double both_host_copies_ms(std::size_t bytes) {
     cuda::check(cudaMemcpyAsync(destination, source, size, cudaMemcpyDefault, stream.view().get()),
                 "host copy");
   };
-  std::vector<double> times;
-  for (int i = 0; i < 6; ++i) {
-    times.push_back(milliseconds([&] {
+  std::vector<double> times(6);
+  for (double& time : times) {
+    time = milliseconds([&] {
       start(0, host.data(), from.data(), bytes, out);
       start(1, to.data(), host.data() + bytes, bytes, in);
       out.synchronize();
       in.synchronize();
-    }));
+    });
   }
   return median(times);
 }
@@ -273,18 +274,20 @@ RankDeathFigures measure_rank_deaths(const TwoDeviceOptions& options) {
   figures.boot_ms = milliseconds_since(started);
   const auto load = [&](RequestId first) {
     std::vector<GenerateRequest> requests;
+    requests.reserve(kStreams);
     for (std::uint32_t i = 0; i < kStreams; ++i)
       requests.push_back(request_of(first + i, 1500, i, kTokens));
     pool.submit(std::move(requests));
   };
   load(1);
   std::vector<std::vector<TokenId>> undisturbed;
+  undisturbed.reserve(kStreams);
   for (std::uint32_t i = 0; i < kStreams; ++i)
     undisturbed.push_back(pool.tokens(1 + i));
   const std::vector<std::size_t> before = free_bytes();
   figures.same_tokens = true;
   for (int death = 0; death < 3; ++death) {
-    const auto first = static_cast<RequestId>(100 * (death + 1));
+    const auto first = RequestId{100} * static_cast<RequestId>(death + 1);
     const WorkerStatus old = pool->status().workers.at(0);
     load(first);
     pool.wait([&] { return pool.count(first) >= 50; });
