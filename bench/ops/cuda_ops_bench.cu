@@ -258,6 +258,12 @@ int main(int argc, char** argv) {
     for (const bool cublas : {false, true})
       add("prefill_" + std::string(kinds[kind]) + "/4001" + (cublas ? "/cublas" : "/ours"), linears,
           4001, false, kind, cublas);
+  for (const int rows : {80, 320})
+    for (int kind = 0; kind < 4; ++kind)
+      for (const bool cublas : {false, true})
+        add("chunk_" + std::string(kinds[kind]) + "/" + std::to_string(rows) +
+                (cublas ? "/cublas" : "/ours"),
+            linears, rows, false, kind, cublas);
   add("attention_prefill/4001", attention_bench, 1, false, 0, 4001);
   add("attention_prefill/20_after_4000", attention_bench, 1, false, 4000, 20);
   for (const int sequences : {1, 4, 16}) {
