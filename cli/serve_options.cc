@@ -87,6 +87,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.max_queued_requests = settings.max_queued_requests;
   options.idle_timeout = seconds_to<std::chrono::seconds>(settings.idle_timeout_s);
   options.eager_tools = settings.tool_auto == "eager";
+  options.tensor_parallel = settings.tensor_parallel;
   options.has_grammars = grammar::is_built_in();
   options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
   options.version = kVersion;

@@ -207,7 +207,8 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
     case Endpoint::kAdminPool: {
       PoolStatus status = context_->backend->status();
       status.draining = status.draining || context_->draining;
-      co_return json_reply(pool_status_body(status, *context_->models, may_administer(request)));
+      co_return json_reply(pool_status_body(status, *context_->models, may_administer(request),
+                                            options.tensor_parallel));
     }
     case Endpoint::kAdminSnapshots:
     case Endpoint::kAdminRegister:

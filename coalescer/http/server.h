@@ -54,6 +54,7 @@ struct ServerOptions {
   std::uint64_t prompt_cache_bytes = 64ULL << 20;  ///< KV kept for prompts that ask for it
   std::string session_dir;  ///< sessions are written there; empty: nowhere
   bool eager_tools = false;  ///< a reply to anything but a tool's result must be a call
+  std::uint32_t tensor_parallel = 1;  ///< ranks of each worker, as /admin/pool says
   bool has_grammars = true;  ///< the backend can hold replies to a form
   std::string version;
 };

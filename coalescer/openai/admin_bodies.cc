@@ -148,14 +148,14 @@ std::uint32_t slot_of(const PoolStatus& status, const std::string& model) {
   return found == status.slots.end() ? 0 : found->slot;
 }
 
-std::string pool_status_body(const PoolStatus& status, const ServedModels& models,
-                             bool show_paths) {
+std::string pool_status_body(const PoolStatus& status, const ServedModels& models, bool show_paths,
+                             std::uint32_t tensor_parallel) {
   const ServedModelPtr first = models.find("");
   const std::vector<SlotStatus> slots = slots_of(status, models);
   ordered_json out = {{"ready", status.ready},
                       {"draining", status.draining},
                       {"base_model", first == nullptr ? "" : first->name()},
-                      {"tensor_parallel_size", 1},
+                      {"tensor_parallel_size", tensor_parallel},
                       {"pool_size", slots.size()},
                       {"registered_models", paths_json(models, show_paths)},
                       {"slots", ordered_json::array()},

@@ -23,7 +23,8 @@ ApiResult<std::string> parse_preload(std::string_view body, std::size_t num_slot
 std::uint32_t slot_of(const PoolStatus& status, const std::string& model);
 
 /// GET /admin/pool. Paths are null unless `show_paths`.
-std::string pool_status_body(const PoolStatus& status, const ServedModels& models, bool show_paths);
+std::string pool_status_body(const PoolStatus& status, const ServedModels& models, bool show_paths,
+                             std::uint32_t tensor_parallel);
 /// GET /admin/snapshots: `{"snapshots": {name: path}}`.
 std::string snapshots_body(const ServedModels& models);
 /// `{"status", "model", "snapshot"}`; an empty snapshot is left out.

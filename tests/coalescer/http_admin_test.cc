@@ -183,6 +183,13 @@ TEST(HttpAdmin, AServerOfOneModelKeepsIt) {
       (json{{"status", "ok"}, {"pool_size", 1}, {"idle_slots", 1}, {"registered_models", 1}}));
 }
 
+TEST(HttpAdmin, ThePoolTellsOfItsRanks) {
+  ServerOptions options;
+  options.tensor_parallel = 2;
+  Bed bed(std::move(options));
+  EXPECT_EQ(json::parse(bed.server->get("/admin/pool").body)["tensor_parallel_size"], 2);
+}
+
 TEST(HttpAdmin, LoadingSaysHowLongItTook) {
   Bed bed;
   const auto reply = bed.server->post("/admin/preload", R"({"model": "first"})");
