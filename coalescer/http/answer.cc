@@ -139,7 +139,8 @@ net::awaitable<bool> Session::answer(Request request) {
       co_return co_await answer_call(ApiKind::kChat, std::move(request));
     if (request.route.endpoint == Endpoint::kCompletions)
       co_return co_await answer_call(ApiKind::kCompletions, std::move(request));
-    if (request.route.endpoint == Endpoint::kResponses)
+    if (request.route.endpoint == Endpoint::kResponses ||
+        request.route.endpoint == Endpoint::kInputTokens)
       co_return co_await answer_responses(std::move(request));
     if (request.route.endpoint >= Endpoint::kResponse &&
         request.route.endpoint <= Endpoint::kResponseItems)

@@ -62,6 +62,16 @@ net::awaitable<ApiResult<PreparedResponse>> prepare_on_pool(const ServerContext*
   co_return prepare(context, std::move(call), past);
 }
 
+ApiResult<std::string> count_tokens(ApiCall call, const ResponsesPast& past) {
+  if (auto error = resolve_references(call, past)) return std::move(*error);
+  const ServedModelPtr model = call.served;
+  return count_input_tokens(call, past, *model->codec, model->max_model_len);
+}
+
+net::awaitable<ApiResult<std::string>> count_on_pool(ApiCall call, ResponsesPast past) {
+  co_return count_tokens(std::move(call), past);
+}
+
 /// Takes the events of a response that runs by itself until it is over.
 net::awaitable<void> drive(ServerContext* context, std::shared_ptr<ResponseRun> run) {
   LiveCall& live = run->live();
@@ -127,7 +137,8 @@ ApiResult<std::string> items_body(const Items& items, const ItemsPage& page) {
 }  // namespace
 
 net::awaitable<bool> Session::answer_responses(Request request) {
-  if (context_->draining || !context_->backend_was_ready())
+  const bool only_counts = request.route.endpoint == Endpoint::kInputTokens;
+  if (!only_counts && (context_->draining || !context_->backend_was_ready()))
     co_return co_await reply(request, error_reply(not_ready(*context_)));
   std::string body = std::exchange(request.body, {});
   const std::size_t body_bytes = body.size();
@@ -146,9 +157,22 @@ net::awaitable<bool> Session::answer_responses(Request request) {
   if (auto* error = std::get_if<ApiError>(&found))
     co_return co_await reply(request, error_reply(*error));
   auto& past = std::get<ResponsesPast>(found);
+  const bool is_short = body_bytes <= kInlineBodyBytes &&
+                        (past.line == nullptr || past.line->tokens.size() <= kInlineTokens);
+  if (only_counts) {
+    ApiResult<std::string> counted;
+    if (is_short) {
+      counted = count_tokens(std::move(read), past);
+    } else {
+      counted = co_await net::co_spawn(
+          context_->text_pool, count_on_pool(std::move(read), std::move(past)), net::use_awaitable);
+    }
+    if (auto* error = std::get_if<ApiError>(&counted))
+      co_return co_await reply(request, error_reply(*error));
+    co_return co_await reply(request, json_reply(std::move(std::get<std::string>(counted))));
+  }
   ApiResult<PreparedResponse> result;
-  if (body_bytes <= kInlineBodyBytes &&
-      (past.line == nullptr || past.line->tokens.size() <= kInlineTokens)) {
+  if (is_short) {
     result = prepare(context_, std::move(read), past);
   } else {
     result = co_await net::co_spawn(context_->text_pool,

@@ -18,6 +18,7 @@ constexpr auto kEndpoints = std::to_array<EndpointPath>({
     {"POST", "/v1/messages", Endpoint::kMessages},
     {"POST", "/v1/messages/count_tokens", Endpoint::kCountTokens},
     {"POST", "/v1/responses", Endpoint::kResponses},
+    {"POST", "/v1/responses/input_tokens", Endpoint::kInputTokens},
     {"GET", "/v1/responses/{id}", Endpoint::kResponse},
     {"DELETE", "/v1/responses/{id}", Endpoint::kResponseDelete},
     {"POST", "/v1/responses/{id}/cancel", Endpoint::kResponseCancel},

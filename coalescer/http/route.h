@@ -26,6 +26,7 @@ enum class Endpoint : std::uint8_t {
   kForks,
   kForksRecent,
   kResponses,
+  kInputTokens,
   kResponse,
   kResponseDelete,
   kResponseCancel,

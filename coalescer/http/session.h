@@ -80,7 +80,7 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Answers a call that runs, and ends it.
   boost::asio::awaitable<bool> answer_live(std::shared_ptr<LiveCall> live,
                                            std::shared_ptr<CallRecord> record, Request request);
-  /// POST /v1/responses, and what is below it.
+  /// POST /v1/responses and its input_tokens, and what is below it.
   boost::asio::awaitable<bool> answer_responses(Request request);
   boost::asio::awaitable<bool> answer_response(Request request);
   /// The events of a background response behind number `after`, as they come.

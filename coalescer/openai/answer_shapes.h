@@ -16,6 +16,7 @@ extern const Shape kChatChunk;
 extern const Shape kCompletionsAnswer;
 extern const Shape kCompletionsChunk;
 extern const Shape kResponsesAnswer;
+extern const Shape kInputTokensAnswer;
 extern const Shape kResponseDeletedAnswer;
 extern const Shape kResponseItemsAnswer;
 extern const Shape kMessagesAnswer;

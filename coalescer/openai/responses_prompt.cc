@@ -137,8 +137,11 @@ std::optional<std::vector<TokenId>> put_on_line(std::span<const TokenId> line,
   return tokens;
 }
 
-ApiResult<PreparedPrompt> prepare_responses(ApiCall& call, const ResponsesPast& past,
-                                            const TextCodec& codec, std::uint32_t max_model_len) {
+namespace {
+
+/// Sets the call's messages and breakpoints.
+ApiResult<std::vector<TokenId>> tokens_of(ApiCall& call, const ResponsesPast& past,
+                                          const TextCodec& codec, std::uint32_t max_model_len) {
   auto& prompt = std::get<ChatPrompt>(call.prompts.front());
   call.cache.breakpoints.clear();
   const Conversation all = conversation_of(*call.responses, past, call.cache.breakpoints);
@@ -166,11 +169,29 @@ ApiResult<PreparedPrompt> prepare_responses(ApiCall& call, const ResponsesPast& 
   if (past.line != nullptr) {
     if (auto joined = put_on_line(past.line->tokens, tokens, codec)) tokens = std::move(*joined);
   }
-  auto fitted = fit_prompt(call, std::move(tokens), max_model_len);
+  return tokens;
+}
+
+}  // namespace
+
+ApiResult<PreparedPrompt> prepare_responses(ApiCall& call, const ResponsesPast& past,
+                                            const TextCodec& codec, std::uint32_t max_model_len) {
+  auto tokens = tokens_of(call, past, codec, max_model_len);
+  if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
+  const auto& prompt = std::get<ChatPrompt>(call.prompts.front());
+  auto fitted = fit_prompt(call, std::move(std::get<std::vector<TokenId>>(tokens)), max_model_len);
   if (auto* error = std::get_if<ApiError>(&fitted)) return std::move(*error);
   auto& ready = std::get<PreparedPrompt>(fitted);
   ready.kept_tokens = kept_tokens(call.cache, &prompt, ready.tokens, codec);
   return std::move(ready);
+}
+
+ApiResult<std::string> count_input_tokens(ApiCall& call, const ResponsesPast& past,
+                                          const TextCodec& codec, std::uint32_t max_model_len) {
+  auto tokens = tokens_of(call, past, codec, max_model_len);
+  if (auto* error = std::get_if<ApiError>(&tokens)) return std::move(*error);
+  return R"({"object":"response.input_tokens","input_tokens":)" +
+         std::to_string(std::get<std::vector<TokenId>>(tokens).size()) + "}";
 }
 
 }  // namespace thaw::coalescer

@@ -31,6 +31,11 @@ std::optional<ApiError> resolve_references(ApiCall& call, const ResponsesPast& p
 ApiResult<PreparedPrompt> prepare_responses(ApiCall& call, const ResponsesPast& past,
                                             const TextCodec& codec, std::uint32_t max_model_len);
 
+/// What POST /v1/responses/input_tokens says: the tokens of that prompt, also where they are more
+/// than the context has room for; errors otherwise as prepare_responses.
+ApiResult<std::string> count_input_tokens(ApiCall& call, const ResponsesPast& past,
+                                          const TextCodec& codec, std::uint32_t max_model_len);
+
 /// `rendered` with `line` in front where its text begins with the line's and a token of its ends
 /// there; nothing otherwise.
 std::optional<std::vector<TokenId>> put_on_line(std::span<const TokenId> line,

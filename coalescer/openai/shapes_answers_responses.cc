@@ -131,6 +131,11 @@ constexpr Field kDeletedFields[] = {text("id", "").needed(),
                                     word("object", "", kResponseObject).needed(),
                                     boolean("deleted", "").needed()};
 
+constexpr Words kInputTokensObject[] = {"response.input_tokens"};
+constexpr Field kInputTokensFields[] = {
+    word("object", "", kInputTokensObject).needed(),
+    whole("input_tokens", "as usage of the response would say").needed()};
+
 // --- Events
 
 constexpr Field kNumberField[] = {whole("sequence_number", "from 0 on").needed()};
@@ -183,6 +188,7 @@ constexpr Field kEvents[] = {object("", "", kState),     object("", "", kItemEve
 
 constexpr Shape kResponsesAnswer =
     answer("Response", "", kAnswerFields, kEchoFields, std::span<const Field>(kThawAnswer));
+constexpr Shape kInputTokensAnswer = answer("ResponseInputTokens", "", kInputTokensFields);
 constexpr Shape kResponseDeletedAnswer = answer("ResponseDeleted", "", kDeletedFields);
 constexpr Shape kResponseItemsAnswer = answer("ResponseItems", "", kItemsFields);
 constexpr Field kResponsesEvent = one_of("", "", kEvents);

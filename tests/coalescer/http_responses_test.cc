@@ -92,6 +92,39 @@ TEST(HttpResponses, AnswersWithAResponse) {
   EXPECT_EQ(cut["output"][0]["content"][0]["text"], "Hello");
 }
 
+TEST(HttpResponses, CountsWhatAResponseWouldRead) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.max_model_len = 100;
+  RunningServer server(&backend, options);
+  const auto count = [&](const std::string& body) {
+    const ClientReply reply = server.post(std::string(kPath) + "/input_tokens", body);
+    EXPECT_EQ(reply.status, 200) << reply.body;
+    const json counted = json::parse(reply.body);
+    EXPECT_EQ(counted["object"], "response.input_tokens");
+    return counted["input_tokens"].get<std::size_t>();
+  };
+  EXPECT_EQ(count(body_of(R"("instructions": "Be kind.")")),
+            std::string("system: Be kind.\nuser: Hi\nassistant:").size());
+  EXPECT_EQ(backend.num_plans(), 0U);
+  const json first = create(server);
+  const std::string next = body_of(R"("previous_response_id": ")" + id_of(first) + "\"");
+  const std::size_t counted = count(next);
+  EXPECT_EQ(counted, json::parse(server.post(kPath, next).body)["usage"]["input_tokens"]);
+  // What does not fit is counted; what would be left of it is, where the oldest messages go.
+  const std::string longer = body_of("", std::string(200, 'x'));
+  EXPECT_EQ(server.post(kPath, longer).status, 400);
+  EXPECT_GT(count(longer), 200U);
+  const std::string both = R"({"input": [{"role": "user", "content": ")" + std::string(200, 'x') +
+                           R"("}, {"role": "user", "content": "Hi"}], "truncation": "auto"})";
+  EXPECT_EQ(count(both), std::string("user: Hi\nassistant:").size());
+  for (const auto& [body, status] :
+       {std::pair(R"({"previous_response_id": "resp_none"})", 404), {R"({"input": 5})", 400}}) {
+    EXPECT_EQ(server.post(std::string(kPath) + "/input_tokens", body).status, status);
+  }
+  EXPECT_EQ(server.get(std::string(kPath) + "/input_tokens").headers.at("allow"), "POST");
+}
+
 TEST(HttpResponses, AStreamEndsWithTheStoredResponse) {
   FakeBackend backend;
   RunningServer server(&backend);

@@ -113,9 +113,13 @@ def test_answers_of_the_other_dialects_are_what_it_says(document):
         status, text = server.get(f"/v1/responses/{first['id']}{below}")
         assert status == 200
         validator(doc, schema).validate(json.loads(text))
-    status, answer = server.post("/v1/messages/count_tokens", {"messages": USER})
-    assert status == 200
-    validator(doc, "MessageTokens").validate(answer)
+    for path, body, schema in [
+        ("/v1/messages/count_tokens", {"messages": USER}, "MessageTokens"),
+        ("/v1/responses/input_tokens", {"input": "Say hello."}, "ResponseInputTokens"),
+    ]:
+        status, answer = server.post(path, body)
+        assert status == 200
+        validator(doc, schema).validate(answer)
     status, answer = server.post("/v1/messages", {"messages": USER})
     assert status == 400 and answer["error"]["details"]["param"] == "max_tokens"
     validator(doc, "MessageError").validate(answer)

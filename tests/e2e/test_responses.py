@@ -50,6 +50,18 @@ def cached(response) -> int:
     return response.usage.input_tokens_details.cached_tokens
 
 
+def test_tokens_are_counted_as_a_response_reads_them(client, model):
+    first = client.responses.create(model=model, input="Say hello.", max_output_tokens=8)
+    for more in ({"instructions": "Be brief."}, {"tools": [TOOL]}, {"previous_response_id": first.id}):
+        asked = {"model": model, "input": "Rome", **more}
+        counted = client.responses.input_tokens.count(**asked)
+        assert counted.object == "response.input_tokens"
+        answered = client.responses.create(**asked, max_output_tokens=1)
+        assert counted.input_tokens == answered.usage.input_tokens
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_tokens.count(model=model, input="Rome", previous_response_id="resp_none")
+
+
 def test_a_response_is_what_the_chat_answers(server, client, model):
     """Greedy and drawn, whole and streamed: the same tokens as /v1/chat/completions, bit for bit."""
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say something."}]
