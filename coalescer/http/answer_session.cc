@@ -439,7 +439,7 @@ net::awaitable<ApiResult<std::string>> Session::export_session_call(Request requ
   const StoredSession& session = *std::get<StoredSession*>(found);
   const std::string id = session.id;
   if (file.empty()) co_return export_body(id, document_text(context_, session));
-  if (auto error = check_file(file)) co_return std::move(*error);
+  if (auto error = check_has_files()) co_return std::move(*error);
   const auto saved = co_await export_session(context_, id, file);
   if (!saved) co_return session_error(saved.error(), "file");
   co_return export_file_body(id, file, *saved);
@@ -452,7 +452,7 @@ net::awaitable<ApiResult<std::string>> Session::import_session(Request request) 
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   auto call = std::move(std::get<SessionFileCall>(parsed));
   if (!call.file.empty()) {
-    if (auto error = check_file(call.file)) co_return std::move(*error);
+    if (auto error = check_has_files()) co_return std::move(*error);
   }
   auto read = co_await net::co_spawn(context_->text_pool, import_on_pool(context_, call),
                                      net::use_awaitable);
@@ -494,14 +494,12 @@ net::awaitable<ApiResult<std::string>> Session::import_session(Request request) 
                          kv_error);
 }
 
-std::optional<ApiError> Session::check_file(const std::string& file) const {
+std::optional<ApiError> Session::check_has_files() const {
   if (context_->sessions.files() == nullptr) {
     return unsupported_field("file",
                              "`file` needs a server that was started with --session-dir; without "
                              "one sessions are exported and imported by the body");
   }
-  if (auto checked = SessionFiles::check_name(file); !checked)
-    return invalid_field("file", checked.error().message);
   return std::nullopt;
 }
 

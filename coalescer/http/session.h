@@ -120,8 +120,8 @@ class Session : public std::enable_shared_from_this<Session> {
   boost::asio::awaitable<ApiResult<std::string>> checkpoint_session(Request request);
   boost::asio::awaitable<ApiResult<std::string>> export_session_call(Request request);
   boost::asio::awaitable<ApiResult<std::string>> import_session(Request request);
-  /// Why a file of that name cannot be; nothing where it can.
-  std::optional<ApiError> check_file(const std::string& file) const;
+  /// Nothing where the server has a directory for files of sessions.
+  std::optional<ApiError> check_has_files() const;
   /// Computes the KV of tokens that is not there; a client that hangs up ends it.
   boost::asio::awaitable<ApiResult<CompletionUsage>> prefill(GenerateRequest request,
                                                              ServedModelPtr model,

@@ -17,7 +17,6 @@
 namespace thaw::coalescer {
 namespace {
 
-constexpr std::size_t kMaxNameBytes = 128;
 constexpr std::string_view kExports = "/exports/";
 
 Result<void> make_directory(const std::string& path) {
@@ -55,20 +54,6 @@ std::string SessionFiles::export_document_path(const std::string& name) const {
 
 std::string SessionFiles::export_kv_path(const std::string& name) const {
   return directory_ + std::string(kExports) + name + ".thawkv";
-}
-
-Result<void> SessionFiles::check_name(std::string_view name) {
-  const auto fits = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
-           c == '_' || c == '.';
-  };
-  if (!name.empty() && name.size() <= kMaxNameBytes && name.front() != '.' &&
-      std::ranges::all_of(name, fits))
-    return {};
-  return make_error(Errc::kInvalidArgument,
-                    "`file` is `" + std::string(name.substr(0, kMaxNameBytes)) +
-                        "`; it must be a name of 1 to " + std::to_string(kMaxNameBytes) +
-                        " letters, digits, `-`, `_` and `.`, not a path");
 }
 
 bool SessionFiles::exists(const std::string& path) {

@@ -24,13 +24,9 @@ class SessionFiles {
   /// Of a session.
   std::string document_path(const std::string& id) const { return directory_ + "/" + id + ".json"; }
   std::string kv_path(const std::string& id) const { return directory_ + "/" + id + ".thawkv"; }
-  /// Of an exported file. REQUIRES: check_name().
+  /// Of an exported file. REQUIRES: a name that parse_session_file() lets pass, no path.
   std::string export_document_path(const std::string& name) const;
   std::string export_kv_path(const std::string& name) const;
-
-  /// A name that clients give: letters, digits, `-`, `_` and `.`, not first a point. Errors:
-  /// kInvalidArgument.
-  static Result<void> check_name(std::string_view name);
 
   /// Errors: kIo; kUnsupported where `path` is no plain file.
   Result<void> write(const std::string& path, std::string_view text) const;

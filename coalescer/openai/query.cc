@@ -31,10 +31,11 @@ std::optional<ApiError> check_parameter(const Field& field, const std::string& t
   if (field.kind == ValueKind::kString && !is_word(field, text))
     return wrong_parameter(field, text, list_of(field.words, "`", " or "));
   if (field.kind != ValueKind::kList) return std::nullopt;
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const std::string_view one = rest.substr(0, rest.find(','));
-    rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+  // Nothing is one entry, which is empty.
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view one = std::string_view(text).substr(begin, end - begin);
+    begin = end + 1;
     if (!is_word(*field.item, one)) {
       return wrong_parameter(
           field, std::string(one),

@@ -132,8 +132,13 @@ class FormatReader {
 void read_response_format(JsonFields& fields, FormatReader& reader) {
   auto wish = fields.object("response_format");
   if (!wish) return;
-  std::string type = "text";
+  std::string type;
   wish->read("type", type);
+  if (!wish->failed() && !wish->find("type")) {
+    wish->fail(invalid_field("response_format.type",
+                             "`response_format.type` is missing; it must be \"text\", "
+                             "\"json_object\", \"json_schema\" or \"structural_tag\""));
+  }
   if (wish->failed()) return fields.fail_with(*wish);
   if (type == "text") return;
   JsonFields& format = *wish;

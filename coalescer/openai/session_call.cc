@@ -1,5 +1,6 @@
 #include "coalescer/openai/session_call.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -10,6 +11,8 @@
 
 namespace thaw::coalescer {
 namespace {
+
+constexpr std::size_t kMaxFileName = 128;
 
 /// An empty body counts as `{}`.
 std::optional<ApiError> parse(JsonBody& json, std::string_view body, const Shape& shape,
@@ -27,6 +30,16 @@ void read_cut(JsonFields& fields, SessionCut& cut) {
     cut.tokens = static_cast<std::uint32_t>(*tokens);
   if (const auto messages = fields.integer("messages"))
     cut.messages = static_cast<std::uint32_t>(*messages);
+}
+
+/// As the pattern of `file` says it.
+bool is_file_name(std::string_view name) {
+  const auto fits = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+  };
+  return !name.empty() && name.size() <= kMaxFileName && name.front() != '.' &&
+         std::ranges::all_of(name, fits);
 }
 
 template <typename Call>
@@ -113,6 +126,12 @@ ApiResult<SessionFileCall> parse_session_file(std::string_view body, bool is_imp
   JsonFields fields(json.root());
   SessionFileCall call;
   fields.read("file", call.file);
+  if (!fields.failed() && !call.file.empty() && !is_file_name(call.file)) {
+    fields.fail(invalid_field("file", "`file` is `" + call.file.substr(0, kMaxFileName) +
+                                          "`; it must be a name of 1 to " +
+                                          std::to_string(kMaxFileName) +
+                                          " letters, digits, `-`, `_` and `.`, not a path"));
+  }
   if (is_import) {
     if (const auto document = fields.object("document"))
       call.document = simdjson::minify(document->raw());

@@ -56,7 +56,8 @@ struct RewindCall {
 
 /// POST /v1/sessions/{id}/export and /v1/sessions/import.
 struct SessionFileCall {
-  std::string file;  ///< name inside the server's session directory; empty: by the body
+  /// Name inside the server's session directory, no path; empty: by the body.
+  std::string file;
   std::string document;  ///< of an import by the body, JSON text
   std::string label;
   std::chrono::seconds ttl{0};

@@ -51,8 +51,10 @@ constexpr Field kRewindFields[] = {
     whole("tokens", "this many are kept", 1, kMaxInt32),
     whole("messages", "this many are kept", 1, kMaxInt32),
 };
+/// parse_session_file() holds names to this.
 constexpr Field kFileFields[] = {
-    text("file", "a name in the server's session directory"),
+    text("file", "a name in the server's session directory; \"\" is the same as none")
+        .like("^([A-Za-z0-9_-][A-Za-z0-9_.-]{0,127})?$"),
 };
 constexpr Field kImportFields[] = {map("document", "what an export answered", kAnything)};
 
@@ -119,7 +121,8 @@ constexpr Field kSessionPageQuery[] = {
     whole("limit", "entries of a page", 1, 1000),
     text("after", "the last session of the page before"),
 };
-constexpr Field kSessionViewQuery[] = {list("include", "what is shown besides the facts", kPart)};
+constexpr Field kSessionViewQuery[] = {
+    list("include", "what is shown besides the facts", kPart, 1)};
 constexpr Field kSessionDeleteQuery[] = {boolean("recursive", "true: with all that was forked")};
 
 }  // namespace thaw::coalescer

@@ -266,6 +266,12 @@ ToolUse read_tools(JsonFields& fields, ordered_json& shown, bool may_be_known, T
   if (!fields.failed() && shape == ToolShape::kNested) read_function_list(fields, use, list);
   const char* choice = use.legacy ? "function_call" : "tool_choice";
   if (!fields.failed()) read_choice(fields, choice, shape, use);
+  // The other name has no say then; it is as right or wrong all the same.
+  if (!fields.failed() && shape == ToolShape::kNested) {
+    ToolUse unheard;
+    unheard.legacy = !use.legacy;
+    read_choice(fields, use.legacy ? "tool_choice" : "function_call", shape, unheard);
+  }
   if (fields.failed()) return use;
   if (use.specs.empty()) {
     if (use.mode == ToolMode::kRequired && !may_be_known) {

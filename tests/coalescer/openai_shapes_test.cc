@@ -136,7 +136,8 @@ struct Samples {
 const Samples& samples_of(std::string_view pattern) {
   static const std::map<std::string_view, Samples> kSamples = [] {
     std::map<std::string_view, Samples> all;
-    for (const Shape* shape : {&kChatShape, &kResponsesShape, &kRegisterShape}) {
+    for (const Shape* shape :
+         {&kChatShape, &kResponsesShape, &kRegisterShape, &kSessionExportShape}) {
       std::function<void(const Field&)> visit = [&](const Field& field) {
         if (!field.pattern.empty()) all[field.pattern];
         if (field.item != nullptr) visit(*field.item);
@@ -155,6 +156,9 @@ const Samples& samples_of(std::string_view pattern) {
       if (pattern.find("86400") != std::string_view::npos)
         samples = {{"90s", "86400s", "1440m", "24h", "1d"},
                    {"", "0s", "01s", "86401s", "1441m", "25h", "2d", "1", "s", "1.5h"}};
+      else if (pattern.find("{0,127}") != std::string_view::npos)
+        samples = {{"", "a_B-0.x", std::string(128, 'n')},
+                   {".a", "a/b", "..", "a b", "\u00e4", std::string(129, 'n')}};
       else if (pattern.find("A-Za-z") != std::string_view::npos)
         samples = {{"a_B-0.:/"}, {"", "a b", "\u00e4"}};
       else if (pattern.find("{0,64}") != std::string_view::npos)
@@ -598,7 +602,8 @@ TEST(Shapes, QueriesAreWhatTheTableSays) {
   EXPECT_EQ(page("pages=1").value().param, "pages");
   const auto view = std::get<SessionView>(parse_session_view("include=messages%2Ctoken_ids"));
   EXPECT_TRUE(view.messages && view.token_ids);
-  EXPECT_EQ(error_of(parse_session_view("include=messages,x")).value().param, "include");
+  for (const char* query : {"include=messages,x", "include=", "include", "include=messages,"})
+    EXPECT_EQ(error_of(parse_session_view(query)).value().param, "include") << query;
   EXPECT_EQ(error_of(parse_recursive("recursive=1")).value().param, "recursive");
   EXPECT_TRUE(std::get<bool>(parse_recursive("recursive=true")));
   const auto items = [](const char* query) { return error_of(parse_items_page(query)); };

@@ -116,6 +116,9 @@ TEST(Tools, ErrorsNameTheField) {
             "tool_choice");
   EXPECT_EQ(refused(tools(R"("tool_choice": {"type": "function"})")), "tool_choice.function.name");
   EXPECT_EQ(refused(R"("tool_choice": "required")"), "tool_choice");
+  // The name that has no say here is as right or wrong as ever.
+  EXPECT_EQ(refused(R"("function_call": {"name": ""})"), "function_call.name");
+  EXPECT_EQ(refused(tools(R"("function_call": "maybe")")), "function_call");
   EXPECT_EQ(refused(tools(R"("parallel_tool_calls": 1)")), "parallel_tool_calls");
   EXPECT_EQ(refused(tools(R"("functions": [{"name": "x"}])")), "functions");
   EXPECT_EQ(refused(R"("thaw": {"tool_auto": "x"})"), "thaw.tool_auto");
@@ -150,6 +153,7 @@ TEST(OutputFormat, IsRead) {
 TEST(OutputFormat, ErrorsNameTheField) {
   EXPECT_EQ(refused(R"("response_format": 1)"), "response_format");
   EXPECT_EQ(refused(R"("response_format": {"type": "xml"})"), "response_format.type");
+  EXPECT_EQ(refused(R"("response_format": {"format": {}})"), "response_format.type");
   EXPECT_EQ(refused(R"("response_format": {"type": "json_schema"})"),
             "response_format.json_schema");
   EXPECT_EQ(refused(R"("response_format": {"type": "json_schema", "json_schema": {"name": "n"}})"),
