@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <initializer_list>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -11,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/http/http_reply.h"
+#include "coalescer/http/openapi_uses.h"
 #include "coalescer/http/route.h"
 #include "coalescer/openai/answer_shapes.h"
 #include "coalescer/openai/json_text.h"
@@ -357,14 +357,6 @@ bool is_named(Endpoint endpoint) {
          endpoint == Endpoint::kMessages;
 }
 
-/// How calls follow from the answer of another one.
-ordered_json links_to(std::initializer_list<const char*> ids) {
-  ordered_json links = ordered_json::object();
-  for (const char* id : ids)
-    links[id] = {{"operationId", id}, {"parameters", {{"id", "$response.body#/id"}}}};
-  return links;
-}
-
 ordered_json answer_of(const EndpointText& text, ShapeSchemas& schemas) {
   ordered_json out = {{"description", "OK"}};
   if (text.endpoint == Endpoint::kMetrics) {
@@ -390,13 +382,7 @@ ordered_json answer_of(const EndpointText& text, ShapeSchemas& schemas) {
                                 "`data: [DONE]`; an error that comes later is a frame too"},
           {"x-event", schemas.of(*text.event, /*is_answer=*/true)}}}};
   }
-  if (text.endpoint == Endpoint::kSessionCreate) {
-    out["links"] = links_to({"getSession", "getSessionTree", "forkSession", "checkpointSession",
-                             "rewindSession", "exportSession", "deleteSession"});
-  }
-  if (text.endpoint == Endpoint::kResponses)
-    out["links"] =
-        links_to({"getResponse", "listResponseItems", "cancelResponse", "deleteResponse"});
+  if (ordered_json links = links_of(text.endpoint); !links.empty()) out["links"] = std::move(links);
   return out;
 }
 
@@ -434,8 +420,10 @@ ordered_json operation_of(const EndpointPath& path, const EndpointText& text, bo
   if (ordered_json parameters = parameters_of(path, text, schemas); !parameters.empty())
     out["parameters"] = std::move(parameters);
   if (text.body != nullptr) {
-    out["requestBody"] = {{"required", !text.body_may_be_empty},
-                          {"content", json_content(schemas.of(*text.body))}};
+    ordered_json content = json_content(schemas.of(*text.body));
+    if (ordered_json example = example_of(text.endpoint); !example.is_null())
+      content["application/json"]["example"] = std::move(example);
+    out["requestBody"] = {{"required", !text.body_may_be_empty}, {"content", std::move(content)}};
   }
   const bool is_locked = needs_keys && path.needs_key;
   std::vector<int> errors(kCommonErrors.begin(), kCommonErrors.end());

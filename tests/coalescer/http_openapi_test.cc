@@ -65,6 +65,31 @@ TEST(OpenApi, EveryReferenceResolves) {
   EXPECT_GT(count, 100);
 }
 
+TEST(OpenApi, LinksLeadToOperationsAndBodiesHaveExamples) {
+  const json out = document();
+  std::set<std::string> ids;
+  for (const auto& path : out["paths"])
+    for (const json& operation : path)
+      ids.insert(operation["operationId"]);
+  int num_links = 0;
+  for (const auto& [name, path] : out["paths"].items()) {
+    for (const json& operation : path) {
+      const json& links = operation["responses"]["200"].value("links", json::object());
+      for (const json& link : links) {
+        EXPECT_TRUE(ids.contains(link["operationId"])) << link;
+        EXPECT_TRUE(link.value("parameters", json::object()).is_object()) << link;
+        EXPECT_TRUE(link.value("requestBody", json::object()).is_object()) << link;
+        ++num_links;
+      }
+      // A document to import comes from an export.
+      if (!operation.contains("requestBody") || name == "/v1/sessions/import") continue;
+      const json& content = operation["requestBody"]["content"]["application/json"];
+      EXPECT_TRUE(content.value("example", json()).is_object()) << name;
+    }
+  }
+  EXPECT_GT(num_links, 20);
+}
+
 TEST(OpenApi, BoundsAreTheServers) {
   const json schemas = document()["components"]["schemas"];
   const json& chat = schemas["ChatRequest"]["properties"];

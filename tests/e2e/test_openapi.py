@@ -33,6 +33,12 @@ def test_the_document_is_valid(document):
     OpenAPIV31SpecValidator(document[1]).validate()
     for schema in document[1]["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+    for path in document[1]["paths"].values():
+        for operation in path.values():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            if "example" in content:
+                name = content["schema"]["$ref"].rpartition("/")[2]
+                validator(document[1], name).validate(content["example"])
 
 
 CHATS = [
@@ -186,4 +192,4 @@ def test_answers_of_sessions_and_the_rest(document):
 
 def test_schemathesis_finds_nothing(serve):
     server = serve(*LIMITS)
-    assert schemathesis(server.port, "fuzzing,stateful", 10) > 200
+    assert schemathesis(server.port, "examples,fuzzing,stateful", 10, tmp_path) > 200
