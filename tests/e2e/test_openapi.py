@@ -190,6 +190,6 @@ def test_answers_of_sessions_and_the_rest(document):
     validator(doc, "Error").validate(answer)
 
 
-def test_schemathesis_finds_nothing(serve):
+def test_schemathesis_finds_nothing(serve, tmp_path):
     server = serve(*LIMITS)
     assert schemathesis(server.port, "examples,fuzzing,stateful", 10, tmp_path) > 200
