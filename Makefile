@@ -62,7 +62,7 @@ test-tools: binary model  ## 100 forced tool calls at temperature 1, each of whi
 test-python-long: build model  ## the wheel, built and tested in a clean environment
 	@THAW_BUILD="$$PWD/$(BUILD)" $(PYTHON) -m pytest -q tests/python/long
 
-test-openapi: binary model  ## schemathesis over /openapi.json: every check and phase, 30,000 cases (about 12 minutes)
+test-openapi: binary model  ## schemathesis over /openapi.json: every check and phase, 30,000 cases (10 to 20 minutes)
 	@$(PYTHON) -m pytest -q -s tests/e2e/long -k openapi
 
 fuzz: setup-long  ## the fuzz targets, FUZZ_SECONDS (60) each
@@ -76,7 +76,7 @@ test-exact: build model  ## long exactness runs: the real model, and every famil
 test-clients: binary model  ## each client that people use, in an environment of its own: tools, structured output, a fan-out
 	@$(PYTHON) scripts/client_tests.py
 
-test-clients-core: binary model  ## of these, the three that are used most (about 90 seconds)
+test-clients-core: binary model  ## of these, the three that are used most (2 to 6 minutes)
 	@$(PYTHON) scripts/client_tests.py openai anthropic langchain
 
 test-schemas: binary model  ## 500 random JSON schemas on the real model: every answer validates (about 4 minutes)
