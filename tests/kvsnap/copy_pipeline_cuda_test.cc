@@ -190,7 +190,6 @@ TEST_F(CudaPipelineTest, TheKernelTakesPiecesOfEverySize) {
   PeerCopy::enqueue(pieces, *compute_);
   compute_->synchronize();
   const auto bytes = device_bytes(1);
-  std::size_t touched = 0;
   for (const CopyPiece& piece : pieces) {
     EXPECT_TRUE(std::equal(bytes.begin() + (piece.destination - to),
                            bytes.begin() + (piece.destination - to) + piece.size_bytes,
