@@ -200,20 +200,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     const int rows = item.num_entries * p.group;
     const int chunks = ceil_div(item.num_keys, kChunkKeys);
     const bool active = tile * 16 < rows;
-    // This lane's two rows: their entry, head, and the keys of the split that they see.
+    // This lane's two rows.
     AttentionEntry entry[2];
-    int head[2];
-    int begin[2];
-    int last[2];
+    const auto head = [&](int half) {
+      return kv_head * p.group + (tile * 16 + lane / 4 + half * 8) % p.group;
+    };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = tile * 16 + lane / 4 + half * 8;
-      const bool there = row < rows;
-      entry[half] = there ? entries[row / p.group] : AttentionEntry{-1, 0, 0, 0};
-      head[half] = kv_head * p.group + row % p.group;
-      const int base = item.split * kSplitKeys;
-      begin[half] = there ? first_key(entry[half].position, p.window) - base : 0;
-      last[half] = there ? min(entry[half].position - base, item.num_keys - 1) : item.num_keys - 1;
+      entry[half] = row < rows ? entries[row / p.group] : AttentionEntry{-1, 0, 0, 0};
     }
     if (!waited) ptx::wait_for_previous_kernel();
     waited = true;
@@ -222,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     for (int half = 0; half < 2; ++half) {
       const bool there = entry[half].row >= 0;
       const Bf16* from =
-          p.q + (there ? entry[half].row * p.q_stride + head[half] * D : 0) + lane % 4 * 2;
+          p.q + (there ? entry[half].row * p.q_stride + head(half) * D : 0) + lane % 4 * 2;
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         q[k][half] = there ? *reinterpret_cast<const std::uint32_t*>(from + k * 16) : 0U;
@@ -230,7 +225,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       }
     }
 
-    float s[8][4];
+    // Set here, or the compiler takes them for alive from item to item, and spills.
+    float s[8][4] = {};
     float max[2] = {-INFINITY, -INFINITY};
     for (int c = 0; c < chunks; ++c, next_stage()) {
       ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
@@ -255,6 +251,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
             for (int i = 0; i < 4; ++i)
               ptx::mma(s[j + i], q[k + 1], b[i][2], b[i][3]);
           }
+        }
+        int begin[2];  // the keys of the split that the rows see
+        int last[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const bool there = entry[half].row >= 0;
+          const int base = item.split * kSplitKeys;
+          begin[half] = there ? first_key(entry[half].position, p.window) - base : 0;
+          last[half] = item.num_keys - 1;
+          if (there) last[half] = min(last[half], entry[half].position - base);
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
@@ -371,13 +377,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 #pragma unroll
         for (int g = 0; g < kDimGroups; ++g)
           *reinterpret_cast<std::uint32_t*>(
-              p.out + tiles_index(entry[half].row, head[half] * D + dim + g * 8, p.out_cols)) =
+              p.out + tiles_index(entry[half].row, head(half) * D + dim + g * 8, p.out_cols)) =
               ptx::pack_bf16(__fmul_rn(o[g][half * 2], scale),
                              __fmul_rn(o[g][half * 2 + 1], scale));
         continue;
       }
       const std::size_t at =
-          static_cast<std::size_t>(entry[half].partial) * p.num_heads + head[half];
+          static_cast<std::size_t>(entry[half].partial) * p.num_heads + head(half);
 #pragma unroll
       for (int g = 0; g < kDimGroups; ++g)
         *reinterpret_cast<float2*>(p.partial_out + at * D + dim + g * 8) = {o[g][half * 2],
