@@ -47,10 +47,10 @@ test-long: test-kills test-tools test-schemas test-openapi test-python-long test
 test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
 	@$(PYTHON) scripts/run_tidy.py
 
-test-asan: build model setup-long  ## the tests under AddressSanitizer and UBSan (about 14 minutes)
+test-asan: build model setup-long  ## the tests under AddressSanitizer and UBSan (about 18 minutes)
 	@scripts/run_sanitized.sh asan
 
-test-tsan: build setup-long  ## the CPU tests under ThreadSanitizer (about 10 minutes)
+test-tsan: build setup-long  ## the CPU tests under ThreadSanitizer (about 17 minutes)
 	@scripts/run_sanitized.sh tsan
 
 test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
