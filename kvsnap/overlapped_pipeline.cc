@@ -165,14 +165,12 @@ void OverlappedPipeline::finish(const Job& job, Result<Checksums> result) {
   finished_.notify_all();
 }
 
-OverlappedPipeline::Running OverlappedPipeline::prepare(Job job) const {
-  Running running;
+void OverlappedPipeline::prepare(Running& running) const {
+  const Job& job = running.job;
   const bool from_peer = job.direction == CopyDirection::kFromPeer;
   running.chunks = cut_into_chunks(job.direction, job.extents,
                                    from_peer ? options_.peer_chunks : options_.chunks);
   running.checksums.assign(from_peer ? 0 : job.extents.size(), 0);
-  running.job = std::move(job);
-  return running;
 }
 
 void OverlappedPipeline::run(Job job) {
@@ -182,10 +180,11 @@ void OverlappedPipeline::run(Job job) {
   }();
   if (broken) return finish(job, *broken);
   std::deque<Running> running;
-  running.push_back(prepare(std::move(job)));
+  running.emplace_back().job = std::move(job);
   Result<void> ran;
   try {
-    if (streams(running.front().job, running.front().chunks)) {
+    prepare(running.front());
+    if (streams(running.front())) {
       ran = stream(running);
     } else {
       ran = copy(running.front());
@@ -202,20 +201,20 @@ void OverlappedPipeline::run(Job job) {
     finish(left.job, ran.error());
 }
 
-std::optional<OverlappedPipeline::Running> OverlappedPipeline::take_follower() {
-  std::optional<Job> job;
+bool OverlappedPipeline::take_follower(std::deque<Running>& running) {
   {
     const std::scoped_lock lock(mutex_);
     if (stopping_ || queue_.empty() || queue_.front().direction == CopyDirection::kToArena)
-      return std::nullopt;
-    job = std::move(queue_.front());
+      return false;
+    running.emplace_back().job = std::move(queue_.front());
     queue_.pop_front();
   }
-  Running running = prepare(*std::move(job));
-  if (streams(running.job, running.chunks)) return running;
+  prepare(running.back());
+  if (streams(running.back())) return true;
   const std::scoped_lock lock(mutex_);
-  queue_.push_front(std::move(running.job));
-  return std::nullopt;
+  queue_.push_front(std::move(running.back().job));
+  running.pop_back();
+  return false;
 }
 
 Result<void> OverlappedPipeline::start_chunks(Running& running, std::size_t& in_flight,
@@ -239,8 +238,7 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
   while (!running.empty()) {
     if (auto begun = start_chunks(running.back(), in_flight, next_slot); !begun) return begun;
     if (running.back().started == running.back().chunks.size() && in_flight < slots) {
-      if (auto follower = take_follower()) {
-        running.push_back(*std::move(follower));
+      if (take_follower(running)) {
         if (auto ordered = engine_->wait_for(*running.back().job.fence); !ordered) return ordered;
         continue;
       }
@@ -270,8 +268,9 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
   return {};
 }
 
-bool OverlappedPipeline::streams(const Job& job, const std::vector<CopyChunk>& chunks) const {
-  return job.direction == CopyDirection::kFromPeer || engine_checks(job, chunks);
+bool OverlappedPipeline::streams(const Running& running) const {
+  return running.job.direction == CopyDirection::kFromPeer ||
+         engine_checks(running.job, running.chunks);
 }
 
 bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const {

@@ -73,18 +73,19 @@ class OverlappedPipeline final : public CopyPipeline {
 
   void serve();
   void run(Job job);
-  Running prepare(Job job) const;
+  /// Fills in what follows from the job.
+  void prepare(Running& running) const;
   /// With checksums by the crew.
   Result<void> copy(Running& running);
   /// Without: the first of `running`, and what follows it in the queue meanwhile, until none is
   /// left.
   Result<void> stream(std::deque<Running>& running);
   Result<void> start_chunks(Running& running, std::size_t& in_flight, std::size_t& next_slot);
-  /// The next job, where that can be streamed too.
-  std::optional<Running> take_follower();
+  /// Takes the next job behind `running`, where that can be streamed too.
+  bool take_follower(std::deque<Running>& running);
   void finish(const Job& job, Result<Checksums> result);
   /// Whether nobody but the engine looks at the bytes.
-  bool streams(const Job& job, const std::vector<CopyChunk>& chunks) const;
+  bool streams(const Running& running) const;
   /// The first `count` extents of a copy to the arena are whole.
   void tell(const Job& job, const Checksums& checksums, std::size_t count);
   /// Whether the engine can check all of the chunks.
