@@ -8,6 +8,7 @@ connection, which is how the engine learns that nobody waits any more.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import os
@@ -28,6 +29,8 @@ CONNECT_TIMEOUT_S = 10.0
 _MAX_IDLE = 64
 _FIRST_DELAY_S = 0.25
 _MAX_DELAY_S = 120.0  # what a server may ask for
+_LAST_WORDS_S = 1.0
+_ENDS = "the interpreter ends"
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -44,6 +47,7 @@ class _Connection:
         self.sock = sock
         self.tls = tls
         self.exchange = Exchange()
+        self.is_cut = False
 
     def is_stale(self) -> bool:
         """Whether the other side has closed it, or said what nobody asked for."""
@@ -53,6 +57,7 @@ class _Connection:
 
     def receive(self) -> bytes | None:
         """What has come; empty at the end, None where nothing has."""
+        self.check_cut()
         try:
             return self.sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -81,6 +86,10 @@ class _Connection:
         self, endpoint: Endpoint, method: str, path: str, body: Json | None
     ) -> Generator[bool, None, None]:
         """Sends the request and reads the answer's head."""
+        thread = threading.current_thread()
+        if thread.daemon and _interpreter_ends.is_set():
+            raise APIConnectionError(_ENDS)
+        _in_use[self] = thread
         data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = [("host", endpoint.host), *endpoint.headers]
         if body is not None:
@@ -138,13 +147,25 @@ class _Connection:
         return None
 
     def end(self) -> None:
-        # shutdown() first: a forked child may hold the socket too, and the engine must learn of it now.
+        _in_use.pop(self, None)
+        self.cut()
+        self.sock.close()
+
+    def cut(self) -> None:
+        """Whoever waits for the socket, here or there, learns now that it is at its end. A forked child that
+        holds it too changes nothing in that."""
+        self.is_cut = True
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+
+    def check_cut(self) -> None:
+        """For what came before the cut."""
+        if self.is_cut:
+            raise APIConnectionError(_ENDS)
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_in_use: dict[_Connection, threading.Thread] = {}  # by whom
 
 
 class Client:
@@ -260,7 +281,7 @@ class Client:
         with self._kept(used):
             answer = _StreamedAnswer()
             while (part := _run(used.part(), used, time.monotonic() + wait_s)) is not None:
-                yield from self._events(used.exchange, answer, part)
+                yield from self._events(used, answer, part)
             self._end_of_stream(used.exchange, answer)
 
     async def _astream_once(self, path: str, body: Json, wait_s: float) -> AsyncGenerator[Json, None]:
@@ -268,7 +289,7 @@ class Client:
         with self._kept(used):
             answer = _StreamedAnswer()
             while (part := await _arun(used.part(), used, time.monotonic() + wait_s)) is not None:
-                for event in self._events(used.exchange, answer, part):
+                for event in self._events(used, answer, part):
                     yield event
             self._end_of_stream(used.exchange, answer)
 
@@ -280,11 +301,12 @@ class Client:
             return value
         raise error_of(exchange.status, value, _retry_after_s(exchange.headers))
 
-    def _events(self, exchange: Exchange, answer: _StreamedAnswer, part: bytes) -> Iterator[Json]:
-        if exchange.status != 200:
+    def _events(self, used: _Connection, answer: _StreamedAnswer, part: bytes) -> Iterator[Json]:
+        if used.exchange.status != 200:
             answer.refusal.append(part)
             return
         for event in answer.parser.feed(part):
+            used.check_cut()
             if "error" in event and event.get("branch") is None:
                 raise error_of(0, event)
             yield event
@@ -302,7 +324,8 @@ class Client:
             if error.status not in (429, 503) or error.retry_after_s == -1:
                 raise error
             delay = delay if error.retry_after_s is None else error.retry_after_s
-        if attempt >= self.max_retries or delay > _MAX_DELAY_S or time.monotonic() + delay > deadline:
+        too_late = delay > _MAX_DELAY_S or time.monotonic() + delay > deadline
+        if attempt >= self.max_retries or too_late or _interpreter_ends.is_set():
             raise error
         return delay
 
@@ -367,6 +390,7 @@ class Client:
             connection.end()
 
     def _give_back(self, connection: _Connection, done: bool) -> None:
+        _in_use.pop(connection, None)
         if done and connection.exchange.reusable():
             with self._lock:
                 if len(self._idle) < _MAX_IDLE:
@@ -426,8 +450,31 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
+_interpreter_ends = threading.Event()
+
+
+def _end_calls_of_daemon_threads() -> None:
+    """Calls that run at the interpreter's end fail, and their threads get a moment to end of themselves.
+
+    Python unwinds the thread that wants to go on after that, through whatever it is in. In pydantic-core, of
+    which LangChain's messages are made, that aborts the process: "FATAL: exception not rethrown".
+    """
+    _interpreter_ends.set()
+    cut = [(connection, thread) for connection, thread in list(_in_use.items()) if thread.daemon]
+    deadline = time.monotonic() + _LAST_WORDS_S
+    for connection, _ in cut:
+        connection.cut()
+    for _, thread in cut:
+        with contextlib.suppress(AssertionError, RuntimeError):  # a thread that Python did not start
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_end_calls_of_daemon_threads)
+
+
 def _after_fork() -> None:
     """In the child: the connections are the parent's."""
+    _in_use.clear()
     for client in list(_clients):
         client._lock = threading.Lock()
         idle, client._idle = client._idle, []

@@ -210,6 +210,7 @@ def test_the_interpreter_ends_in_the_middle_of_a_stream():
     result = run_python(
         """
         import contextlib, os, threading
+        from langchain_core.messages import AIMessageChunk
         from thaw_vllm import ThawError
         from thaw_vllm.langgraph import ChatThaw
         chat = ChatThaw(model=MODEL, temperature=0, extra_llm_kwargs=SMALL)
@@ -218,6 +219,7 @@ def test_the_interpreter_ends_in_the_middle_of_a_stream():
             with contextlib.suppress(ThawError):
                 for _ in chat.stream("hello", max_tokens=3000, ignore_eos=True):
                     begun.set()
+                    [AIMessageChunk(content="x") for _ in range(100)]
         threading.Thread(target=endless, daemon=True).start()
         assert begun.wait(30)
         print(*child_pids())
