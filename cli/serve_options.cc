@@ -1,6 +1,8 @@
 #include "cli/serve_options.h"
 
+#include <algorithm>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "cli/version.h"
@@ -11,6 +13,11 @@ namespace thaw::cli {
 namespace {
 
 constexpr std::uint64_t kWorkingBytes = 64ULL << 20;  // activations, logits, process images
+
+/// A fan-out brings its long context as many times as it has branches, and each is tokenized.
+std::uint32_t num_text_threads() {
+  return std::clamp(std::thread::hardware_concurrency() / 4, 1U, 4U);
+}
 
 }  // namespace
 
@@ -90,6 +97,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.tensor_parallel = settings.tensor_parallel;
   options.has_grammars = grammar::is_built_in();
   options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
+  options.num_text_threads = num_text_threads();
   options.version = kVersion;
   return options;
 }

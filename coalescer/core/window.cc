@@ -5,9 +5,19 @@
 
 namespace thaw::coalescer {
 
-void Window::add(GenerateRequest request, Clock::TimePoint now, bool pool_idle) {
-  if (!deadline_) deadline_ = pool_idle ? now : now + length_;
+void Window::add(GenerateRequest request, Clock::TimePoint now, bool is_lone) {
+  if (!deadline_) {
+    opened_ = now;
+    deadline_ = is_lone ? now : now + length_;
+  }
   requests_.push_back(std::move(request));
+}
+
+bool Window::extend() {
+  if (*deadline_ == opened_ || *deadline_ + length_ > opened_ + kMostLengths * length_)
+    return false;
+  *deadline_ += length_;
+  return true;
 }
 
 bool Window::remove(RequestId request) {

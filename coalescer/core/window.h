@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <vector>
 
@@ -15,9 +16,16 @@ class Window {
  public:
   explicit Window(Clock::Duration length) : length_(length) {}
 
-  /// Adds a request. A lone request on an idle pool does not wait: its deadline is `now`.
-  void add(GenerateRequest request, Clock::TimePoint now, bool pool_idle);
+  /// Adds a request. A lone one, for whose kind neither the pool nor the server is at work, does
+  /// not wait: its deadline is `now`.
+  void add(GenerateRequest request, Clock::TimePoint now, bool is_lone);
 
+  /// Lets the window wait for another length, for what is still being read; false, and no change,
+  /// where it has been open for kMostLengths or does not wait at all. REQUIRES: not empty.
+  bool extend();
+  static constexpr int kMostLengths = 5;
+
+  std::size_t size() const { return requests_.size(); }
   /// When take() is due; nullopt while empty.
   std::optional<Clock::TimePoint> deadline() const { return deadline_; }
 
@@ -29,6 +37,7 @@ class Window {
 
  private:
   Clock::Duration length_;
+  Clock::TimePoint opened_;
   std::optional<Clock::TimePoint> deadline_;
   std::vector<GenerateRequest> requests_;
 };

@@ -12,6 +12,7 @@
 
 #include "coalescer/http/openapi.h"
 #include "coalescer/http/session.h"
+#include "coalescer/http/text_work.h"
 #include "coalescer/openai/admin_bodies.h"
 #include "coalescer/openai/describe.h"
 #include "coalescer/openai/messages_call.h"
@@ -61,8 +62,7 @@ net::awaitable<ApiResult<PreparedCall>> prepare_anywhere(ServerContext* context,
                                                          ApiKind kind,
                                                          std::shared_ptr<const std::string> body) {
   if (body->size() <= kInlineBodyBytes) co_return prepare_call(context, *models, kind, *body);
-  co_return co_await net::co_spawn(context->text_pool, prepare_on_pool(context, models, kind, body),
-                                   net::use_awaitable);
+  co_return co_await prepare_on_text_thread(context, prepare_on_pool(context, models, kind, body));
 }
 
 /// The models in the order in which a session's turn that names none takes them: its own first.

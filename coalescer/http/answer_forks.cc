@@ -11,6 +11,7 @@
 
 #include "coalescer/http/session.h"
 #include "coalescer/http/session_spill.h"
+#include "coalescer/http/text_work.h"
 #include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/fork_call.h"
 #include "coalescer/openai/session_turn.h"
@@ -217,8 +218,7 @@ ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
 net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_forks(
     std::string tenant, std::string body, std::unique_ptr<BodyLease> lease,
     Clock::TimePoint received) {
-  auto parsed = co_await net::co_spawn(
-      context_->text_pool, parse_on_pool(context_, std::move(body)), net::use_awaitable);
+  auto parsed = co_await prepare_on_text_thread(context_, parse_on_pool(context_, std::move(body)));
   lease.reset();
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   auto forks = std::move(std::get<PreparedForks>(parsed));
@@ -234,10 +234,8 @@ net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_fork
                                              "`; name it in `model`");
       }
     }
-    auto prepared = co_await net::co_spawn(
-        context_->text_pool,
-        prepare_stored_on_pool(context_, std::move(forks), std::move(state), cut),
-        net::use_awaitable);
+    auto prepared = co_await prepare_on_text_thread(
+        context_, prepare_stored_on_pool(context_, std::move(forks), std::move(state), cut));
     if (auto* error = std::get_if<ApiError>(&prepared)) co_return std::move(*error);
     forks = std::move(std::get<PreparedForks>(prepared));
   }

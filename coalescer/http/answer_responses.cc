@@ -11,6 +11,7 @@
 
 #include "coalescer/http/response_service.h"
 #include "coalescer/http/session.h"
+#include "coalescer/http/text_work.h"
 #include "coalescer/openai/json_text.h"
 #include "coalescer/openai/responses_call.h"
 #include "coalescer/openai/responses_prompt.h"
@@ -146,8 +147,7 @@ net::awaitable<bool> Session::answer_responses(Request request) {
   if (body_bytes <= kInlineBodyBytes) {
     parsed = parse_body(context_, body);
   } else {
-    parsed = co_await net::co_spawn(context_->text_pool, parse_on_pool(context_, std::move(body)),
-                                    net::use_awaitable);
+    parsed = co_await prepare_on_text_thread(context_, parse_on_pool(context_, std::move(body)));
   }
   request.body_lease.reset();
   if (auto* error = std::get_if<ApiError>(&parsed))
@@ -175,9 +175,8 @@ net::awaitable<bool> Session::answer_responses(Request request) {
   if (is_short) {
     result = prepare(context_, std::move(read), past);
   } else {
-    result = co_await net::co_spawn(context_->text_pool,
-                                    prepare_on_pool(context_, std::move(read), std::move(past)),
-                                    net::use_awaitable);
+    result = co_await prepare_on_text_thread(
+        context_, prepare_on_pool(context_, std::move(read), std::move(past)));
   }
   if (auto* error = std::get_if<ApiError>(&result))
     co_return co_await reply(request, error_reply(*error));

@@ -11,6 +11,7 @@
 
 #include "coalescer/http/session.h"
 #include "coalescer/http/session_spill.h"
+#include "coalescer/http/text_work.h"
 #include "coalescer/openai/session_call.h"
 #include "coalescer/openai/session_json.h"
 #include "coalescer/openai/session_turn.h"
@@ -153,8 +154,7 @@ net::awaitable<ApiResult<Session::TurnStart>> Session::begin_turn(
   if (record->body_bytes <= kInlineBodyBytes && state->tokens.size() <= kInlineTokens) {
     result = prepare_session_turn(context_, *record, *state);
   } else {
-    result = co_await net::co_spawn(context_->text_pool, turn_on_pool(context_, record, state),
-                                    net::use_awaitable);
+    result = co_await prepare_on_text_thread(context_, turn_on_pool(context_, record, state));
   }
   if (auto* error = std::get_if<ApiError>(&result)) co_return std::move(*error);
   auto& prepared = std::get<PreparedTurn>(result);

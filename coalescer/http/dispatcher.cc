@@ -54,13 +54,17 @@ ApiResult<std::vector<std::vector<RequestId>>> Dispatcher::submit_all(
       ids.push_back(request.id);
       recent_tenants_.push_back(request.tenant);
       if (recent_tenants_.size() > kRememberedTenants) recent_tenants_.pop_front();
-      const bool idle = routes_.empty();
+      const bool is_lone = routes_.empty() && num_preparing_ == 0;
       routes_.emplace(request.id, Route{submission.receiver, slot, now, false});
       ++num_queued_;
-      window_.add(std::move(request), now, idle);
+      window_.add(std::move(request), now, is_lone);
     }
   }
   return all;
+}
+
+bool Dispatcher::put_off() {
+  return num_preparing_ > 0 && routes_.size() == window_.size() && window_.extend();
 }
 
 void Dispatcher::flush() {

@@ -49,6 +49,21 @@ class Dispatcher {
   /// The same for several receivers, all of them or none.
   ApiResult<std::vector<std::vector<RequestId>>> submit_all(std::vector<Submission> submissions);
 
+  /// While it lives, a call is on its way that will be submitted or refused: the window waits for
+  /// it.
+  class Preparation {
+   public:
+    explicit Preparation(Dispatcher* dispatcher) : dispatcher_(dispatcher) {
+      ++dispatcher_->num_preparing_;
+    }
+    ~Preparation() { --dispatcher_->num_preparing_; }
+    Preparation(const Preparation&) = delete;
+    Preparation& operator=(const Preparation&) = delete;
+
+   private:
+    Dispatcher* dispatcher_;
+  };
+
   /// Asks the backend to end a request; its last event still arrives, unless it had not been sent.
   void cancel(RequestId request);
   /// The same for a receiver that wants no more events.
@@ -56,6 +71,9 @@ class Dispatcher {
 
   /// When flush() is due; nullopt while the window is empty.
   std::optional<Clock::TimePoint> deadline() const { return window_.deadline(); }
+  /// At the deadline: whether it was put off, because the pool has nothing to do but what the window
+  /// holds, and calls are being prepared that had better begin with that.
+  bool put_off();
   /// Sends the window to the backend as one fork plan.
   void flush();
 
@@ -96,6 +114,7 @@ class Dispatcher {
   RequestId next_id_ = 1;
   std::unordered_map<RequestId, Route> routes_;
   std::size_t num_queued_ = 0;  // routes without a token yet
+  std::size_t num_preparing_ = 0;
   std::deque<std::string> recent_tenants_;  // of the ids just below next_id_
   double mean_gap_seconds_ = 0.1;  // moving average of the time between first tokens
   std::optional<Clock::TimePoint> last_left_;  // the queue, while others stayed

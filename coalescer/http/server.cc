@@ -171,7 +171,7 @@ void Server::Impl::take_events() {
 void Server::Impl::schedule_flush() {
   const auto deadline = context.dispatcher.deadline();
   if (!deadline || flush_posted) return;
-  if (*deadline <= context.clock.now()) {
+  if (*deadline <= context.clock.now() && !context.dispatcher.put_off()) {
     // Posted rather than called: requests that were read in the same turn join the window.
     flush_posted = true;
     net::post(io, [this] {
@@ -180,7 +180,7 @@ void Server::Impl::schedule_flush() {
     });
     return;
   }
-  window_timer.expires_at(*deadline);
+  window_timer.expires_at(*context.dispatcher.deadline());
   window_timer.async_wait([this](boost::system::error_code error) {
     if (!error) schedule_flush();
   });

@@ -60,6 +60,28 @@ TEST_F(DispatcherTest, LoneRequestGoesAtOnceTheNextOnesWait) {
   EXPECT_EQ(metrics.trunks, 1U);
 }
 
+TEST_F(DispatcherTest, TheFirstOfAFanOutWaitsForThoseThatAreBeingPrepared) {
+  const auto window = std::chrono::milliseconds(2);
+  auto others = std::make_optional<Dispatcher::Preparation>(&dispatcher);
+  submit_one();  // not a lone one
+  EXPECT_EQ(dispatcher.deadline(), clock.now() + window);
+  EXPECT_TRUE(dispatcher.put_off());
+  EXPECT_EQ(dispatcher.deadline(), clock.now() + 2 * window);
+  submit_one();
+  EXPECT_TRUE(dispatcher.put_off());
+  others.reset();
+  EXPECT_FALSE(dispatcher.put_off());
+  dispatcher.flush();
+  ASSERT_EQ(backend.num_plans(), 1U);
+  EXPECT_EQ(backend.plans()[0].requests.size(), 2U);
+
+  // The pool is at work now: who comes later is not waited for.
+  others.emplace(&dispatcher);
+  submit_one();
+  EXPECT_FALSE(dispatcher.put_off());
+  EXPECT_EQ(dispatcher.deadline(), clock.now() + window);
+}
+
 TEST_F(DispatcherTest, EventsFindTheirSlotAndEndTheirRequest) {
   const auto ids = std::get<std::vector<RequestId>>(dispatcher.submit(requests(2), recorder));
   dispatcher.flush();

@@ -149,6 +149,28 @@ TEST(HttpServing, RequestsOfOneWindowBecomeOnePlan) {
   EXPECT_EQ(plans[1].trunks[0].num_requests, plans[1].requests.size());
 }
 
+TEST(HttpServing, LongPromptsOnSeveralTextThreads) {
+  FakeBackend backend(/*automatic=*/false);
+  ServerOptions options;
+  options.max_model_len = 1U << 20;
+  options.num_text_threads = 4;
+  RunningServer server(&backend, options);
+  std::string words;
+  for (int i = 0; i < 4000; ++i)
+    words += "word" + std::to_string(i) + " ";
+  const std::string body = R"({"prompt": ")" + words + R"(", "max_tokens": 1})";
+  constexpr std::size_t kClients = 12;
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (std::size_t i = 0; i < kClients; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server.port()));
+    clients.back()->send(post_bytes("/v1/completions", body));
+  }
+  const std::vector<TokenId> prompt = backend.wait_for_request(1).prompt;
+  EXPECT_GT(prompt.size(), words.size());
+  for (std::size_t i = 2; i <= kClients; ++i)
+    EXPECT_EQ(backend.wait_for_request(i).prompt, prompt);
+}
+
 TEST(HttpServing, HangUpInTheWindowIsNeverSubmitted) {
   FakeBackend backend(/*automatic=*/false);
   ServerOptions options;

@@ -17,15 +17,15 @@ TEST(Window, ALoneRequestOnAnIdlePoolDoesNotWait) {
   Window window(milliseconds(2));
   const Clock::TimePoint now{};
   EXPECT_FALSE(window.deadline());
-  window.add(request(1), now, /*pool_idle=*/true);
+  window.add(request(1), now, /*is_lone=*/true);
   EXPECT_EQ(window.deadline(), now);
 }
 
 TEST(Window, CollectsUntilTheFirstRequestsDeadline) {
   Window window(milliseconds(2));
   const Clock::TimePoint now{};
-  window.add(request(1), now, /*pool_idle=*/false);
-  window.add(request(2), now + milliseconds(1), /*pool_idle=*/false);
+  window.add(request(1), now, /*is_lone=*/false);
+  window.add(request(2), now + milliseconds(1), /*is_lone=*/false);
   EXPECT_EQ(window.deadline(), now + milliseconds(2));
   const auto taken = window.take();
   ASSERT_EQ(taken.size(), 2U);
@@ -33,6 +33,22 @@ TEST(Window, CollectsUntilTheFirstRequestsDeadline) {
   EXPECT_EQ(taken[1].id, 2U);
   EXPECT_FALSE(window.deadline());
   EXPECT_TRUE(window.take().empty());
+}
+
+TEST(Window, IsExtendedOnlySoFarAndNeverForALoneRequest) {
+  Window window(milliseconds(2));
+  const Clock::TimePoint now{};
+  window.add(request(1), now, /*is_lone=*/false);
+  for (int lengths = 2; lengths <= Window::kMostLengths; ++lengths) {
+    EXPECT_TRUE(window.extend());
+    EXPECT_EQ(window.deadline(), now + lengths * milliseconds(2));
+  }
+  EXPECT_FALSE(window.extend());
+  EXPECT_EQ(window.deadline(), now + Window::kMostLengths * milliseconds(2));
+  window.take();
+  window.add(request(2), now, /*is_lone=*/true);
+  EXPECT_FALSE(window.extend());
+  EXPECT_EQ(window.deadline(), now);
 }
 
 TEST(Window, RemovesACancelledRequest) {
