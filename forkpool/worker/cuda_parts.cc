@@ -11,9 +11,8 @@
 #include "engine/cuda/check.h"
 #include "engine/cuda/device_info.h"
 #include "engine/cuda/vmm.h"
-#include "engine/model/cuda/cuda_model.h"
 #include "engine/model/cuda/device_image.h"
-#include "engine/ops/cuda/device.h"
+#include "forkpool/worker/cuda_gpu.h"
 #include "forkpool/worker/device_parts.h"
 #include "kvsnap/copy_pipeline_cuda.h"
 #include "kvsnap/pinned_range.h"
@@ -23,13 +22,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Left free beside KV and model: kernels that are loaded when they are first used, the driver.
-constexpr std::size_t kMarginBytes = std::size_t{768} << 20;
 constexpr int kMostChecksumThreads = 12;
-
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 std::string mebibytes(std::size_t bytes) {
   return std::to_string(bytes >> 20) + " MiB";
@@ -53,33 +46,23 @@ class CudaParts final : public DeviceParts {
   ~CudaParts() override = default;
 
   Result<void> build() {
-    if (request_.init->kv_dtype != "bf16") {
-      return make_error(Errc::kUnsupported,
-                        "KV dtype '" + request_.init->kv_dtype + "' on CUDA; its kernels use bf16");
-    }
     // Meanwhile: pinning takes every page of the arena.
     if (request_.arena != nullptr)
       pinning_ = std::async(std::launch::async, [this] { return pin_arena(); });
-    auto device = ops::CudaDevice::create(ordinal_);
-    if (!device) return device.error();
-    device_ = std::move(*device);
-    auto uuid = cuda::device_uuid(ordinal_);
-    if (!uuid) return uuid.error();
-    uuid_ = std::move(*uuid);
-    auto config = model::ModelConfig::from_json(request_.image->document());
-    if (!config) return config.error();
-    config_ = std::move(*config);
+    auto gpu = open_gpu(*request_.init, *request_.image, ordinal_);
+    if (!gpu) return gpu.error();
+    gpu_ = std::move(*gpu);
     const auto started = Clock::now();
     if (auto loaded = load_weights(); !loaded) return loaded;
     weights_ms_ = milliseconds_since(started);
     return make_kv();
   }
 
-  const ops::Device& device() const override { return *device_; }
+  const ops::Device& device() const override { return *gpu_.device; }
 
   Result<std::unique_ptr<model::Model>> make_model() override {
-    auto made = model::make_cuda_model(*device_, *request_.image, weights_->span(), kv_->span(),
-                                       model_options());
+    auto made = model::make_cuda_model(*gpu_.device, *request_.image, weights_->span(), kv_->span(),
+                                       model_options(*request_.init));
     if (!made) return made.error();
     compute_ = (*made)->stream().get();
     return std::unique_ptr<model::Model>(std::move(*made));
@@ -103,7 +86,7 @@ class CudaParts final : public DeviceParts {
 
   std::vector<DeviceMemory> memory_to_keep(const model::KvView& kv) override {
     DeviceMemory memory;
-    memory.device = uuid_;
+    memory.device = gpu_.uuid;
     memory.image = request_.image->digest();
     memory.weights_digest = weights_digest_;
     memory.kv_layout = kv.layout;
@@ -125,8 +108,9 @@ class CudaParts final : public DeviceParts {
   Result<std::unique_ptr<PeerMemory>> map_peer(const DeviceMemory& memory) const override {
     auto imported = cuda::VmmAllocation::import(ordinal_, memory.kv->get(), memory.kv_bytes);
     if (!imported) {
-      return make_error(Errc::kUnsupported, "device " + uuid_ + " cannot map the KV of device " +
-                                                memory.device + ": " + imported.error().message);
+      return make_error(Errc::kUnsupported, "device " + gpu_.uuid +
+                                                " cannot map the KV of device " + memory.device +
+                                                ": " + imported.error().message);
     }
     return std::unique_ptr<PeerMemory>(std::make_unique<ImportedPeer>(*std::move(imported)));
   }
@@ -181,7 +165,7 @@ class CudaParts final : public DeviceParts {
 
   // Whether the kept weights are here and what they were. What is damaged keeps its memory.
   bool adopt_weights() {
-    if (kept().weights_bytes < request_.image_bytes + 16 || kept().device != uuid_ ||
+    if (kept().weights_bytes < request_.image_bytes + 16 || kept().device != gpu_.uuid ||
         kept().image != request_.image->digest()) {
       return false;
     }
@@ -209,17 +193,8 @@ class CudaParts final : public DeviceParts {
     return true;
   }
 
-  model::CudaModelOptions model_options() const {
-    const InitFrame& init = *request_.init;
-    model::CudaModelOptions options;
-    options.max_positions = static_cast<int>(init.max_model_len);
-    options.max_sequences = static_cast<int>(init.max_num_seqs);
-    options.max_rows = static_cast<int>(init.prefill_chunk_tokens + init.max_num_seqs);
-    return options;
-  }
-
   Result<void> make_kv() {
-    if (kept().kv_bytes > 0 && kept().device == uuid_) {
+    if (kept().kv_bytes > 0 && kept().device == gpu_.uuid) {
       auto imported = cuda::VmmAllocation::import(ordinal_, kept().kv->get(), kept().kv_bytes);
       if (imported) {
         kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*imported));
@@ -231,9 +206,10 @@ class CudaParts final : public DeviceParts {
     }
     const auto free_bytes = cuda::free_device_bytes();
     if (!free_bytes) return free_bytes.error();
-    const std::size_t model_bytes = model::cuda_model_bytes(config_, model_options());
-    const std::size_t reserved = model_bytes + kMarginBytes;
-    const std::size_t block = model::kv_block_bytes(config_, ops::KvDType::kBF16);
+    const std::size_t model_bytes =
+        model::cuda_model_bytes(gpu_.config, model_options(*request_.init));
+    const std::size_t reserved = model_bytes + kGpuMarginBytes;
+    const std::size_t block = model::kv_block_bytes(gpu_.config, ops::KvDType::kBF16);
     const std::size_t room = *free_bytes > reserved ? *free_bytes - reserved : 0;
     const std::size_t wanted = request_.init->kv_bytes;
     if (room < std::max(wanted, block)) {
@@ -241,7 +217,8 @@ class CudaParts final : public DeviceParts {
           Errc::kResourceExhausted,
           "a KV pool of " + (wanted == 0 ? "at least one block" : mebibytes(wanted)) + " beside " +
               mebibytes(reserved) + " for the model's activations, where " +
-              mebibytes(*free_bytes) + " of the GPU's " + mebibytes(device_->info().total_bytes) +
+              mebibytes(*free_bytes) + " of the GPU's " +
+              mebibytes(gpu_.device->info().total_bytes) +
               " are free; lower --kv-bytes, --max-num-seqs or --prefill-chunk-tokens");
     }
     const std::size_t granularity = cuda::VmmAllocation::granularity(ordinal_).value();
@@ -256,9 +233,7 @@ class CudaParts final : public DeviceParts {
 
   const PartsRequest request_;
   const int ordinal_;
-  std::string uuid_;
-  model::ModelConfig config_;
-  std::unique_ptr<ops::CudaDevice> device_;
+  CudaGpu gpu_;
   kvsnap::PinnedRange pinned_;
   std::future<Result<kvsnap::PinnedRange>> pinning_;
   std::unique_ptr<cuda::VmmAllocation> weights_;

@@ -17,14 +17,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kMarginBytes = std::size_t{768} << 20;  // left free, as for one GPU
 constexpr std::chrono::seconds kPeerTimeout{20};  // of kernels that wait for a rank
 // What a former group held is free some tenths of a second after its end.
 constexpr std::chrono::seconds kMemoryWait{3};
-
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 /// The descriptor of what is imported is the one that came: an import is not exported again.
 Result<SharedFd> shared_fd(const cuda::VmmAllocation& memory, const SharedFd& inherited) {
@@ -51,30 +46,20 @@ Result<void> CudaRank::load(int weights_fd) {
                                                   std::to_string(tp_.size) +
                                                   " ranks; one GPU each is right");
   }
-  ordinal_ =
+  const int ordinal =
       tp_.rank == 0 ? devices->ordinal : devices->more[static_cast<std::size_t>(tp_.rank) - 1];
-  if (init_.kv_dtype != "bf16") {
-    return make_error(Errc::kUnsupported,
-                      "KV dtype '" + init_.kv_dtype + "' on CUDA; its kernels use bf16");
-  }
-  auto device = ops::CudaDevice::create(ordinal_);
-  if (!device) return device.error();
-  device_ = std::move(*device);
-  auto uuid = cuda::device_uuid(ordinal_);
-  if (!uuid) return uuid.error();
-  uuid_ = std::move(*uuid);
-  auto config = model::ModelConfig::from_json(image_.document());
-  if (!config) return config.error();
-  config_ = std::move(*config);
+  auto gpu = open_gpu(init_, image_, ordinal);
+  if (!gpu) return gpu.error();
+  gpu_ = std::move(*gpu);
   const auto started = Clock::now();
   if (auto loaded = load_weights(weights_fd); !loaded) return loaded;
   weights_ms_ = milliseconds_since(started);
   ops::cuda::Exchange::Options options;
   options.rank = tp_.rank;
   options.size = tp_.size;
-  options.user_bytes = model::cuda_exchange_bytes(config_, model_options());
+  options.user_bytes = model::cuda_exchange_bytes(gpu_.config, model_options());
   options.timeout = kPeerTimeout;
-  auto exchange = ops::cuda::Exchange::create(ordinal_, options);
+  auto exchange = ops::cuda::Exchange::create(gpu_.ordinal, options);
   if (!exchange) return exchange.error();
   exchange_ = std::move(*exchange);
   adopt_kv();
@@ -85,13 +70,14 @@ Result<std::uint64_t> CudaRank::room() const {
   if (kv_ != nullptr) return kv_->size() / block_bytes();
   const auto free_bytes = cuda::free_device_bytes();
   if (!free_bytes) return free_bytes.error();
-  const std::size_t reserved = model::cuda_model_bytes(config_, model_options()) + kMarginBytes;
+  const std::size_t reserved =
+      model::cuda_model_bytes(gpu_.config, model_options()) + kGpuMarginBytes;
   const std::size_t room = *free_bytes > reserved ? *free_bytes - reserved : 0;
   const std::size_t wanted =
       static_cast<std::size_t>(init_.kv_bytes) / static_cast<std::size_t>(tp_.size);
   if (room < std::max(wanted, block_bytes())) {
     return make_error(Errc::kResourceExhausted,
-                      "GPU " + std::to_string(ordinal_) + ": a KV pool of " +
+                      "GPU " + std::to_string(gpu_.ordinal) + ": a KV pool of " +
                           std::to_string(std::max(wanted, block_bytes()) >> 20) + " MiB beside " +
                           std::to_string(reserved >> 20) +
                           " MiB for the model's activations, where " +
@@ -106,11 +92,11 @@ Result<std::unique_ptr<model::CudaModel>> CudaRank::make_model(std::uint64_t num
                                                                std::span<const int> exchanges) {
   if (auto connected = exchange_->connect(exchanges); !connected) return connected.error();
   if (kv_ == nullptr) {
-    auto kv = cuda::VmmAllocation::create(ordinal_, num_blocks * block_bytes());
+    auto kv = cuda::VmmAllocation::create(gpu_.ordinal, num_blocks * block_bytes());
     if (!kv) return make_error(kv.error().code, "KV pool: " + kv.error().message);
     kv_ = std::make_unique<cuda::VmmAllocation>(std::move(*kv));
   }
-  return model::make_cuda_model(*device_, image_, weights_->span(),
+  return model::make_cuda_model(*gpu_.device, image_, weights_->span(),
                                 kv_->span().subspan(0, num_blocks * block_bytes()),
                                 model_options());
 }
@@ -131,20 +117,20 @@ Result<DeviceMemory> CudaRank::memory() const {
 }
 
 std::size_t CudaRank::block_bytes() const {
-  return model::kv_block_bytes(model::rank_heads(config_, tp_.size), ops::KvDType::kBF16);
+  return model::kv_block_bytes(model::rank_heads(gpu_.config, tp_.size), ops::KvDType::kBF16);
 }
 
 Result<void> CudaRank::load_weights(int fd) {
-  const auto plan = model::plan_shard(image_, config_, tp_);
+  const auto plan = model::plan_shard(image_, gpu_.config, tp_);
   if (!plan) return plan.error();
   if (adopt_weights(plan->total_bytes)) return {};
   if (weights_ == nullptr) {
     const auto started = Clock::now();
-    auto made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
+    auto made = cuda::VmmAllocation::create(gpu_.ordinal, plan->total_bytes);
     while (!made && made.error().code == Errc::kResourceExhausted &&
            Clock::now() - started < kMemoryWait) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      made = cuda::VmmAllocation::create(ordinal_, plan->total_bytes);
+      made = cuda::VmmAllocation::create(gpu_.ordinal, plan->total_bytes);
     }
     if (!made) return make_error(made.error().code, "weights: " + made.error().message);
     weights_ = std::make_unique<cuda::VmmAllocation>(std::move(*made));
@@ -167,10 +153,11 @@ cuda::DeviceSpan<std::byte> CudaRank::shard_span(std::size_t bytes) const {
 
 // Whether the kept weights are here and what they were. What is damaged keeps its memory.
 bool CudaRank::adopt_weights(std::size_t bytes) {
-  if (kept_.weights_bytes < bytes || kept_.device != uuid_ || kept_.image != image_.digest())
+  if (kept_.weights_bytes < bytes || kept_.device != gpu_.uuid || kept_.image != image_.digest())
     return false;
   const auto started = Clock::now();
-  auto imported = cuda::VmmAllocation::import(ordinal_, kept_.weights->get(), kept_.weights_bytes);
+  auto imported =
+      cuda::VmmAllocation::import(gpu_.ordinal, kept_.weights->get(), kept_.weights_bytes);
   if (!imported) {
     logger("worker")->warn("rank={} kept weights cannot be imported: {}", tp_.rank,
                            imported.error().message);
@@ -193,8 +180,8 @@ bool CudaRank::adopt_weights(std::size_t bytes) {
 }
 
 void CudaRank::adopt_kv() {
-  if (kept_.kv_bytes < block_bytes() || kept_.device != uuid_) return;
-  auto imported = cuda::VmmAllocation::import(ordinal_, kept_.kv->get(), kept_.kv_bytes);
+  if (kept_.kv_bytes < block_bytes() || kept_.device != gpu_.uuid) return;
+  auto imported = cuda::VmmAllocation::import(gpu_.ordinal, kept_.kv->get(), kept_.kv_bytes);
   if (!imported) {
     logger("worker")->warn("rank={} kept KV cannot be imported: {}", tp_.rank,
                            imported.error().message);
@@ -206,10 +193,7 @@ void CudaRank::adopt_kv() {
 }
 
 model::CudaModelOptions CudaRank::model_options() const {
-  model::CudaModelOptions options;
-  options.max_positions = static_cast<int>(init_.max_model_len);
-  options.max_sequences = static_cast<int>(init_.max_num_seqs);
-  options.max_rows = static_cast<int>(init_.prefill_chunk_tokens + init_.max_num_seqs);
+  model::CudaModelOptions options = worker::model_options(init_);
   options.tp = tp_;
   options.exchange = exchange_.get();
   return options;

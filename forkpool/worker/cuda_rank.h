@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
 
 #include "engine/base/result.h"
 #include "engine/checkpoint/weight_image.h"
@@ -15,6 +14,7 @@
 #include "engine/ops/cuda/device.h"
 #include "engine/ops/cuda/exchange.h"
 #include "forkpool/protocol.h"
+#include "forkpool/worker/cuda_gpu.h"
 
 namespace thaw::forkpool::worker {
 
@@ -41,9 +41,9 @@ class CudaRank {
   /// and descriptors.
   Result<DeviceMemory> memory() const;
 
-  const model::ModelConfig& config() const { return config_; }
-  int ordinal() const { return ordinal_; }
-  const ops::CudaDevice& device() const { return *device_; }
+  const model::ModelConfig& config() const { return gpu_.config; }
+  int ordinal() const { return gpu_.ordinal; }
+  const ops::CudaDevice& device() const { return *gpu_.device; }
   double weights_ms() const { return weights_ms_; }
   std::size_t block_bytes() const;  ///< of this rank's part of a block
 
@@ -58,13 +58,10 @@ class CudaRank {
   const DeviceMemory& kept_;
   const checkpoint::WeightImageView& image_;
   const model::TensorParallel tp_;
-  int ordinal_ = 0;
-  model::ModelConfig config_;
-  std::unique_ptr<ops::CudaDevice> device_;
+  CudaGpu gpu_;
   std::unique_ptr<cuda::VmmAllocation> weights_;
   std::unique_ptr<ops::cuda::Exchange> exchange_;
   std::unique_ptr<cuda::VmmAllocation> kv_;
-  std::string uuid_;
   Hash128 weights_digest_;
   bool weights_kept_ = false;  ///< the pool has them, as they are
   bool weights_imported_ = false;  ///< intact or not
