@@ -70,7 +70,10 @@ void Channel::send(const Frame& frame) {
   const bool idle = unsent_bytes() == 0;
   if (idle) last_progress_ = loop_.now();
   out_.push(frame);
-  if (idle) write_available();
+  if (!idle) return;
+  loop_.post([weak = std::weak_ptr(self_)] {
+    if (const auto self = weak.lock()) (*self)->write_available();
+  });
 }
 
 void Channel::write_available() {

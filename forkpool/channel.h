@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "engine/base/unique_fd.h"
@@ -10,9 +11,10 @@
 
 namespace thaw::forkpool {
 
-/// The pool's end of one worker's socket. Sends never block: what the socket does not take waits
-/// here and goes on when it is writable. Belongs to the loop's thread. The callbacks must not
-/// destroy the channel.
+/// The pool's end of one worker's socket. Sends never block: what one turn of the loop has to say
+/// is written at its end, so that the branches of a fork reach the worker together, and what the
+/// socket does not take goes on when it is writable. Belongs to the loop's thread. The callbacks
+/// must not destroy the channel.
 class Channel {
  public:
   struct Callbacks {
@@ -52,6 +54,8 @@ class Channel {
   Clock::TimePoint last_progress_;
   bool ended_ = false;
   bool broken_ = false;  // the peer takes no more bytes
+  std::shared_ptr<Channel*> self_ =
+      std::make_shared<Channel*>(this);  // for tasks that may outlive it
 };
 
 }  // namespace thaw::forkpool

@@ -251,6 +251,8 @@ class FrameDecoder {
     Frame frame;
   };
   Result<Next> next();
+  /// Where next() found none: whether a part of one is here.
+  bool has_part() const { return buffer_.size() > consumed_; }
 
  private:
   Result<Next> wait_for_bytes();

@@ -32,6 +32,8 @@ class Channel {
   Result<void> read_some();
   /// The next whole frame among what was read. Errors (kProtocol) are final.
   Result<FrameDecoder::Next> next();
+  /// Where next() found none: whether the pool is in the middle of one.
+  bool has_part() const { return decoder_.has_part() && !ended_; }
   /// No more frames will come: the pool has closed its end or is gone. Writing is pointless then.
   bool ended() const { return ended_; }
 

@@ -29,6 +29,7 @@ constexpr milliseconds kBootDeadline{60000};
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
 constexpr std::chrono::microseconds kCopyWait{20};  // a copy engine at work does not wake us
 constexpr milliseconds kFarewellDeadline{5000};
+constexpr std::chrono::microseconds kRestWait{2000};
 
 Error unexpected(const Frame& frame, const std::string& wanted) {
   return make_error(Errc::kProtocol, std::string("the pool sent a ") + frame_name(frame) +
@@ -102,8 +103,22 @@ class Server {
     return channel_->wait(kIdleWait);
   }
 
-  // False: it is time to go.
+  // False: it is time to go. The branches of a fork come in one go, and more of them than the
+  // socket holds: where nothing runs yet, they begin in one step.
   Result<bool> take_frames() {
+    const bool was_idle = !engine_->scheduler().has_work();
+    const auto end = std::chrono::steady_clock::now() + kRestWait;
+    while (true) {
+      const Result<bool> going_on = take_what_came();
+      if (!going_on || !*going_on || !was_idle || !channel_->has_part()) return going_on;
+      const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
+          end - std::chrono::steady_clock::now());
+      if (left.count() <= 0) return going_on;
+      if (auto waited = channel_->wait(left); !waited) return waited.error();
+    }
+  }
+
+  Result<bool> take_what_came() {
     if (auto received = channel_->read_some(); !received) return received.error();
     while (true) {
       auto next = channel_->next();

@@ -69,14 +69,18 @@ std::string kinds(const std::vector<Frame>& frames) {
 TEST(WorkerChannel, CutsFramesOutOfWhateverArrives) {
   Pair pair;
   const std::string bytes = encode_frame(CancelFrame{7});
+  bool begun = false;
   for (char byte : bytes) {
     ASSERT_FALSE(pair.channel->next().value().found);
+    ASSERT_EQ(pair.channel->has_part(), std::exchange(begun, true));
     pair.send(std::string(1, byte));
     ASSERT_TRUE(pair.channel->read_some());
   }
   const auto next = pair.channel->next().value();
   ASSERT_TRUE(next.found);
   EXPECT_EQ(std::get<CancelFrame>(next.frame).request, 7U);
+  EXPECT_FALSE(pair.channel->next().value().found);
+  EXPECT_FALSE(pair.channel->has_part());
   EXPECT_FALSE(pair.channel->ended());
   pair.pool.reset();
   ASSERT_TRUE(pair.channel->read_some());
