@@ -48,6 +48,7 @@ class _Connection:
         self.tls = tls
         self.exchange = Exchange()
         self.is_cut = False
+        self.on_loop = False  # its call runs on an event loop
 
     def is_stale(self) -> bool:
         """Whether the other side has closed it, or said what nobody asked for."""
@@ -58,6 +59,8 @@ class _Connection:
     def receive(self) -> bytes | None:
         """What has come; empty at the end, None where nothing has."""
         self.check_cut()
+        if self in _in_use:
+            _in_use[self] = threading.current_thread()  # streams may go from thread to thread
         try:
             return self.sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -86,10 +89,7 @@ class _Connection:
         self, endpoint: Endpoint, method: str, path: str, body: Json | None
     ) -> Generator[bool, None, None]:
         """Sends the request and reads the answer's head."""
-        thread = threading.current_thread()
-        if thread.daemon and _interpreter_ends.is_set():
-            raise APIConnectionError(_ENDS)
-        _in_use[self] = thread
+        _enter(self)
         data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = [("host", endpoint.host), *endpoint.headers]
         if body is not None:
@@ -411,6 +411,7 @@ class _StreamedAnswer:
 
 def _run(steps: Generator[bool, None, T], connection: _Connection, deadline: float) -> T:
     """Drives steps of the connection to their end, and waits where they do."""
+    connection.on_loop = False
     while True:
         try:
             write = next(steps)
@@ -420,6 +421,7 @@ def _run(steps: Generator[bool, None, T], connection: _Connection, deadline: flo
 
 
 async def _arun(steps: Generator[bool, None, T], connection: _Connection, deadline: float) -> T:
+    connection.on_loop = True
     while True:
         try:
             write = next(steps)
@@ -453,6 +455,19 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 _interpreter_ends = threading.Event()
 
 
+def _enter(connection: _Connection) -> None:
+    """The connection is in use, by this thread. Raises where that would be cut right away."""
+    thread = threading.current_thread()
+    _in_use[connection] = thread
+    if not thread.daemon:
+        return
+    if _interpreter_ends.is_set():
+        raise APIConnectionError(_ENDS)
+    # What is registered last runs first: an engine that had ended before would be started again.
+    atexit.unregister(_end_calls_of_daemon_threads)
+    atexit.register(_end_calls_of_daemon_threads)
+
+
 def _end_calls_of_daemon_threads() -> None:
     """Calls that run at the interpreter's end fail, and their threads get a moment to end of themselves.
 
@@ -460,16 +475,16 @@ def _end_calls_of_daemon_threads() -> None:
     which LangChain's messages are made, that aborts the process: "FATAL: exception not rethrown".
     """
     _interpreter_ends.set()
-    cut = [(connection, thread) for connection, thread in list(_in_use.items()) if thread.daemon]
+    cut = {connection: thread for connection, thread in _in_use.copy().items() if thread.daemon}
     deadline = time.monotonic() + _LAST_WORDS_S
-    for connection, _ in cut:
+    for connection in cut:
         connection.cut()
-    for _, thread in cut:
-        with contextlib.suppress(AssertionError, RuntimeError):  # a thread that Python did not start
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
-atexit.register(_end_calls_of_daemon_threads)
+    for connection, thread in cut.items():
+        while connection in _in_use and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if not connection.on_loop:  # a loop's thread goes on
+            with contextlib.suppress(AssertionError, RuntimeError):  # a thread that Python did not start
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:

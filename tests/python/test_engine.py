@@ -232,6 +232,32 @@ def test_the_interpreter_ends_in_the_middle_of_a_stream():
     assert not [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
 
 
+def test_the_interpreter_ends_in_the_middle_of_a_call_of_an_llm():
+    result = run_python(
+        """
+        import contextlib, threading, time
+        from thaw_vllm import LLM, SamplingParams
+        llm = LLM(model=MODEL, **SMALL)
+        llm.generate(["hello"], SamplingParams(max_tokens=1))
+        begun = threading.Event()
+        def endless():
+            with contextlib.suppress(Exception):
+                while True:
+                    begun.set()
+                    llm.generate(["hello"] * 4, SamplingParams(max_tokens=3000, ignore_eos=True))
+        threading.Thread(target=endless, daemon=True).start()
+        assert begun.wait(30)
+        time.sleep(0.3)
+        print(*child_pids())
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    assert "FATAL" not in result.stderr and "Traceback" not in result.stderr
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert pids
+    assert not [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
+
+
 def test_a_killed_process_takes_its_workers_along():
     result = run_python(
         """
