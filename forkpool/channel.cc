@@ -9,6 +9,8 @@ namespace {
 constexpr std::size_t kReadBytes = std::size_t{64} << 10;
 // So that one worker's flood does not keep the loop from the others.
 constexpr int kReadsPerTurn = 16;
+// What a socket takes at once: with as much to say, the worker begins with what there is.
+constexpr std::size_t kMostGathered = std::size_t{256} << 10;
 
 Error read_error(int error_number) {
   if (error_number == EPROTO) {
@@ -67,16 +69,28 @@ void Channel::decode() {
 
 void Channel::send(const Frame& frame) {
   if (broken_) return;
-  const bool idle = unsent_bytes() == 0;
-  if (idle) last_progress_ = loop_.now();
+  if (unsent_bytes() == 0) last_progress_ = loop_.now();
   out_.push(frame);
-  if (!idle) return;
+  if (waits_) return;
+  if (unsent_bytes() >= kMostGathered)
+    write_available();
+  else
+    write_at_end_of_turn();
+}
+
+void Channel::write_at_end_of_turn() {
+  if (std::exchange(posted_, true)) return;
   loop_.post([weak = std::weak_ptr(self_)] {
-    if (const auto self = weak.lock()) (*self)->write_available();
+    const auto self = weak.lock();
+    if (!self) return;
+    Channel& channel = **self;
+    channel.posted_ = false;
+    if (!channel.waits_ && channel.unsent_bytes() > 0) channel.write_available();
   });
 }
 
 void Channel::write_available() {
+  waits_ = false;
   const std::size_t before = unsent_bytes();
   if (out_.send_some(fd_.get()) != 0) {
     // Its death is noticed elsewhere; what was queued is sent again then.
@@ -84,7 +98,9 @@ void Channel::write_available() {
     return out_.clear();
   }
   if (unsent_bytes() < before) last_progress_ = loop_.now();
-  if (unsent_bytes() > 0) watch_.wait_writable([this] { write_available(); });
+  if (unsent_bytes() == 0) return;
+  waits_ = true;
+  watch_.wait_writable([this] { write_available(); });
 }
 
 void Channel::end(Result<void> how) {

@@ -42,6 +42,7 @@ class Channel {
   void wait_readable();
   void decode();
   void write_available();
+  void write_at_end_of_turn();
   void end(Result<void> how);
 
   Loop& loop_;
@@ -54,6 +55,8 @@ class Channel {
   Clock::TimePoint last_progress_;
   bool ended_ = false;
   bool broken_ = false;  // the peer takes no more bytes
+  bool waits_ = false;  // until the socket is writable
+  bool posted_ = false;  // a write at the end of the turn
   std::shared_ptr<Channel*> self_ =
       std::make_shared<Channel*>(this);  // for tasks that may outlive it
 };

@@ -110,10 +110,12 @@ class Server {
     const auto end = std::chrono::steady_clock::now() + kRestWait;
     while (true) {
       const Result<bool> going_on = take_what_came();
-      if (!going_on || !*going_on || !was_idle || !channel_->has_part()) return going_on;
+      if (!going_on || !*going_on || !channel_->has_part()) return going_on;
+      if (!was_idle || engine_->snapshots().busy()) return going_on;
       const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
           end - std::chrono::steady_clock::now());
       if (left.count() <= 0) return going_on;
+      if (auto written = channel_->write_some(); !written) return written.error();
       if (auto waited = channel_->wait(left); !waited) return waited.error();
     }
   }

@@ -1,5 +1,6 @@
 #include <sys/wait.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <memory>
@@ -149,6 +150,22 @@ TEST_F(WorkerTest, RequestsOfOneReadShareTheirTrunk) {
     return true;
   }));
   EXPECT_EQ(worker.stats().tokens_prefilled, 104U);
+}
+
+TEST_F(WorkerTest, TheRestOfAForkIsWaitedForButNotForEver) {
+  const Kv kv(64);
+  DrivenWorker worker(memory(kv), init());
+  ASSERT_TRUE(worker.await<ReadyFrame>());
+  const std::string first = encode_frame(SubmitFrame{request(prompt(40, 3))});
+  const std::string second = encode_frame(SubmitFrame{request(prompt(40, 4))});
+  const auto sent = std::chrono::steady_clock::now();
+  worker.send_bytes(first + second.substr(0, second.size() / 2));
+  ASSERT_TRUE(worker.receive_until([&] { return !worker.outcomes()[1].tokens.empty(); }));
+  EXPECT_GE(std::chrono::steady_clock::now() - sent, std::chrono::milliseconds(2));
+  worker.send_bytes(second.substr(second.size() / 2));
+  ASSERT_TRUE(worker.receive_until(
+      [&] { return worker.outcomes()[1].ended() && worker.outcomes()[2].ended(); }));
+  EXPECT_TRUE(worker.outcomes()[2].usage);
 }
 
 TEST_F(WorkerTest, RefusesARequestAndServesOn) {
