@@ -14,9 +14,10 @@ namespace {
 
 constexpr std::uint64_t kWorkingBytes = 64ULL << 20;  // activations, logits, process images
 
-/// A fan-out brings its long context as many times as it has branches, and each is tokenized.
-std::uint32_t num_text_threads() {
-  return std::clamp(std::thread::hardware_concurrency() / 4, 1U, 4U);
+/// A fan-out brings its long context as many times as it has branches, and each is tokenized. Where
+/// the model runs on the same cores, several threads would only make its steps longer.
+std::uint32_t num_text_threads(const ServeSettings& settings) {
+  return on_gpu(settings) ? std::clamp(std::thread::hardware_concurrency() / 4, 1U, 4U) : 1;
 }
 
 }  // namespace
@@ -97,7 +98,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.tensor_parallel = settings.tensor_parallel;
   options.has_grammars = grammar::is_built_in();
   options.write_timeout = seconds_to<std::chrono::seconds>(settings.write_timeout_s);
-  options.num_text_threads = num_text_threads();
+  options.num_text_threads = num_text_threads(settings);
   options.version = kVersion;
   return options;
 }

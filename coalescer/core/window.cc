@@ -14,9 +14,9 @@ void Window::add(GenerateRequest request, Clock::TimePoint now, bool is_lone) {
 }
 
 bool Window::extend() {
-  if (*deadline_ == opened_ || *deadline_ + length_ > opened_ + kMostLengths * length_)
+  if (*deadline_ == opened_ || *deadline_ + kExtension > opened_ + length_ + kMostExtension)
     return false;
-  *deadline_ += length_;
+  *deadline_ += kExtension;
   return true;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <optional>
 #include <vector>
@@ -20,10 +21,11 @@ class Window {
   /// not wait: its deadline is `now`.
   void add(GenerateRequest request, Clock::TimePoint now, bool is_lone);
 
-  /// Lets the window wait for another length, for what is still being read; false, and no change,
-  /// where it has been open for kMostLengths or does not wait at all. REQUIRES: not empty.
+  /// Lets the window wait a little longer, for what is still being read; false, and no change,
+  /// where it has been for kMostExtension or does not wait at all. REQUIRES: not empty.
   bool extend();
-  static constexpr int kMostLengths = 5;
+  static constexpr std::chrono::microseconds kExtension{500};
+  static constexpr std::chrono::milliseconds kMostExtension{8};
 
   std::size_t size() const { return requests_.size(); }
   /// When take() is due; nullopt while empty.

@@ -146,6 +146,9 @@ net::awaitable<bool> Session::answer_responses(Request request) {
   ApiResult<ApiCall> parsed;
   if (body_bytes <= kInlineBodyBytes) {
     parsed = parse_body(context_, body);
+  } else if (only_counts) {
+    parsed = co_await net::co_spawn(context_->text_pool, parse_on_pool(context_, std::move(body)),
+                                    net::use_awaitable);
   } else {
     parsed = co_await prepare_on_text_thread(context_, parse_on_pool(context_, std::move(body)));
   }

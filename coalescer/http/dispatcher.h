@@ -49,8 +49,7 @@ class Dispatcher {
   /// The same for several receivers, all of them or none.
   ApiResult<std::vector<std::vector<RequestId>>> submit_all(std::vector<Submission> submissions);
 
-  /// While it lives, a call is on its way that will be submitted or refused: the window waits for
-  /// it.
+  /// While it lives, a call is on its way that will be submitted or refused.
   class Preparation {
    public:
     explicit Preparation(Dispatcher* dispatcher) : dispatcher_(dispatcher) {
@@ -71,8 +70,8 @@ class Dispatcher {
 
   /// When flush() is due; nullopt while the window is empty.
   std::optional<Clock::TimePoint> deadline() const { return window_.deadline(); }
-  /// At the deadline: whether it was put off, because the pool has nothing to do but what the window
-  /// holds, and calls are being prepared that had better begin with that.
+  /// At the deadline: whether it was put off, because the pool has nothing to do but what the
+  /// window holds, and calls are being prepared that had better begin with that.
   bool put_off();
   /// Sends the window to the backend as one fork plan.
   void flush();

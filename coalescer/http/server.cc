@@ -140,6 +140,7 @@ Server::Impl::~Impl() {
     inbox->post = nullptr;
   }
   context.text_pool.join();  // its tasks end by posting to `io`
+  context.file_pool.join();
   context.admin_pool.join();
   context.dispatcher.drop_receivers();
   context.responses.drop_runs();

@@ -86,7 +86,7 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
       random(random_seed()),
       nonce(fmt::format("{:016x}", random())) {
   sessions.set_background(
-      [this](std::function<void()> task) { boost::asio::post(text_pool, std::move(task)); });
+      [this](std::function<void()> task) { boost::asio::post(file_pool, std::move(task)); });
 }
 
 bool ServerContext::backend_was_ready() {

@@ -60,7 +60,8 @@ struct ServerContext {
   ResponseService responses;
   Dispatcher dispatcher;
   KeyTable keys;
-  boost::asio::thread_pool text_pool;
+  boost::asio::thread_pool text_pool;  ///< its tasks run beside each other, in no order
+  boost::asio::thread_pool file_pool{1};  ///< a later document or removal is not overtaken
   boost::asio::thread_pool admin_pool{1};  ///< ModelAdmin's calls, which take their time
   std::function<void()> schedule_flush;  ///< call after each Dispatcher::submit()
   bool draining = false;

@@ -134,7 +134,7 @@ net::awaitable<Result<SavedSession>> save_as(ServerContext* context, std::string
   }
   const auto files = sessions.files();
   const auto written = co_await net::co_spawn(
-      context->text_pool, write_on_pool(files, document_path, std::move(document)),
+      context->file_pool, write_on_pool(files, document_path, std::move(document)),
       net::use_awaitable);
   if (!written) co_return written.error();
   co_return saved;

@@ -20,7 +20,7 @@ namespace thaw::coalescer {
 /// message ("assistant:content\n" for that role) and "assistant:"; as with Qwen3's template,
 /// "<t>...</t>" at the start of an assistant's content is left out of messages before the last
 /// user's.
-class ByteCodec final : public TextCodec {
+class ByteCodec : public TextCodec {
  public:
   static constexpr TokenId kBos = 256;
   static constexpr TokenId kEos = 257;

@@ -1,13 +1,18 @@
 // Many clients, slow clients, clients that leave, and the server's end.
 
 #include <atomic>
+#include <latch>
+#include <map>
+#include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "coalescer/core/window.h"
 #include "tests/coalescer/http_client.h"
 
 namespace thaw::coalescer {
@@ -149,26 +154,74 @@ TEST(HttpServing, RequestsOfOneWindowBecomeOnePlan) {
   EXPECT_EQ(plans[1].trunks[0].num_requests, plans[1].requests.size());
 }
 
-TEST(HttpServing, LongPromptsOnSeveralTextThreads) {
+TEST(HttpServing, LongPromptsOnSeveralTextThreadsAreEachTheirClients) {
   FakeBackend backend(/*automatic=*/false);
   ServerOptions options;
   options.max_model_len = 1U << 20;
   options.num_text_threads = 4;
   RunningServer server(&backend, options);
-  std::string words;
-  for (int i = 0; i < 4000; ++i)
-    words += "word" + std::to_string(i) + " ";
-  const std::string body = R"({"prompt": ")" + words + R"(", "max_tokens": 1})";
+  const auto prompt = [](std::size_t client) {
+    std::string words;
+    for (int i = 0; i < 4000; ++i)
+      words += "word" + std::to_string(i) + " ";
+    return words + "of client " + std::to_string(client);
+  };
   constexpr std::size_t kClients = 12;
   std::vector<std::unique_ptr<RawClient>> clients;
+  std::map<std::vector<TokenId>, int> wanted;
   for (std::size_t i = 0; i < kClients; ++i) {
+    const json body{{"prompt", prompt(i)}, {"max_tokens", 1}};
     clients.push_back(std::make_unique<RawClient>(server.port()));
-    clients.back()->send(post_bytes("/v1/completions", body));
+    clients.back()->send(post_bytes("/v1/completions", body.dump()));
+    ++wanted[ByteCodec().encode_text(prompt(i), /*add_special=*/true)];
   }
-  const std::vector<TokenId> prompt = backend.wait_for_request(1).prompt;
-  EXPECT_GT(prompt.size(), words.size());
-  for (std::size_t i = 2; i <= kClients; ++i)
-    EXPECT_EQ(backend.wait_for_request(i).prompt, prompt);
+  std::map<std::vector<TokenId>, int> found;
+  for (std::size_t i = 1; i <= kClients; ++i)
+    ++found[backend.wait_for_request(i).prompt];
+  EXPECT_EQ(found, wanted);
+}
+
+/// Texts of more than 4,000 bytes wait for release().
+class HeldCodec final : public ByteCodec {
+ public:
+  std::vector<TokenId> encode_text(std::string_view text, bool add_special) const override {
+    if (text.size() > 4000) {
+      if (!begun_.try_wait()) begun_.count_down();
+      released_.wait();
+    }
+    return ByteCodec::encode_text(text, add_special);
+  }
+  void await_begin() const { begun_.wait(); }
+  void release() const { released_.count_down(); }
+
+ private:
+  mutable std::latch begun_{1};
+  mutable std::latch released_{1};
+};
+
+TEST(HttpServing, AnIdlePoolsWindowWaitsForWhatIsBeingTokenizedButNotForEver) {
+  FakeBackend backend(/*automatic=*/false);
+  const auto codec = std::make_shared<const HeldCodec>();
+  ServedModel model;
+  model.names = {"fake-model"};
+  model.codec = codec;
+  model.max_model_len = 1U << 20;
+  const auto models = std::make_shared<ServedModels>();
+  ASSERT_TRUE(models->add(std::move(model)));
+  ServerOptions options;
+  options.window = std::chrono::milliseconds(1);
+  RunningServer server(&backend, models, options);
+  RawClient held(server.port());
+  held.send(post_bytes("/v1/completions", json{{"prompt", std::string(5000, 'a')}}.dump()));
+  codec->await_begin();
+
+  const auto sent = std::chrono::steady_clock::now();
+  RawClient other(server.port());
+  other.send(post_bytes("/v1/completions", R"({"prompt": "b"})"));
+  EXPECT_EQ(backend.wait_for_request(1).prompt.back(), 'b');
+  EXPECT_GE(std::chrono::steady_clock::now() - sent, options.window + Window::kMostExtension);
+  codec->release();
+  EXPECT_GE(backend.wait_for_request(2).prompt.size(), 5000U);
 }
 
 TEST(HttpServing, HangUpInTheWindowIsNeverSubmitted) {

@@ -39,12 +39,13 @@ TEST(Window, IsExtendedOnlySoFarAndNeverForALoneRequest) {
   Window window(milliseconds(2));
   const Clock::TimePoint now{};
   window.add(request(1), now, /*is_lone=*/false);
-  for (int lengths = 2; lengths <= Window::kMostLengths; ++lengths) {
+  const auto longest = now + milliseconds(2) + Window::kMostExtension;
+  for (Clock::TimePoint due = now + milliseconds(2); due < longest; due += Window::kExtension) {
+    EXPECT_EQ(window.deadline(), due);
     EXPECT_TRUE(window.extend());
-    EXPECT_EQ(window.deadline(), now + lengths * milliseconds(2));
   }
   EXPECT_FALSE(window.extend());
-  EXPECT_EQ(window.deadline(), now + Window::kMostLengths * milliseconds(2));
+  EXPECT_EQ(window.deadline(), longest);
   window.take();
   window.add(request(2), now, /*is_lone=*/true);
   EXPECT_FALSE(window.extend());
