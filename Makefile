@@ -44,7 +44,7 @@ test: build model templates  ## every test (under 20 minutes on two cores from a
 
 test-long: test-kills test-tools test-schemas test-openapi test-python-long test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below
 
-test-tidy: setup-long  ## clang-tidy 19 over every source, clang's own warnings over the tests (about 12 minutes)
+test-tidy: setup-long  ## clang-tidy 19 over every source; the tests' come from clang in the two below
 	@$(PYTHON) scripts/run_tidy.py
 
 test-asan: build model setup-long  ## the tests under AddressSanitizer and UBSan (about 18 minutes)

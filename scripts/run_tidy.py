@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""clang-tidy 19 over every source but the tests', whose compiler's warnings the sanitized builds hold against them.
+"""clang-tidy 19 over every source but the tests, where clang's warnings are errors of the sanitized builds.
 Any finding fails.
 
 Most of the time goes into the library's headers, once for every source. So sources of one folder that are
