@@ -14,7 +14,8 @@ void Window::add(GenerateRequest request, Clock::TimePoint now, bool is_lone) {
 }
 
 bool Window::extend() {
-  if (*deadline_ == opened_ || *deadline_ + kExtension > opened_ + length_ + kMostExtension)
+  if (!deadline_ || *deadline_ == opened_ ||
+      *deadline_ + kExtension > opened_ + length_ + kMostExtension)
     return false;
   *deadline_ += kExtension;
   return true;

@@ -22,7 +22,7 @@ class Window {
   void add(GenerateRequest request, Clock::TimePoint now, bool is_lone);
 
   /// Lets the window wait a little longer, for what is still being read; false, and no change,
-  /// where it has been for kMostExtension or does not wait at all. REQUIRES: not empty.
+  /// where it has been for kMostExtension, does not wait at all or is empty.
   bool extend();
   static constexpr std::chrono::microseconds kExtension{500};
   static constexpr std::chrono::milliseconds kMostExtension{8};

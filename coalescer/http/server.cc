@@ -181,7 +181,7 @@ void Server::Impl::schedule_flush() {
     });
     return;
   }
-  window_timer.expires_at(*context.dispatcher.deadline());
+  window_timer.expires_at(context.dispatcher.deadline().value_or(*deadline));  // it may be put off
   window_timer.async_wait([this](boost::system::error_code error) {
     if (!error) schedule_flush();
   });

@@ -109,7 +109,7 @@ class Server {
     const bool was_idle = !engine_->scheduler().has_work();
     const auto end = std::chrono::steady_clock::now() + kRestWait;
     while (true) {
-      const Result<bool> going_on = take_what_came();
+      Result<bool> going_on = take_what_came();
       if (!going_on || !*going_on || !channel_->has_part()) return going_on;
       if (!was_idle || engine_->snapshots().busy()) return going_on;
       const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
