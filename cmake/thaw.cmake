@@ -23,6 +23,12 @@ if(THAW_BENCH)
   find_package(benchmark REQUIRED)
 endif()
 
+# Whether this is one of the sanitized presets.
+set(THAW_SANITIZED OFF)
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  set(THAW_SANITIZED ON)
+endif()
+
 # Warnings and arithmetic rules. -ffp-contract=off: a fused multiply-add happens only where the source
 # says std::fma or an FMA intrinsic (docs/exactness.md).
 add_library(thaw_options INTERFACE)
@@ -43,7 +49,7 @@ target_include_directories(thaw_options INTERFACE ${CMAKE_SOURCE_DIR})
 # Sanitized builds read the library's headers once for all that is compiled alike (half of their minutes; nothing of ours is in
 # it, so that a source that forgets one of our headers still fails). Elsewhere every source includes what it uses, and is held to it.
 function(thaw_precompile_headers target)
-  if(NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  if(NOT THAW_SANITIZED)
     return()
   endif()
   set(kind room)
@@ -82,7 +88,7 @@ function(thaw_add_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
-  if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  if(THAW_SANITIZED)
     math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 5")
   endif()
   add_executable(${name} ${ARG_SOURCES})
