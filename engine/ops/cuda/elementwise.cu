@@ -5,32 +5,18 @@
 #include "engine/ops/cuda/elementwise.h"
 #include "engine/ops/cuda/kernels.h"
 #include "engine/ops/cuda/launch.cuh"
+#include "engine/ops/cuda/norm_math.cuh"
 #include "engine/ops/cuda/ptx.cuh"
 
 namespace thaw::ops::cuda {
 namespace {
 
-constexpr int kRowThreads = 256;
+constexpr int kRowThreads = kNormThreads;
 
 void require(bool holds, const char* what, std::int64_t value, const char* right) {
   if (!holds)
     throw Exception(make_error(Errc::kInvalidArgument,
                                std::string(what) + " is " + std::to_string(value) + "; " + right));
-}
-
-// The sum of a value over a warp: xor 16, 8, 4, 2, 1.
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    value = __fadd_rn(value, __shfl_xor_sync(0xffffffff, value, offset));
-  return value;
-}
-
-__device__ __forceinline__ void add_squares(float& sum, const float4& v) {
-  sum = __fmaf_rn(v.x, v.x, sum);
-  sum = __fmaf_rn(v.y, v.y, sum);
-  sum = __fmaf_rn(v.z, v.z, sum);
-  sum = __fmaf_rn(v.w, v.w, sum);
 }
 
 // One block a row. Thread i sums columns 4 i .. 4 i + 3, then 1024 further on; then the warp, then
@@ -65,18 +51,9 @@ __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) 
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
   __syncthreads();
-  float total = parts[0];
-#pragma unroll
-  for (int i = 1; i < kRowThreads / 32; ++i)
-    total = __fadd_rn(total, parts[i]);
-  const float mean = __fdiv_rn(total, static_cast<float>(p.out.cols));
-  const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.eps)));
+  const float scale = norm_scale(parts, static_cast<float>(p.out.cols), p.eps);
   const auto write = [&](int col, const float4& v, const float4& w) {
-    const uint2 out = {ptx::pack_bf16(__fmul_rn(__fmul_rn(v.x, scale), w.x),
-                                      __fmul_rn(__fmul_rn(v.y, scale), w.y)),
-                       ptx::pack_bf16(__fmul_rn(__fmul_rn(v.z, scale), w.z),
-                                      __fmul_rn(__fmul_rn(v.w, scale), w.w))};
-    *reinterpret_cast<uint2*>(p.out.data + tiles_index(row, col, p.out.cols)) = out;
+    *reinterpret_cast<uint2*>(p.out.data + tiles_index(row, col, p.out.cols)) = normed(v, scale, w);
   };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {

@@ -6,12 +6,13 @@
 #include "engine/ops/cuda/exchange.cuh"
 #include "engine/ops/cuda/kernels.h"
 #include "engine/ops/cuda/launch.cuh"
+#include "engine/ops/cuda/norm_math.cuh"
 #include "engine/ops/cuda/ptx.cuh"
 
 namespace thaw::ops::cuda {
 namespace {
 
-constexpr int kRowThreads = 256;
+constexpr int kRowThreads = kNormThreads;
 constexpr int kHeld = 4;  // float4 of a row that a thread has in registers at once
 
 void require(bool holds, const char* what, std::int64_t value, const char* right) {
@@ -94,34 +95,17 @@ __global__ void __launch_bounds__(kRowThreads)
     return owner == rank ? *reinterpret_cast<const float4*>(x + col) : receive(col, owner);
   };
   float sum = 0.0F;
-  const auto add_squares = [&](const float4& v) {
-    sum = __fmaf_rn(v.x, v.x, sum);
-    sum = __fmaf_rn(v.y, v.y, sum);
-    sum = __fmaf_rn(v.z, v.z, sum);
-    sum = __fmaf_rn(v.w, v.w, sum);
-  };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i)
-    add_squares(held[i]);
+    add_squares(sum, held[i]);
   for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < cols; col += kRowThreads * 4)
-    add_squares(value_at(col));
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffff, sum, offset));
+    add_squares(sum, value_at(col));
+  sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
   __syncthreads();
-  float total = parts[0];
-#pragma unroll
-  for (int i = 1; i < kRowThreads / 32; ++i)
-    total = __fadd_rn(total, parts[i]);
-  const float mean = __fdiv_rn(total, static_cast<float>(cols));
-  const float scale = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(mean, p.norm.eps)));
+  const float scale = norm_scale(parts, static_cast<float>(cols), p.norm.eps);
   const auto write = [&](int col, const float4& v, const float4& w) {
-    const uint2 out = {ptx::pack_bf16(__fmul_rn(__fmul_rn(v.x, scale), w.x),
-                                      __fmul_rn(__fmul_rn(v.y, scale), w.y)),
-                       ptx::pack_bf16(__fmul_rn(__fmul_rn(v.z, scale), w.z),
-                                      __fmul_rn(__fmul_rn(v.w, scale), w.w))};
-    *reinterpret_cast<uint2*>(p.norm.out.data + tiles_index(row, col, cols)) = out;
+    *reinterpret_cast<uint2*>(p.norm.out.data + tiles_index(row, col, cols)) = normed(v, scale, w);
   };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {

@@ -4,6 +4,7 @@
 #include "engine/ops/cuda/elementwise.h"
 #include "engine/ops/cuda/kernels.h"
 #include "engine/ops/cuda/launch.cuh"
+#include "engine/ops/cuda/norm_math.cuh"
 #include "engine/ops/cuda/ptx.cuh"
 
 // Between projection and attention: the optional norm of a head, the rotation, and storing. A lane
@@ -20,14 +21,6 @@ void require(bool holds, const char* what, std::int64_t value, const char* right
   if (!holds)
     throw Exception(make_error(Errc::kInvalidArgument,
                                std::string(what) + " is " + std::to_string(value) + "; " + right));
-}
-
-// The sum of a value over a warp: xor 16, 8, 4, 2, 1.
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    value = __fadd_rn(value, __shfl_xor_sync(0xffffffff, value, offset));
-  return value;
 }
 
 // Values of a lane: [pair][first, second dim].
