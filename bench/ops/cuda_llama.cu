@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 
 #include "bench/ops/cuda_llama.h"
 #include "engine/cuda/check.h"
@@ -104,8 +105,10 @@ AttentionBatch::AttentionBatch(int layers, int sequences, bool shared, int first
   params.workspace = workspace.data();
   params.max_partials = kPartials;
   params.out = {out.data(), width};
-  params.has_tiles = rows >= 256;
-  params.has_items = rows < 256;
+  AttentionPlanHeader header;
+  std::memcpy(static_cast<void*>(&header), words.data(), sizeof header);
+  params.has_tiles = header.num_tiles > 0;
+  params.has_items = header.num_items > 0;
 }
 
 }  // namespace thaw::bench

@@ -1,5 +1,6 @@
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -232,7 +233,7 @@ int main(int argc, char** argv) {
                               std::to_string(machine().ceilings.read_bytes_per_second / 1e12));
   benchmark::AddCustomContext("cublas_TFLOP_per_s",
                               std::to_string(machine().ceilings.flops / 1e12));
-  for (const int sequences : {1, 4, 16}) {
+  for (const int sequences : {1, 4, 8, 16}) {
     const std::string n = std::to_string(sequences);
     add("decode_step/short/" + n, step_bench, sequences, false, 100, 0);
     add("decode_step/shared_4000/" + n, step_bench, sequences, true, 4000, 0);
@@ -266,7 +267,12 @@ int main(int argc, char** argv) {
             linears, rows, false, kind, cublas);
   add("attention_prefill/4001", attention_bench, 1, false, 0, 4001);
   add("attention_prefill/20_after_4000", attention_bench, 1, false, 4000, 20);
-  for (const int sequences : {1, 4, 16}) {
+  for (const auto& [sequences, rows] :
+       {std::pair(1, 64), std::pair(1, 100), std::pair(4, 20), std::pair(4, 40), std::pair(16, 20)})
+    add("attention_chunks/" + std::to_string(sequences) + "x" + std::to_string(rows) +
+            "_after_4000",
+        attention_bench, sequences, true, 4000, rows);
+  for (const int sequences : {1, 4, 8, 16}) {
     const std::string n = std::to_string(sequences);
     add("attention_decode/shared_4000/" + n, attention_bench, sequences, true, 4000, 1);
     add("attention_decode/own_4000/" + n, attention_bench, sequences, false, 4000, 1);

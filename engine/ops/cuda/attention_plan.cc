@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -13,9 +14,10 @@ namespace {
 // Chunks of at least kChunkRows go to the tile kernel where they are kTileRowsOfBatch together: a
 // tile takes as long for one row as for all it has room for, and for many chunks as for one. Below,
 // splits fill the device better. Measured on a trunk of 4,000 tokens, 32 layers: 16 chunks of 20
-// rows 9.6 ms by splits and 2.2 by tiles, one of 64 rows 2.3 and 2.2, one of 20 rows 1.25 and 2.2.
+// rows 8.1 ms by splits and 2.2 by tiles, one of 100 rows 2.8 and 2.3, four of 20 rows 2.10 and
+// 2.15, one of 64 rows 1.6 and 2.3, one of 20 rows 0.9 and 2.2.
 constexpr int kChunkRows = 8;
-constexpr int kTileRowsOfBatch = 64;
+constexpr int kTileRowsOfBatch = 80;
 constexpr std::size_t kWordBytes = 4;
 
 /// Appends to the plan; remembers an overflow instead of writing past the end.
@@ -105,6 +107,15 @@ std::vector<bool> choose_tiles(std::span<const AttentionSequence> sequences, int
   return tiles;
 }
 
+// Of a row's splits, the one whose item merges them all: the last, which in a fork is the row's own
+// and has least to read. Where one item is the last of more rows than its warps can merge at a
+// time, each further group of them takes the split before.
+int merging_split(const AttentionEntry& row, int rank, int group, int window) {
+  const int splits = num_splits(row.position, window);
+  const int back = rank * group / kItemWarps % splits;
+  return first_split(row.position, window) + splits - 1 - back;
+}
+
 }  // namespace
 
 Result<std::size_t> plan_attention(const AttentionShape& shape,
@@ -175,6 +186,12 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   const std::int32_t counters_at = writer.append(zeros.data(), zeros.size());
   std::vector<AttentionItem> items;
   const auto most = static_cast<std::size_t>(kItemRows / group);
+  std::unordered_map<std::int32_t, int> merging;  // row -> split
+  for (const auto& [key, entries] : groups)
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      if (key.first == entries[i].position / kSplitKeys)
+        merging[entries[i].row] =
+            merging_split(entries[i], static_cast<int>(i % most), group, window);
   for (auto& [key, entries] : groups) {
     const std::vector<BlockId>& blocks = key.second;
     const std::int32_t table = writer.append(blocks.data(), blocks.size());
@@ -185,17 +202,17 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
     for (std::size_t at = 0; at < entries.size(); at += most) {
       const std::size_t count = std::min(most, entries.size() - at);
       int last = 0;
-      for (std::size_t i = at; i < at + count; ++i)
+      std::uint32_t merged = 0;
+      for (std::size_t i = at; i < at + count; ++i) {
         last = std::max(last, entries[i].position);
+        if (num_splits(entries[i].position, window) > 1 && merging[entries[i].row] == key.first)
+          merged |= 1U << (i - at);
+      }
       writer.align();
       const std::int32_t entries_at = writer.append(entries.data() + at, count);
-      items.push_back({key.first,
-                       std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
-                       static_cast<std::int32_t>(count),
-                       entries_at,
-                       table,
-                       static_cast<std::int32_t>(settled - blocks.begin()),
-                       {}});
+      items.push_back({key.first, std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
+                       static_cast<std::int32_t>(count), entries_at, table,
+                       static_cast<std::int32_t>(settled - blocks.begin()), merged, 0});
     }
   }
   header.num_tiles = static_cast<std::int32_t>(tiles.size());

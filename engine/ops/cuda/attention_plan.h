@@ -12,6 +12,8 @@ inline constexpr int kSplitKeys = 256;
 inline constexpr int kSplitBlocks = kSplitKeys / kBlockSize;
 inline constexpr int kTileRows = 128;  ///< (token, head) rows of a prefill tile
 inline constexpr int kItemRows = 32;  ///< of a decode item
+inline constexpr int kItemWarps =
+    8;  ///< of a decode item's block; each merges one row's head at a time
 
 /// Consecutive tokens of one sequence.
 struct AttentionTile {
@@ -29,7 +31,8 @@ struct alignas(16) AttentionItem {
   std::int32_t entries_at;  ///< word offset of AttentionEntry[num_entries]
   std::int32_t table_at;  ///< word offset of the blocks of this split
   std::int32_t settled_blocks;  ///< the first of them that no row of the batch writes to
-  std::int32_t unused[2];
+  std::uint32_t merged;  ///< entries whose row's splits this item merges: bit i is entry i
+  std::int32_t unused;
 };
 
 struct alignas(16) AttentionEntry {

@@ -1,12 +1,16 @@
 #include <algorithm>
+#include <string>
 
+#include "engine/base/error.h"
 #include "engine/ops/cuda/attention_kernels.h"
 #include "engine/ops/cuda/attention_math.cuh"
 #include "engine/ops/cuda/launch.cuh"
 
 // Attention for few rows a sequence: every split of every sequence is an item of its own, so that a
-// long context fills the device; the block that finishes the last split of a row merges them, in
-// order. A counter decides who merges, never in which order.
+// long context fills the device. A row's splits are merged in order, by the item that the plan
+// names: when a block has computed all of its items, it waits until a counter says that all splits
+// of a row are there. As many blocks are launched as run at a time, and none waits before its own
+// work is done.
 //
 // An item is up to 32 (token, head) rows of one KV head against 256 keys. Eight warps: warp (m,
 // q) has the 16 rows of tile m. First it computes the scores of quarter q of the keys (64), then
@@ -23,7 +27,8 @@ namespace {
 constexpr int kChunkKeys = 64;
 constexpr int kChunkBlocks = kChunkKeys / kBlockSize;
 constexpr int kTiles = kItemRows / 16;
-constexpr int kComputeWarps = 4 * kTiles;
+constexpr int kComputeWarps = kItemWarps;
+static_assert(kComputeWarps == 4 * kTiles);
 constexpr int kProducers = 2;  // warps, each with its share of a chunk's blocks
 constexpr int kThreads = 32 * (kComputeWarps + kProducers);
 constexpr int kBlocksEach = 2;  // of a multiprocessor
@@ -39,18 +44,26 @@ struct Ring {
   static constexpr int kBytes = kStages * kChunkBytes;
 };
 
-// A row to be merged by this block: its results in the workspace.
+// A row's splits in the workspace, and its counter for one KV head: of splits done, and by kMerged
+// of heads merged.
 struct Merge {
-  std::int32_t row;
-  std::int32_t partial;
-  std::int32_t splits;  // 0: nothing to do
+  int row;
+  int partial;
+  int splits;
+  std::int32_t* counter;
 };
+constexpr std::int32_t kMerged = 1 << 16;
+constexpr int kMostPolls = 1 << 24;  // seconds: something is broken, and a failed launch says so
 
 // One warp a (row, head): its splits in ascending order. The other blocks' results are read past
 // the first-level cache, which does not follow their writes.
 template <int D>
 __device__ __forceinline__ void merge_splits(const AttentionKernelParams& p, const Merge& row,
                                              int head) {
+  if (threadIdx.x % 32 == 0)
+    for (int polls = 0; ptx::load_acquire(row.counter) % kMerged != row.splits; ++polls)
+      if (polls == kMostPolls) __trap();
+  __syncwarp();
   constexpr int kDims = D / 32;  // a lane
   constexpr int kBatch = 8;  // loads in flight
   const int lane = threadIdx.x % 32;
@@ -100,6 +113,8 @@ __device__ __forceinline__ void merge_splits(const AttentionKernelParams& p, con
   for (int k = 0; k < kDims; k += 2)
     *reinterpret_cast<std::uint32_t*>(to + k) =
         ptx::pack_bf16(__fmul_rn(out[k], scale), __fmul_rn(out[k + 1], scale));
+  // The last head leaves the counter as it was, for the next layer.
+  if (lane == 0 && atomicAdd(row.counter, kMerged) / kMerged == p.group - 1) *row.counter = 0;
 }
 
 template <int D>
@@ -117,7 +132,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   __shared__ __align__(8) std::uint64_t empty[R::kStages];
   __shared__ float all_maxima[kTiles][4][16];  // [tile][quarter][row]
   __shared__ __align__(16) float all_sums[kTiles][4][16][4];  // ... [lane of the row's four]
-  __shared__ Merge merges[kItemRows];  // by entry
   ptx::let_next_kernel_start();
   const AttentionPlanHeader header = header_of(p);
   const auto* items = reinterpret_cast<const AttentionItem*>(p.plan + header.items_at);
@@ -193,8 +207,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
   };
   bool waited = false;
+  bool merges = false;
   for (int w = blockIdx.x; w < work; w += gridDim.x) {
     const AttentionItem item = items[w / p.kv.num_kv_heads];
+    merges = merges || item.merged != 0;
     const auto* entries = reinterpret_cast<const AttentionEntry*>(p.plan + item.entries_at);
     const int kv_head = w % p.kv.num_kv_heads;
     const int rows = item.num_entries * p.group;
@@ -395,28 +411,28 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     // This item's results are there for everybody before the counters say so.
     __threadfence();
     ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
-    if (const int i = static_cast<int>(threadIdx.x); i < item.num_entries) {
-      const AttentionEntry one = entries[i];
-      Merge merge{one.row, 0, 0};
-      const int splits = num_splits(one.position, p.window);
-      if (splits > 1) {
-        std::int32_t* counter = p.counters + one.counters_at + kv_head;
-        if (atomicAdd(counter, 1) == splits - 1) {
-          *counter = 0;  // for the next layer
-          merge.partial = one.partial - (item.split - first_split(one.position, p.window));
-          merge.splits = splits;
-          __threadfence();
-        }
-      }
-      merges[i] = merge;
-    }
-    ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
-    for (int i = warp; i < rows; i += kComputeWarps) {
-      const Merge merge = merges[i / p.group];
-      if (merge.splits > 0) merge_splits<D>(p, merge, kv_head * p.group + i % p.group);
-    }
+    if (const int i = static_cast<int>(threadIdx.x); i < item.num_entries)
+      if (num_splits(entries[i].position, p.window) > 1)
+        atomicAdd(p.counters + entries[i].counters_at + kv_head, 1);
   }
   if (!waited) ptx::wait_for_previous_kernel();
+
+  if (!merges) return;
+
+  int turn = 0;  // of the block's warps
+  for (int w = blockIdx.x; w < work; w += gridDim.x) {
+    const AttentionItem item = items[w / p.kv.num_kv_heads];
+    const int kv_head = w % p.kv.num_kv_heads;
+    const auto* entries = reinterpret_cast<const AttentionEntry*>(p.plan + item.entries_at);
+    for (unsigned left = item.merged; left != 0; left &= left - 1) {
+      const AttentionEntry entry = entries[__ffs(static_cast<int>(left)) - 1];
+      const Merge row{entry.row, entry.partial - item.split + first_split(entry.position, p.window),
+                      num_splits(entry.position, p.window),
+                      p.counters + entry.counters_at + kv_head};
+      for (int head = 0; head < p.group; ++head, turn = (turn + 1) % kComputeWarps)
+        if (turn == warp) merge_splits<D>(p, row, kv_head * p.group + head);
+    }
+  }
 }
 
 template <int D>
@@ -428,6 +444,16 @@ void prepare_split_kernels() {
   for (const int head_dim : {64, 128})
     with_head_dim(head_dim, [&]<int D>() {
       prepare_kernel(&split_kernel<D>, kSharedBytes<D>, "shared memory of the split kernel");
+      // Its blocks wait for one another: all of them must run at a time.
+      int blocks = 0;
+      thaw::cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, &split_kernel<D>,
+                                                                      kThreads, kSharedBytes<D>),
+                        "occupancy of the split kernel");
+      if (blocks < kBlocksEach)
+        throw Exception(make_error(Errc::kUnsupported,
+                                   "attention: a multiprocessor holds " + std::to_string(blocks) +
+                                       " blocks of the split kernel; it must hold " +
+                                       std::to_string(kBlocksEach)));
     });
 }
 

@@ -146,6 +146,16 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/// What another block of the device has written with `atomicAdd` behind a __threadfence(), and all
+/// that it wrote before.
+__device__ __forceinline__ std::int32_t load_acquire(const std::int32_t* at) {
+  std::int32_t value = 0;
+#if THAW_HOPPER
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+#endif
+  return value;
+}
+
 /// Waits for the kernels before this one in the stream. What does not depend on them (weights) may
 /// be read earlier; nothing may be written earlier.
 __device__ __forceinline__ void wait_for_previous_kernel() {

@@ -1,9 +1,13 @@
+#include <algorithm>
+#include <cstring>
+#include <map>
 #include <numeric>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "engine/base/error.h"
+#include "engine/ops/cuda/attention_plan.h"
 #include "tests/ops/cuda/attention_harness.cuh"
 
 namespace thaw::ops::cuda {
@@ -198,6 +202,67 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
   }
   const AttentionSequence beyond[] = {{table, 0, 1, 64}};
   says({32, 8, 128}, beyond, 10, 1000, Errc::kInvalidArgument, "4 blocks");
+}
+
+// (row, split) of the items that merge.
+std::vector<std::pair<int, int>> mergers(std::span<const std::int32_t> words) {
+  AttentionPlanHeader header;
+  std::memcpy(static_cast<void*>(&header), words.data(), sizeof header);
+  std::vector<std::pair<int, int>> found;
+  for (int i = 0; i < header.num_items; ++i) {
+    AttentionItem item;
+    const auto at = static_cast<std::size_t>(header.items_at) + i * sizeof item / 4;
+    std::memcpy(static_cast<void*>(&item), words.data() + at, sizeof item);
+    for (int e = 0; e < 32; ++e) {
+      if ((item.merged >> e & 1) == 0) continue;
+      EXPECT_LT(e, item.num_entries);
+      AttentionEntry entry;
+      std::memcpy(static_cast<void*>(&entry), words.data() + item.entries_at + e * sizeof entry / 4,
+                  sizeof entry);
+      found.emplace_back(entry.row, item.split);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+TEST(CudaAttentionPlanTest, EveryRowOfSeveralSplitsIsMergedOnceByOneOfThem) {
+  std::vector<std::int32_t> words(100000);
+  const AttentionShape shape{32, 8, 128};
+  // Branches of a trunk of 4,000 tokens: each by its own last split.
+  std::vector<std::vector<BlockId>> tables(8);
+  std::vector<AttentionSequence> branches;
+  std::vector<std::pair<int, int>> expected;
+  for (int b = 0; b < 8; ++b) {
+    tables[b].resize(251);
+    std::iota(tables[b].begin(), tables[b].end(), 0);
+    tables[b].back() = 1000 + b;
+    branches.push_back({tables[b], b, 1, 4000});
+    expected.emplace_back(b, 15);
+  }
+  ASSERT_TRUE(plan_attention(shape, branches, 1000, words));
+  EXPECT_EQ(mergers(words), expected);
+
+  // Rows of one sequence: no split merges more of an item's rows than its warps do at a time.
+  const AttentionSequence chunk[] = {{tables[0], 0, 16, 3990}};
+  ASSERT_TRUE(plan_attention(shape, chunk, 1000, words));
+  const auto spread = mergers(words);
+  ASSERT_EQ(spread.size(), 16U);
+  std::map<int, int> of_split;
+  for (int row = 0; row < 16; ++row) {
+    EXPECT_EQ(spread[row].first, row);
+    ++of_split[spread[row].second];
+  }
+  for (const auto& [split, rows] : of_split)
+    EXPECT_LE(rows, 2 * kItemWarps / 4) << "split " << split;  // of two items of 8 rows
+
+  // Rows of one split are nobody's to merge, and a window's first split may be its only one.
+  const AttentionSequence few[] = {{tables[0], 0, 3, 254}};
+  ASSERT_TRUE(plan_attention(shape, few, 1000, words));
+  EXPECT_EQ(mergers(words), (std::vector<std::pair<int, int>>{{2, 1}}));
+  const AttentionSequence late[] = {{tables[0], 0, 1, 3900}};
+  ASSERT_TRUE(plan_attention({32, 8, 128, 60}, late, 1000, words));
+  EXPECT_TRUE(mergers(words).empty());
 }
 
 }  // namespace
