@@ -168,8 +168,11 @@ void OverlappedPipeline::finish(const Job& job, Result<Checksums> result) {
 void OverlappedPipeline::prepare(Running& running) const {
   const Job& job = running.job;
   const bool from_peer = job.direction == CopyDirection::kFromPeer;
-  running.chunks = cut_into_chunks(job.direction, job.extents,
-                                   from_peer ? options_.peer_chunks : options_.chunks);
+  const ChunkLimits& limits = from_peer ? options_.peer_chunks
+                              : job.direction == CopyDirection::kFromArena
+                                  ? options_.from_arena_chunks
+                                  : options_.chunks;
+  running.chunks = cut_into_chunks(job.direction, job.extents, limits);
   running.checksums.assign(from_peer ? 0 : job.extents.size(), 0);
 }
 

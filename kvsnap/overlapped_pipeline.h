@@ -20,7 +20,9 @@ namespace thaw::kvsnap {
 
 struct OverlapOptions {
   int num_threads = 4;  ///< that compute checksums; a core does some 10 GB/s from memory
-  ChunkLimits chunks;
+  ChunkLimits chunks;  ///< of copies to the arena
+  /// Of copies from it: longer calls to an engine that rests between calls.
+  ChunkLimits from_arena_chunks = {std::size_t{8} << 20, 32};
   /// Of copies from a peer: faster by a factor, and checked by nobody.
   ChunkLimits peer_chunks = {std::size_t{256} << 20, 128};
   /// A copy that takes longer from its turn on has failed.

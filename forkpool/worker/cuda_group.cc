@@ -119,7 +119,8 @@ class CudaGroupParts final : public DeviceParts {
     options.num_threads = std::clamp(static_cast<int>(request_.init->num_threads), 1, 12);
     // A chunk ends with a block.
     const std::size_t block = rank_.block_bytes() * request_.init->tp_size;
-    options.chunks.max_bytes = std::max(options.chunks.max_bytes / block, std::size_t{1}) * block;
+    for (kvsnap::ChunkLimits* limits : {&options.chunks, &options.from_arena_chunks})
+      limits->max_bytes = std::max(limits->max_bytes / block, std::size_t{1}) * block;
     return kvsnap::make_split_copy_pipeline(cuda::StreamView(compute_), blocks_, options);
   }
   bool kv_survives(const model::KvView& kv) const override {

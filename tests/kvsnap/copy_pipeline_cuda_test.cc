@@ -54,7 +54,8 @@ class CudaPipelineTest : public cuda::GpuTest {
     cuda::check(cudaDeviceSynchronize());
   }
   static OverlapOptions options() {
-    return {.num_threads = 2, .chunks = {.max_bytes = 1 << 20, .max_copies = 64}};
+    constexpr ChunkLimits kChunks{.max_bytes = 1 << 20, .max_copies = 64};
+    return {.num_threads = 2, .chunks = kChunks, .from_arena_chunks = kChunks};
   }
 
   static std::size_t place(std::size_t block) { return block * 7 % kBlocks; }
@@ -304,8 +305,10 @@ TEST_F(ZCudaPipelineFailureTest, AnAddressThatIsNoneFailsClosed) {
     const auto freed = cuda::VmmAllocation::create(0, kBytes).value();
     gone = freed.data();
   }
+  // Behind one that is right, in the same call.
   std::vector<ExtentCopy> extents(1);
-  extents[0].pieces.push_back({gone, view_->memory().data(), kBlockBytes});
+  extents[0].pieces.push_back({kv_[0].data(), view_->memory().data(), kBlockBytes});
+  extents[0].pieces.push_back({gone, view_->memory().data() + kBlockBytes, kBlockBytes});
   const auto copy = pipeline_->launch(CopyDirection::kToArena, extents);
   EXPECT_EQ(pipeline_->collect(copy.value()).error().code, Errc::kCuda);
   EXPECT_FALSE(write());  // the pipeline is done for; the process would be replaced

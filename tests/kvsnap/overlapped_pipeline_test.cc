@@ -104,6 +104,7 @@ class OverlappedPipelineTest : public testing::Test {
  protected:
   static constexpr std::size_t kBlockBytes = 3000;
   static constexpr std::size_t kBlocks = 200;
+  static constexpr ChunkLimits kChunks{.max_bytes = 10000, .max_copies = 4};
 
   OverlappedPipelineTest() : kv_(kBlocks * kBlockBytes), arena_(kv_.size(), std::byte{0xEE}) {
     std::mt19937_64 random(5);
@@ -114,7 +115,7 @@ class OverlappedPipelineTest : public testing::Test {
   OverlappedPipeline make(milliseconds deadline = milliseconds(20000)) {
     return OverlappedPipeline(
         std::make_unique<LazyEngine>(control_),
-        {.num_threads = 2, .chunks = {.max_bytes = 10000, .max_copies = 4}, .deadline = deadline});
+        {.num_threads = 2, .chunks = kChunks, .from_arena_chunks = kChunks, .deadline = deadline});
   }
   // Two extents; the blocks of the second lie the other way round.
   std::vector<ExtentCopy> to_arena() {
@@ -216,8 +217,9 @@ TEST_F(OverlappedPipelineTest, AnErrorOfTheDeviceFailsThisCopyAndEveryLaterOne) 
   for (const bool at_start : {true, false}) {
     LazyEngine::Control control;
     (at_start ? control.fail_at_start : control.fail_at_finish) = 5;
-    OverlappedPipeline pipeline(std::make_unique<LazyEngine>(control),
-                                {.num_threads = 1, .chunks = {.max_bytes = 10000}});
+    OverlappedPipeline pipeline(
+        std::make_unique<LazyEngine>(control),
+        {.num_threads = 1, .chunks = kChunks, .from_arena_chunks = kChunks});
     const auto handle = pipeline.launch(CopyDirection::kToArena, to_arena());
     EXPECT_EQ(pipeline.collect(handle.value()).error().code, Errc::kCuda);
     const auto next = pipeline.launch(CopyDirection::kToArena, to_arena());
