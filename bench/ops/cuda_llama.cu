@@ -1,5 +1,4 @@
 #include <cmath>
-#include <cstring>
 
 #include "bench/ops/cuda_llama.h"
 #include "engine/cuda/check.h"
@@ -105,10 +104,10 @@ AttentionBatch::AttentionBatch(int layers, int sequences, bool shared, int first
   params.workspace = workspace.data();
   params.max_partials = kPartials;
   params.out = {out.data(), width};
-  AttentionPlanHeader header;
-  std::memcpy(static_cast<void*>(&header), words.data(), sizeof header);
+  const AttentionPlanHeader header = header_of(words);
   params.has_tiles = header.num_tiles > 0;
   params.has_items = header.num_items > 0;
+  params.width = header.width;
 }
 
 }  // namespace thaw::bench

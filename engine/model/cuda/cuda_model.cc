@@ -263,8 +263,9 @@ class CudaDecoder final : public CudaModel {
  private:
   struct DecodeGraph {
     int rows;
-    cuda::Graph graph;
-    std::optional<cuda::Graph> forward;  ///< without draws; captured when it is first needed
+    /// By width of attention's items, then without and with draws; captured when it is first
+    /// needed, but for what a plain batch needs.
+    std::array<std::array<std::optional<cuda::Graph>, 2>, 2> of;
   };
 
   static KvView view_of(const ModelConfig& config, const ops::cuda::DeviceKv& kv, int num_blocks,
@@ -282,23 +283,20 @@ class CudaDecoder final : public CudaModel {
   void capture() {
     for (const int rows : kGraphRows) {
       if (rows > rounded_up(options_.max_sequences, 8) || rows > limits_.max_tail_rows) break;
-      const ForwardInputs inputs = inputs_.at(rows, rows);
-      graphs_.push_back(
-          {rows,
-           cuda::Graph::capture(
-               stream_, [&](cuda::StreamView stream) { forward_.enqueue(inputs, {}, stream); }),
-           std::nullopt});
+      graph_of(graphs_.emplace_back(DecodeGraph{rows, {}}), ops::cuda::ItemWidth::kNarrow, true);
     }
   }
 
-  cuda::Graph& forward_graph(DecodeGraph& graph) {
-    if (!graph.forward) {
+  cuda::Graph& graph_of(DecodeGraph& graph, ops::cuda::ItemWidth width, bool has_draws) {
+    auto& found = graph.of[static_cast<std::size_t>(width)][has_draws ? 1 : 0];
+    if (!found) {
       ForwardInputs inputs = inputs_.at(graph.rows, graph.rows);
-      inputs.has_draws = false;
-      graph.forward = cuda::Graph::capture(
+      inputs.width = width;
+      inputs.has_draws = has_draws;
+      found = cuda::Graph::capture(
           stream_, [&](cuda::StreamView stream) { forward_.enqueue(inputs, {}, stream); });
     }
-    return *graph.forward;
+    return *found;
   }
 
   Result<void> stage_masks(const Output& output,
@@ -415,7 +413,7 @@ class CudaDecoder final : public CudaModel {
                                 static_cast<std::size_t>(config_.vocab_size));
     const bool has_tiles = std::ranges::any_of(inputs->plans, &ForwardPlan::has_tiles);
     if (use_graph && !has_tiles) {
-      (awaits_masks_ ? forward_graph(*graph) : graph->graph).launch(stream_);
+      graph_of(*graph, inputs->width, !awaits_masks_).launch(stream_);
       copy_logits(output, 0, logit_rows);
     } else {
       forward_.enqueue(

@@ -281,6 +281,7 @@ void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView st
   attention.plan = plan.words;
   attention.workspace = partials_.data();
   attention.max_partials = limits_.max_partials;
+  attention.width = inputs.width;
   attention.out = attended_part_;
   attention.has_tiles = plan.has_tiles;
   attention.has_items = plan.has_items;

@@ -66,6 +66,7 @@ struct ForwardInputs {
   /// [num_logit_rows], ascending; not read where every row is one.
   const std::int32_t* logit_rows = nullptr;
   std::vector<ForwardPlan> plans;  ///< one for each window of LayerWindows
+  ops::cuda::ItemWidth width = ops::cuda::ItemWidth::kNarrow;  ///< of all plans
   /// [num_logit_rows]: how each is drawn.
   const ops::cuda::DrawRow* draws = nullptr;
   bool has_draws = true;  ///< whether any row is drawn

@@ -107,13 +107,15 @@ Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const st
   std::size_t first = 0;  // words that wait to be copied
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     const std::size_t place = layout.plan + i * max_plan_words_;
+    // The same of all: a graph has the kernels of one.
+    const auto width = i == 0 ? std::nullopt : std::optional(inputs.width);
     const auto used = ops::cuda::plan_attention(shapes_[i], rows.sequences(), max_partials_,
-                                                words.subspan(place, max_plan_words_));
+                                                words.subspan(place, max_plan_words_), width);
     if (!used) return used.error();
-    const auto& header =
-        *reinterpret_cast<const ops::cuda::AttentionPlanHeader*>(words.data() + place);
+    const ops::cuda::AttentionPlanHeader header = ops::cuda::header_of(words.subspan(place));
     inputs.plans[i].has_tiles = header.num_tiles > 0;
     inputs.plans[i].has_items = header.num_items > 0;
+    inputs.width = header.width;
     const std::size_t count = place + *used - first;
     cuda::copy_to_device<std::int32_t>(words.subspan(first, count),
                                        words_.span().subspan(first, count), stream);

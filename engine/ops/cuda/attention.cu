@@ -10,6 +10,7 @@ namespace thaw::ops::cuda {
 
 void prepare_attention_kernels() {
   prepare_split_kernels();
+  prepare_wide_kernels();
   prepare_prefill_kernels();
 }
 
@@ -50,7 +51,11 @@ void attention(const CudaDevice& device, const AttentionParams& params,
   p.out = params.out.data;
   p.out_cols = params.out.cols;
   if (params.has_tiles) attention_tiles(device, p, stream);
-  if (params.has_items) attention_splits(device, p, stream);
+  if (!params.has_items) return;
+  if (params.width == ItemWidth::kWide)
+    attention_wide_splits(device, p, stream);
+  else
+    attention_splits(device, p, stream);
 }
 
 }  // namespace thaw::ops::cuda

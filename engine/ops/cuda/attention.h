@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <optional>
 #include <span>
 
 #include "engine/base/result.h"
@@ -40,18 +42,30 @@ struct DeviceKv {
   }
 };
 
+/// Query rows of an item of decode: 32, which are soonest done, or 64, which read a trunk of many
+/// rows half as often. Each has a kernel of its own.
+enum class ItemWidth : std::int32_t { kNarrow, kWide };
+
 /// A batch's attention work, made by the host and read by the kernels: 32-bit words in device
 /// memory, so that a captured graph serves every batch that fits.
 struct AttentionPlanHeader {
   std::int32_t num_tiles = 0;  ///< of prefill
-  std::int32_t num_items = 0;  ///< (split, up to 32 query rows) of decode
+  std::int32_t num_items = 0;  ///< (split, up to item_rows query rows) of decode
+  ItemWidth width = ItemWidth::kNarrow;  ///< of all items
   std::int32_t num_split_rows = 0;  ///< rows that the items serve
   std::int32_t tiles_at = 0;  ///< word offsets of the arrays
   std::int32_t items_at = 0;
   std::int32_t num_partials = 0;  ///< (row, split) results in the workspace
 };
 
-/// What both kernels and the planner agree on for one model; layers with another window have
+/// Of what plan_attention wrote.
+inline AttentionPlanHeader header_of(std::span<const std::int32_t> words) {
+  AttentionPlanHeader header;
+  std::memcpy(static_cast<void*>(&header), words.data(), sizeof header);
+  return header;
+}
+
+/// What the kernels and the planner agree on for one model; layers with another window have
 /// another shape, and another plan.
 struct AttentionShape {
   int num_heads = 0;  ///< a multiple of num_kv_heads, at most 16 times it
@@ -66,9 +80,11 @@ struct AttentionShape {
 /// would be more than `max_partials`. None of these choices changes a bit.
 /// Errors: `kResourceExhausted` where the plan does not fit,
 /// `kInvalidArgument` for a shape that the kernels lack or a table that does not cover its rows.
+/// `width`: none, and it is wide where more rows than a narrow item holds share a split.
 Result<std::size_t> plan_attention(const AttentionShape& shape,
                                    std::span<const AttentionSequence> sequences,
-                                   std::size_t max_partials, std::span<std::int32_t> words);
+                                   std::size_t max_partials, std::span<std::int32_t> words,
+                                   std::optional<ItemWidth> width = std::nullopt);
 
 /// float32 elements of the workspace that holds `partials` partial results.
 constexpr std::size_t attention_workspace_elements(const AttentionShape& shape,
@@ -92,6 +108,7 @@ struct AttentionParams {
   /// and sum [max_partials][num_heads][2].
   float* workspace = nullptr;
   std::size_t max_partials = 0;
+  ItemWidth width = ItemWidth::kNarrow;  ///< the plan's
   Tiles out;  ///< [rows, num_heads * head_dim]
   bool has_tiles = true;  ///< false skips the prefill kernel: the plan has no tiles
   bool has_items = true;  ///< false skips the decode kernel

@@ -23,6 +23,12 @@ __device__ __forceinline__ float attention_weight(float score, float base, float
   return ptx::exp2_approx(__fmaf_rn(score, factor, -base));
 }
 
+/// The same, or +0 where nobody asks: then the special function unit, which limits it, has no work.
+__device__ __forceinline__ float attention_weight_if(bool asked, float score, float base,
+                                                     float factor) {
+  return ptx::exp2_approx_if(asked, __fmaf_rn(score, factor, -base));
+}
+
 /// What the sums of a split with maximum `own` count for when merged under `max`.
 __device__ __forceinline__ float merge_weight(float own, float max, float factor) {
   return ptx::exp2_approx(__fmul_rn(__fsub_rn(own, max), factor));

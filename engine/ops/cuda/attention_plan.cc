@@ -110,9 +110,9 @@ std::vector<bool> choose_tiles(std::span<const AttentionSequence> sequences, int
 // Of a row's splits, the one whose item merges them all: the last, which in a fork is the row's own
 // and has least to read. Where one item is the last of more rows than its warps can merge at a
 // time, each further group of them takes the split before.
-int merging_split(const AttentionEntry& row, int rank, int group, int window) {
+int merging_split(const AttentionEntry& row, int rank, int group, int warps, int window) {
   const int splits = num_splits(row.position, window);
-  const int back = rank * group / kItemWarps % splits;
+  const int back = rank * group / warps % splits;
   return first_split(row.position, window) + splits - 1 - back;
 }
 
@@ -120,7 +120,8 @@ int merging_split(const AttentionEntry& row, int rank, int group, int window) {
 
 Result<std::size_t> plan_attention(const AttentionShape& shape,
                                    std::span<const AttentionSequence> sequences,
-                                   std::size_t max_partials, std::span<std::int32_t> words) {
+                                   std::size_t max_partials, std::span<std::int32_t> words,
+                                   std::optional<ItemWidth> width) {
   if (Result<void> valid = check_shape(shape, sequences); !valid) return valid.error();
   const int group = shape.num_heads / shape.num_kv_heads;
   AttentionPlanHeader header;
@@ -185,13 +186,19 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   const std::vector<std::int32_t> zeros(static_cast<std::size_t>(counters));
   const std::int32_t counters_at = writer.append(zeros.data(), zeros.size());
   std::vector<AttentionItem> items;
-  const auto most = static_cast<std::size_t>(kItemRows / group);
+  const bool shared = std::ranges::any_of(groups, [&](const auto& rows) {
+    return rows.second.size() * static_cast<std::size_t>(group) > kItemRows;
+  });
+  header.width = width.value_or(shared ? ItemWidth::kWide : ItemWidth::kNarrow);
+  const bool wide = header.width == ItemWidth::kWide;
+  const int warps = wide ? kWideItemWarps : kItemWarps;
+  const auto most = static_cast<std::size_t>((wide ? kWideItemRows : kItemRows) / group);
   std::unordered_map<std::int32_t, int> merging;  // row -> split
   for (const auto& [key, entries] : groups)
     for (std::size_t i = 0; i < entries.size(); ++i)
       if (key.first == entries[i].position / kSplitKeys)
         merging[entries[i].row] =
-            merging_split(entries[i], static_cast<int>(i % most), group, window);
+            merging_split(entries[i], static_cast<int>(i % most), group, warps, window);
   for (auto& [key, entries] : groups) {
     const std::vector<BlockId>& blocks = key.second;
     const std::int32_t table = writer.append(blocks.data(), blocks.size());
@@ -202,17 +209,17 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
     for (std::size_t at = 0; at < entries.size(); at += most) {
       const std::size_t count = std::min(most, entries.size() - at);
       int last = 0;
-      std::uint32_t merged = 0;
+      std::uint64_t merged = 0;
       for (std::size_t i = at; i < at + count; ++i) {
         last = std::max(last, entries[i].position);
         if (num_splits(entries[i].position, window) > 1 && merging[entries[i].row] == key.first)
-          merged |= 1U << (i - at);
+          merged |= std::uint64_t{1} << (i - at);
       }
       writer.align();
       const std::int32_t entries_at = writer.append(entries.data() + at, count);
       items.push_back({key.first, std::min(kSplitKeys, last + 1 - key.first * kSplitKeys),
                        static_cast<std::int32_t>(count), entries_at, table,
-                       static_cast<std::int32_t>(settled - blocks.begin()), merged, 0});
+                       static_cast<std::int32_t>(settled - blocks.begin()), merged});
     }
   }
   header.num_tiles = static_cast<std::int32_t>(tiles.size());

@@ -11,9 +11,11 @@ namespace thaw::ops::cuda {
 inline constexpr int kSplitKeys = 256;
 inline constexpr int kSplitBlocks = kSplitKeys / kBlockSize;
 inline constexpr int kTileRows = 128;  ///< (token, head) rows of a prefill tile
-inline constexpr int kItemRows = 32;  ///< of a decode item
-inline constexpr int kItemWarps =
-    8;  ///< of a decode item's block; each merges one row's head at a time
+/// Rows of a decode item, and warps of its block, each of which merges one row's head at a time.
+inline constexpr int kItemRows = 32;
+inline constexpr int kItemWarps = 8;
+inline constexpr int kWideItemRows = 64;  ///< of a wide one
+inline constexpr int kWideItemWarps = 4;
 
 /// Consecutive tokens of one sequence.
 struct AttentionTile {
@@ -31,8 +33,7 @@ struct alignas(16) AttentionItem {
   std::int32_t entries_at;  ///< word offset of AttentionEntry[num_entries]
   std::int32_t table_at;  ///< word offset of the blocks of this split
   std::int32_t settled_blocks;  ///< the first of them that no row of the batch writes to
-  std::uint32_t merged;  ///< entries whose row's splits this item merges: bit i is entry i
-  std::int32_t unused;
+  std::uint64_t merged;  ///< entries whose row's splits this item merges: a bit each
 };
 
 struct alignas(16) AttentionEntry {

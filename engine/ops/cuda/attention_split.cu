@@ -1,121 +1,27 @@
-#include <algorithm>
-#include <string>
-
-#include "engine/base/error.h"
+#include "engine/ops/cuda/attention_items.cuh"
 #include "engine/ops/cuda/attention_kernels.h"
-#include "engine/ops/cuda/attention_math.cuh"
 #include "engine/ops/cuda/launch.cuh"
 
-// Attention for few rows a sequence: every split of every sequence is an item of its own, so that a
-// long context fills the device. A row's splits are merged in order, by the item that the plan
-// names: when a block has computed all of its items, it waits until a counter says that all splits
-// of a row are there. As many blocks are launched as run at a time, and none waits before its own
-// work is done.
+// Attention for the fewest rows, on mma.sync: attention_items.cuh says how items are dealt with.
 //
-// An item is up to 32 (token, head) rows of one KV head against 256 keys. Eight warps: warp (m,
-// q) has the 16 rows of tile m. First it computes the scores of quarter q of the keys (64), then
-// the four warps of a tile exchange maxima and weights through shared memory, and each computes a
+// An item is up to 32 (token, head) rows of one KV head against 256 keys. Eight warps: warp (m, q)
+// has the 16 rows of tile m. First it computes the scores of quarter q of the keys (64), then the
+// four warps of a tile exchange maxima and weights through shared memory, and each computes a
 // quarter of the head's dims over all keys. Every sum over dims or keys is one chain of mma.sync in
-// ascending order, as in the prefill kernel. Two more warps keep a ring of 64-key chunks full,
-// across items: while one item is computed the next one's keys are on their way. Keys that no row
-// of the batch writes are read before the kernels ahead are done, and so is the plan. Two blocks
-// share a multiprocessor: what one waits for (barriers, the counters), the other fills.
+// ascending order, as in the prefill kernel. That is sooner done than an item of the wide kernel,
+// which has more rows to give to each warp.
 
 namespace thaw::ops::cuda {
 namespace {
 
-constexpr int kChunkKeys = 64;
-constexpr int kChunkBlocks = kChunkKeys / kBlockSize;
 constexpr int kTiles = kItemRows / 16;
 constexpr int kComputeWarps = kItemWarps;
 static_assert(kComputeWarps == 4 * kTiles);
-constexpr int kProducers = 2;  // warps, each with its share of a chunk's blocks
 constexpr int kThreads = 32 * (kComputeWarps + kProducers);
-constexpr int kBlocksEach = 2;  // of a multiprocessor
 constexpr int kWeightBytes = 16 * kSplitKeys * 2;  // weights of one tile of 16 rows
 
 template <int D>
-struct Ring {
-  static constexpr int kChunkBytes = kChunkKeys * D * 2;
-  static constexpr int kStages = 5 * 16384 / kChunkBytes;
-  // Chunks on their way at a time: more only make a queue, in which what the small reads of this
-  // kernel and of those ahead ask for waits too.
-  static constexpr int kWindow = 32768 / kChunkBytes;
-  static constexpr int kBytes = kStages * kChunkBytes;
-};
-
-// A row's splits in the workspace, and its counter for one KV head: of splits done, and by kMerged
-// of heads merged.
-struct Merge {
-  int row;
-  int partial;
-  int splits;
-  std::int32_t* counter;
-};
-constexpr std::int32_t kMerged = 1 << 16;
-constexpr int kMostPolls = 1 << 24;  // seconds: something is broken, and a failed launch says so
-
-// One warp a (row, head): its splits in ascending order. The other blocks' results are read past
-// the first-level cache, which does not follow their writes.
-template <int D>
-__device__ __forceinline__ void merge_splits(const AttentionKernelParams& p, const Merge& row,
-                                             int head) {
-  if (threadIdx.x % 32 == 0)
-    for (int polls = 0; ptx::load_acquire(row.counter) % kMerged != row.splits; ++polls)
-      if (polls == kMostPolls) __trap();
-  __syncwarp();
-  constexpr int kDims = D / 32;  // a lane
-  constexpr int kBatch = 8;  // loads in flight
-  const int lane = threadIdx.x % 32;
-  float max = 0.0F;
-  float sum = 0.0F;
-  float out[kDims] = {};
-  for (int first = 0; first < row.splits; first += kBatch) {
-    float2 stats[kBatch];
-    float2 values[kBatch][kDims / 2];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const std::size_t at =
-          static_cast<std::size_t>(row.partial + min(first + i, row.splits - 1)) * p.num_heads +
-          head;
-      stats[i] = __ldcg(reinterpret_cast<const float2*>(p.partial_stats + at * 2));
-#pragma unroll
-      for (int k = 0; k < kDims / 2; ++k)
-        values[i][k] =
-            __ldcg(reinterpret_cast<const float2*>(p.partial_out + at * D + lane * kDims) + k);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= row.splits) break;
-      const float own[4] = {values[i][0].x, values[i][0].y, values[i][kDims / 2 - 1].x,
-                            values[i][kDims / 2 - 1].y};
-      if (first + i == 0) {
-        max = stats[i].x;
-        sum = stats[i].y;
-#pragma unroll
-        for (int k = 0; k < kDims; ++k)
-          out[k] = own[k];
-        continue;
-      }
-      const float larger = fmaxf(max, stats[i].x);
-      const float a = merge_weight(max, larger, p.factor);
-      const float b = merge_weight(stats[i].x, larger, p.factor);
-#pragma unroll
-      for (int k = 0; k < kDims; ++k)
-        out[k] = merge(out[k], a, own[k], b);
-      sum = merge(sum, a, stats[i].y, b);
-      max = larger;
-    }
-  }
-  const float scale = __frcp_rn(sum);
-  Bf16* to = p.out + tiles_index(row.row, head * D + lane * kDims, p.out_cols);
-#pragma unroll
-  for (int k = 0; k < kDims; k += 2)
-    *reinterpret_cast<std::uint32_t*>(to + k) =
-        ptx::pack_bf16(__fmul_rn(out[k], scale), __fmul_rn(out[k + 1], scale));
-  // The last head leaves the counter as it was, for the next layer.
-  if (lane == 0 && atomicAdd(row.counter, kMerged) / kMerged == p.group - 1) *row.counter = 0;
-}
+using Ring = KeyRing<D, 5>;
 
 template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
@@ -125,7 +31,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   constexpr int kDimGroups = D / 8 / 4;  // n8 groups of dims a warp
   constexpr int kTokenBytes = D * 16;  // 8 tokens of a slab
   constexpr int kAllCompute = 1 + kTiles;  // the barrier of all compute warps
-  constexpr int kBlockBytes = kBlockSize * D * 2;
   extern __shared__ __align__(1024) unsigned char shared[];
   unsigned char* const ring = shared;
   __shared__ __align__(8) std::uint64_t full[R::kStages];
@@ -133,11 +38,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   __shared__ float all_maxima[kTiles][4][16];  // [tile][quarter][row]
   __shared__ __align__(16) float all_sums[kTiles][4][16][4];  // ... [lane of the row's four]
   ptx::let_next_kernel_start();
-  const AttentionPlanHeader header = header_of(p);
-  const auto* items = reinterpret_cast<const AttentionItem*>(p.plan + header.items_at);
-  const int work = header.num_items * p.kv.num_kv_heads;
-  // Blocks without work make room for the next kernel's. The first one stays to wait, so that this
-  // kernel ends after those ahead of it.
+  const AttentionItem* items = nullptr;
+  const int work = items_of(p, ItemWidth::kNarrow, items);
   if (static_cast<int>(blockIdx.x) >= max(work, 1)) return;
   if (threadIdx.x == 0) {
     for (int i = 0; i < R::kStages; ++i) {
@@ -149,53 +51,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   __syncthreads();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  int stage = 0;
-  int phase = 0;
-  const auto next_stage = [&] {
-    if (++stage == R::kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  };
-
-  if (warp >= kComputeWarps) {  // the producers
-    if (lane != 0) return;
-    const int own = warp - kComputeWarps;
-    bool waited = false;
-    int landed = 0;  // the chunk that must be there before the next one is asked for
-    int landed_phase = 0;
-    int asked = 0;
-    for (int w = blockIdx.x; w < work; w += gridDim.x) {
-      const AttentionItem item = items[w / p.kv.num_kv_heads];
-      const std::int32_t* table = p.plan + item.table_at;
-      const int blocks = ceil_div(item.num_keys, kBlockSize);
-      for (int value = 0; value < 2; ++value) {
-        for (int first = 0; first < blocks; first += kChunkBlocks, next_stage()) {
-          const int count = min(kChunkBlocks, blocks - first);
-          ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
-          if (++asked > R::kWindow) {
-            ptx::barrier_wait(ptx::shared_address(&full[landed]), landed_phase);
-            if (++landed == R::kStages) {
-              landed = 0;
-              landed_phase ^= 1;
-            }
-          }
-          ptx::barrier_expect(ptx::shared_address(&full[stage]),
-                              ceil_div(count - own, kProducers) * kBlockBytes);
-          if (!waited && first + count > item.settled_blocks) {
-            ptx::wait_for_previous_kernel();
-            waited = true;
-          }
-          for (int b = own; b < count; b += kProducers)
-            ptx::bulk_copy(ptx::shared_address(ring) + stage * R::kChunkBytes + b * kBlockBytes,
-                           p.kv.slab(table[first + b], p.layer, value != 0, w % p.kv.num_kv_heads),
-                           kBlockBytes, ptx::shared_address(&full[stage]));
-        }
-      }
-    }
+  if (warp >= kComputeWarps) {
+    if (lane == 0) bring_items<D, R>(p, items, work, ring, full, empty, warp - kComputeWarps);
     return;
   }
 
+  RingPlace place;
   const int tile = warp / 4;
   const int quarter = warp % 4;
   unsigned char* const weights =
@@ -204,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   auto& sums = all_sums[tile];
   const auto release = [&] {
     __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+    if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[place.stage]));
   };
   bool waited = false;
   bool merges = false;
@@ -244,10 +105,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     // Set here, or the compiler takes them for alive from item to item, and spills.
     float s[8][4] = {};
     float max[2] = {-INFINITY, -INFINITY};
-    for (int c = 0; c < chunks; ++c, next_stage()) {
-      ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
+    for (int c = 0; c < chunks; ++c, place.advance(R::kStages)) {
+      ptx::barrier_wait(ptx::shared_address(&full[place.stage]), place.phase);
       if (active && c == quarter) {
-        const std::uint32_t keys = ptx::shared_address(ring) + stage * R::kChunkBytes + lane * 16;
+        const std::uint32_t keys =
+            ptx::shared_address(ring) + place.stage * R::kChunkBytes + lane * 16;
 #pragma unroll
         for (int j = 0; j < 8; ++j)
           s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0F;
@@ -326,11 +188,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 
     // Values: this warp's quarter of the dims over all keys.
     float o[kDimGroups][4] = {};
-    for (int c = 0; c < chunks; ++c, next_stage()) {
-      ptx::barrier_wait(ptx::shared_address(&full[stage]), phase);
+    for (int c = 0; c < chunks; ++c, place.advance(R::kStages)) {
+      ptx::barrier_wait(ptx::shared_address(&full[place.stage]), place.phase);
       if (active) {
         // Transposed ldmatrix: tokens 0-7 and 8-15 of two neighbouring groups of 8 dims.
-        const std::uint32_t values = ptx::shared_address(ring) + stage * R::kChunkBytes +
+        const std::uint32_t values = ptx::shared_address(ring) + place.stage * R::kChunkBytes +
                                      (lane / 8 % 2) * kTokenBytes +
                                      (quarter * kDimGroups + lane / 16) * 128 + lane % 8 * 16;
         const std::uint32_t mine = ptx::shared_address(weights) + c * 8 * 256 + lane * 16;
@@ -411,28 +273,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     // This item's results are there for everybody before the counters say so.
     __threadfence();
     ptx::named_barrier(kAllCompute, 32 * kComputeWarps);
-    if (const int i = static_cast<int>(threadIdx.x); i < item.num_entries)
-      if (num_splits(entries[i].position, p.window) > 1)
-        atomicAdd(p.counters + entries[i].counters_at + kv_head, 1);
+    count_splits(p, item, kv_head, static_cast<int>(threadIdx.x));
   }
   if (!waited) ptx::wait_for_previous_kernel();
-
-  if (!merges) return;
-
-  int turn = 0;  // of the block's warps
-  for (int w = blockIdx.x; w < work; w += gridDim.x) {
-    const AttentionItem item = items[w / p.kv.num_kv_heads];
-    const int kv_head = w % p.kv.num_kv_heads;
-    const auto* entries = reinterpret_cast<const AttentionEntry*>(p.plan + item.entries_at);
-    for (unsigned left = item.merged; left != 0; left &= left - 1) {
-      const AttentionEntry entry = entries[__ffs(static_cast<int>(left)) - 1];
-      const Merge row{entry.row, entry.partial - item.split + first_split(entry.position, p.window),
-                      num_splits(entry.position, p.window),
-                      p.counters + entry.counters_at + kv_head};
-      for (int head = 0; head < p.group; ++head, turn = (turn + 1) % kComputeWarps)
-        if (turn == warp) merge_splits<D>(p, row, kv_head * p.group + head);
-    }
-  }
+  if (merges) merge_items<D>(p, items, work, warp, kComputeWarps);
 }
 
 template <int D>
@@ -443,17 +287,7 @@ constexpr int kSharedBytes = Ring<D>::kBytes + kTiles* kWeightBytes;
 void prepare_split_kernels() {
   for (const int head_dim : {64, 128})
     with_head_dim(head_dim, [&]<int D>() {
-      prepare_kernel(&split_kernel<D>, kSharedBytes<D>, "shared memory of the split kernel");
-      // Its blocks wait for one another: all of them must run at a time.
-      int blocks = 0;
-      thaw::cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, &split_kernel<D>,
-                                                                      kThreads, kSharedBytes<D>),
-                        "occupancy of the split kernel");
-      if (blocks < kBlocksEach)
-        throw Exception(make_error(Errc::kUnsupported,
-                                   "attention: a multiprocessor holds " + std::to_string(blocks) +
-                                       " blocks of the split kernel; it must hold " +
-                                       std::to_string(kBlocksEach)));
+      prepare_item_kernel(&split_kernel<D>, kThreads, kSharedBytes<D>);
     });
 }
 

@@ -213,6 +213,18 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+/// The same, or +0 where nobody asks: without a branch.
+__device__ __forceinline__ float exp2_approx_if(bool asked, float x) {
+  float y;
+  asm("{\n.reg .pred asked;\n"
+      "setp.ne.s32 asked, %2, 0;\n"
+      "mov.f32 %0, 0f00000000;\n"
+      "@asked ex2.approx.ftz.f32 %0, %1;\n}"
+      : "=&f"(y)
+      : "f"(x), "r"(static_cast<int>(asked)));
+  return y;
+}
+
 /// 1/x by the special function unit.
 __device__ __forceinline__ float rcp_approx(float x) {
   float y;

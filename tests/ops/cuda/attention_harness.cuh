@@ -104,6 +104,7 @@ class CudaAttentionTest : public CudaOpsTest {
     params.plan = plan.data();
     params.workspace = workspace.data();
     params.max_partials = kPartials;
+    params.width = header_of(words).width;
     params.out = {out.data(), width};
     attention(*device, params, *stream);
     const auto tiles = to_host(out, *stream);

@@ -206,14 +206,13 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
 
 // (row, split) of the items that merge.
 std::vector<std::pair<int, int>> mergers(std::span<const std::int32_t> words) {
-  AttentionPlanHeader header;
-  std::memcpy(static_cast<void*>(&header), words.data(), sizeof header);
+  const AttentionPlanHeader header = header_of(words);
   std::vector<std::pair<int, int>> found;
   for (int i = 0; i < header.num_items; ++i) {
     AttentionItem item;
     const auto at = static_cast<std::size_t>(header.items_at) + i * sizeof item / 4;
     std::memcpy(static_cast<void*>(&item), words.data() + at, sizeof item);
-    for (int e = 0; e < 32; ++e) {
+    for (int e = 0; e < 64; ++e) {
       if ((item.merged >> e & 1) == 0) continue;
       EXPECT_LT(e, item.num_entries);
       AttentionEntry entry;
@@ -242,10 +241,12 @@ TEST(CudaAttentionPlanTest, EveryRowOfSeveralSplitsIsMergedOnceByOneOfThem) {
   }
   ASSERT_TRUE(plan_attention(shape, branches, 1000, words));
   EXPECT_EQ(mergers(words), expected);
+  EXPECT_EQ(header_of(words).width, ItemWidth::kNarrow);
 
   // Rows of one sequence: no split merges more of an item's rows than its warps do at a time.
   const AttentionSequence chunk[] = {{tables[0], 0, 16, 3990}};
   ASSERT_TRUE(plan_attention(shape, chunk, 1000, words));
+  EXPECT_EQ(header_of(words).width, ItemWidth::kWide);
   const auto spread = mergers(words);
   ASSERT_EQ(spread.size(), 16U);
   std::map<int, int> of_split;
@@ -254,7 +255,7 @@ TEST(CudaAttentionPlanTest, EveryRowOfSeveralSplitsIsMergedOnceByOneOfThem) {
     ++of_split[spread[row].second];
   }
   for (const auto& [split, rows] : of_split)
-    EXPECT_LE(rows, 2 * kItemWarps / 4) << "split " << split;  // of two items of 8 rows
+    EXPECT_LE(rows, kWideItemWarps / 4) << "split " << split;
 
   // Rows of one split are nobody's to merge, and a window's first split may be its only one.
   const AttentionSequence few[] = {{tables[0], 0, 3, 254}};
