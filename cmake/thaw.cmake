@@ -40,6 +40,10 @@ target_compile_options(thaw_options INTERFACE
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   target_compile_options(thaw_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
 endif()
+# Sources that are compiled as one are no headers, which GCC takes them for: their types may have parts that are theirs alone.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_UNITY_BUILD)
+  target_compile_options(thaw_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-subobject-linkage>)
+endif()
 # Members that a designated initialiser leaves out have defaults.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(thaw_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>)
