@@ -54,10 +54,12 @@ def compiled() -> dict[str, list[str]]:
 
 
 def groups(files: dict[str, list[str]]) -> list[list[str]]:
-    """Sources of one folder with the same options, at most GROUP_SIZE together."""
+    """Sources of one folder with the same options, at most GROUP_SIZE together. Tables of shapes stay
+    alone, as in coalescer/CMakeLists.txt."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, options in sorted(files.items()):
-        alike.setdefault((os.path.dirname(name), *options), []).append(name)
+        place = name if "/shapes_" in name else os.path.dirname(name)
+        alike.setdefault((place, *options), []).append(name)
     return [names[i : i + GROUP_SIZE] for names in alike.values() for i in range(0, len(names), GROUP_SIZE)]
 
 
