@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/memory_budget.h"
+#include "cli/model_report.h"
 #include "cli/weights_file.h"
 #include "kvsnap/container_reader.h"
 #include "kvsnap/kv_description.h"
@@ -141,10 +142,6 @@ Result<std::optional<ordered_json>> report_old_kv(kvsnap::FileIo& io, const std:
                                     {"checksums", "none"},
                                     {"kinds", ordered_json::object()},
                                     {"regions", ordered_json::array()}});
-}
-
-std::string shown(const ordered_json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
 }  // namespace

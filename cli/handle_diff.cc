@@ -82,7 +82,7 @@ ordered_json side_json(const HandleDirectory& directory, std::uint64_t only_bloc
           {"block_shape", handle.block_shape}};
 }
 
-std::string percent(std::uint64_t part, std::uint64_t whole) {
+std::string whole_percent(std::uint64_t part, std::uint64_t whole) {
   return whole == 0 ? "0 %" : std::to_string(part * 100 / whole) + " %";
 }
 
@@ -97,8 +97,8 @@ std::string shared_line(const Look& look, const HandleDiff& diff) {
   const std::uint64_t of_b = found.shared_blocks + found.only_b_blocks;
   std::string line = counted(found.shared_blocks, "block");
   if (found.block_size > 0) line += ", " + counted(found.shared_blocks * found.block_size, "token");
-  line += " (" + percent(found.shared_blocks, of_a) + " of A, " +
-          percent(found.shared_blocks, of_b) + " of B)";
+  line += " (" + whole_percent(found.shared_blocks, of_a) + " of A, " +
+          whole_percent(found.shared_blocks, of_b) + " of B)";
   if (!can_share(diff)) return line + ", of the same text only";
   if (found.block_bytes > 0 && found.shared_blocks > 0)
     line += ", " + format_bytes(found.shared_blocks * found.block_bytes) + " in both";

@@ -7,20 +7,17 @@
 #include <utility>
 
 #include "cli/memory_budget.h"
+#include "kvsnap/json_keys.h"
 
 namespace thaw::cli {
 namespace {
 
 using kvsnap::HandleDirectory;
+using kvsnap::or_null;
 using nlohmann::ordered_json;
 
 constexpr std::size_t kShortIdDigits = 12;
 constexpr std::size_t kPreviewColumns = 200;
-
-template <typename T>
-ordered_json or_null(const std::optional<T>& value) {
-  return value ? ordered_json(*value) : ordered_json(nullptr);
-}
 
 std::string directory_name(const HandleDirectory& directory) {
   std::error_code ignored;

@@ -14,6 +14,11 @@ namespace thaw::cli {
 /// error only where there is no model or its files cannot be read at all.
 Result<nlohmann::ordered_json> report_model(const std::string& model, const ModelPaths& paths);
 
+/// A value of a report, for people: texts without their quotes.
+inline std::string shown(const nlohmann::ordered_json& value) {
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
 /// The same as lines for people.
 std::string format_report(const nlohmann::ordered_json& report);
 

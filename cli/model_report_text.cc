@@ -34,10 +34,6 @@ std::string counted(std::uint64_t number) {
 }
 
 /// A number as JSON writes it, text without quotes.
-std::string shown(const ordered_json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
-}
-
 std::string token_text(const ordered_json& token) {
   std::string text;
   for (const char c : token["text"].get<std::string>())

@@ -7,22 +7,19 @@
 #include <utility>
 
 #include "cli/handle_report.h"
+#include "kvsnap/json_keys.h"
 #include "kvsnap/rollout_pivots.h"
 
 namespace thaw::cli {
 namespace {
 
+using kvsnap::or_null;
 using kvsnap::Rollout;
 using kvsnap::RolloutToken;
 using nlohmann::ordered_json;
 
-constexpr std::size_t kPreviewColumns = 220;
-constexpr std::size_t kTokensAfter = 60;
-
-template <typename T>
-ordered_json or_null(const std::optional<T>& value) {
-  return value ? ordered_json(*value) : ordered_json(nullptr);
-}
+constexpr std::size_t kTextColumns = 220;
+constexpr std::size_t kShownTokens = 60;
 
 ordered_json choice_json(const kvsnap::TokenChoice& choice) {
   return {{"token_id", choice.token_id},
@@ -48,7 +45,7 @@ std::string sampling_text(const Rollout& rollout) {
 
 std::string text_after(const Rollout& rollout, std::size_t position) {
   std::string text;
-  const std::size_t end = std::min(rollout.tokens.size(), position + kTokensAfter);
+  const std::size_t end = std::min(rollout.tokens.size(), position + kShownTokens);
   for (std::size_t i = position; i < end; ++i)
     text += rollout.tokens[i].chosen.text.value_or("");
   return text;
@@ -156,8 +153,7 @@ std::string format_rollout(const Look& look, const NamedRollout& named) {
   }
   row("sampling", printable(look, sampling_text(rollout)));
   if (rollout.created_at > 0) row("created", utc_time(rollout.created_at));
-  if (!rollout.text.empty())
-    row("text", "\"" + clipped(look, rollout.text, kPreviewColumns) + "\"");
+  if (!rollout.text.empty()) row("text", "\"" + clipped(look, rollout.text, kTextColumns) + "\"");
   return "rollout " + styled(look, Style::kBold, printable(look, named.name)) + "\n" +
          table.render("  ");
 }

@@ -6,7 +6,7 @@ namespace thaw::forkpool {
 namespace {
 
 constexpr std::size_t kMaxEntries = 256;
-constexpr std::size_t kMaxTokens = std::size_t{8} << 20;
+constexpr std::size_t kMaxTokensInAll = std::size_t{8} << 20;
 
 std::size_t common_tokens(const std::vector<TokenId>& a, const std::vector<TokenId>& b) {
   const auto [end, other] = std::ranges::mismatch(a, b);
@@ -59,7 +59,7 @@ void RecentTrunks::trim() {
     tokens += entry->token_ids.size();
     ++count;
     // The newest stays, however long it is.
-    const bool too_many = count > 1 && (count > kMaxEntries || tokens > kMaxTokens);
+    const bool too_many = count > 1 && (count > kMaxEntries || tokens > kMaxTokensInAll);
     entry = too_many ? entries_.erase(entry) : std::next(entry);
   }
 }

@@ -19,15 +19,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kSuffix = ".thawkv";
 constexpr mode_t kDirectoryMode = 0700;  // KV tells what was said
 // A file that was just used is worth more than any other, not infinitely more.
 constexpr double kNewSeconds = 60;
 constexpr double kOrphanSeconds = 3600;
 
 bool is_trunk_name(const std::string& name) {
-  return name.size() == 32 + std::string_view(kSuffix).size() && name.ends_with(kSuffix) &&
-         name.find_first_not_of("0123456789abcdef") == 32;
+  return name.size() == 32 + kvsnap::kKvFileSuffix.size() &&
+         name.ends_with(kvsnap::kKvFileSuffix) && name.find_first_not_of("0123456789abcdef") == 32;
 }
 
 double age_of(const struct stat& info) {
@@ -39,7 +38,7 @@ double age_of(const struct stat& info) {
 }  // namespace
 
 std::string SpillDirectory::path_of(const Hash128& last_block) const {
-  return directory_ + "/" + last_block.to_hex() + kSuffix;
+  return directory_ + "/" + last_block.to_hex() + std::string(kvsnap::kKvFileSuffix);
 }
 
 bool SpillDirectory::holds(const std::string& path) const {

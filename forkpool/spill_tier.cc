@@ -11,7 +11,7 @@ namespace {
 
 // Requests wait for the scan no longer than this; what it finds later serves later ones.
 constexpr std::chrono::seconds kScanPatience{10};
-constexpr std::size_t kMaxWaiting = 256;
+constexpr std::size_t kMaxUnwritten = 256;
 /// What a file will take, about: blocks on page boundaries, header, table, token ids, sidecar.
 std::uint64_t file_bytes(const Trunk& trunk, std::uint64_t block_bytes) {
   constexpr std::uint64_t kPage = kvsnap::kPayloadAlignment;
@@ -109,7 +109,7 @@ void SpillTier::spill(TrunkId trunk, Done done) {
   if (!known->file.empty()) return answer(trunk);
   if (!known->has_owner || engine_ == nullptr)
     return answer(make_error(Errc::kUnsupported, "nobody knows whose trunk it is"));
-  if (waiting_.size() >= kMaxWaiting)
+  if (waiting_.size() >= kMaxUnwritten)
     return answer(make_error(Errc::kResourceExhausted, "too many trunks wait to be written"));
   waiting_.push_back({trunk, std::move(done)});
   write_next();

@@ -15,7 +15,6 @@
 namespace thaw::forkpool {
 namespace {
 
-constexpr std::string_view kSuffix = ".thawkv";
 constexpr std::size_t kHashDigits = 32;
 /// More are not looked at: those listed first stand for all.
 constexpr std::size_t kMaxObjects = 100'000;
@@ -26,9 +25,9 @@ bool is_key(std::string_view key) {
     return text.size() == kHashDigits &&
            text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
   };
-  return key.size() == 2 * kHashDigits + 1 + kSuffix.size() && key[kHashDigits] == '/' &&
-         key.ends_with(kSuffix) && is_hash(key.substr(0, kHashDigits)) &&
-         is_hash(key.substr(kHashDigits + 1, kHashDigits));
+  return key.size() == 2 * kHashDigits + 1 + kvsnap::kKvFileSuffix.size() &&
+         key[kHashDigits] == '/' && key.ends_with(kvsnap::kKvFileSuffix) &&
+         is_hash(key.substr(0, kHashDigits)) && is_hash(key.substr(kHashDigits + 1, kHashDigits));
 }
 
 /// A file that may take aligned writes only, written front to back.
@@ -83,7 +82,7 @@ std::string TrunkStore::key_of(const Hash128& engine, const std::string& path) {
 }
 
 std::string TrunkStore::key_of(const Hash128& engine, const Hash128& last_block) {
-  return engine.to_hex() + "/" + last_block.to_hex() + std::string(kSuffix);
+  return engine.to_hex() + "/" + last_block.to_hex() + std::string(kvsnap::kKvFileSuffix);
 }
 
 bool TrunkStore::is_of(const Hash128& engine, const std::string& key) {

@@ -10,7 +10,7 @@
 namespace thaw::kvsnap {
 namespace {
 
-constexpr std::chrono::microseconds kNap{15};  // a slice takes 20 to 50
+constexpr std::chrono::microseconds kSliceNap{15};  // a slice takes 20 to 50
 
 }  // namespace
 
@@ -74,7 +74,7 @@ void ChecksumCrew::take_slices(Round& round) {
     const std::size_t slice = round.next.fetch_add(1, std::memory_order_relaxed);
     if (slice >= round.slices.size()) return;
     while (round.allowed.load(std::memory_order_acquire) <= slice)
-      std::this_thread::sleep_for(kNap);
+      std::this_thread::sleep_for(kSliceNap);
     ++round.reading;  // before the look at `over`: end() looks the other way round
     if (!round.over.load()) {
       round.crcs[slice] = crc32c(round.slices[slice]);

@@ -8,10 +8,9 @@
 namespace thaw::kvsnap {
 namespace {
 
-constexpr std::string_view kMagic = "THAW";
+constexpr std::string_view kContainerMagic = "THAW";
 constexpr std::uint32_t kWrittenVersion = 2;
 constexpr std::size_t kCommitOffset = 24;
-constexpr std::size_t kCommitBytes = 40;
 
 template <typename T>
 void put(std::span<std::byte> out, std::size_t offset, T value) {
@@ -122,8 +121,8 @@ std::uint64_t first_payload_offset(std::uint64_t num_regions) {
 std::vector<std::byte> encode_container(const ContainerHeader& header) {
   std::vector<std::byte> bytes(kContainerHeaderBytes + header.regions.size() * kRegionEntryBytes);
   const std::span<std::byte> out(bytes);
-  for (std::size_t i = 0; i < kMagic.size(); ++i)
-    out[i] = static_cast<std::byte>(kMagic[i]);
+  for (std::size_t i = 0; i < kContainerMagic.size(); ++i)
+    out[i] = static_cast<std::byte>(kContainerMagic[i]);
   put(out, 4, kWrittenVersion);
   put(out, 8, std::uint64_t{header.regions.size()});
   put(out, 16, std::uint64_t{kContainerHeaderBytes});
@@ -144,9 +143,9 @@ std::vector<std::byte> encode_container(const ContainerHeader& header) {
 
 Result<ContainerTable> decode_container_page(std::span<const std::byte> page,
                                              std::uint64_t file_bytes) {
-  const bool has_magic =
-      page.size() >= kMagic.size() && std::ranges::equal(kMagic, page.first(kMagic.size()), {},
-                                                         [](char c) { return std::byte(c); });
+  const bool has_magic = page.size() >= kContainerMagic.size() &&
+                         std::ranges::equal(kContainerMagic, page.first(kContainerMagic.size()), {},
+                                            [](char c) { return std::byte(c); });
   if (!has_magic)
     return make_error(Errc::kInvalidArgument, "not a thaw container: it does not start with THAW");
   if (page.size() < kContainerHeaderBytes || file_bytes < kContainerHeaderBytes) {

@@ -38,6 +38,7 @@ struct ContainerHeader {
   std::uint64_t end_bytes() const;
 };
 
+inline constexpr std::size_t kCommitBytes = 40;
 inline constexpr std::size_t kContainerHeaderBytes = 4096;
 inline constexpr std::size_t kRegionEntryBytes = 32;
 /// Where our writer starts payloads: what O_DIRECT and a page table ask for.

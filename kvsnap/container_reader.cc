@@ -12,7 +12,7 @@
 namespace thaw::kvsnap {
 namespace {
 
-constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+constexpr std::size_t kReadBytes = std::size_t{4} << 20;
 
 Error with_path(const std::string& path, Error error) {
   error.message = path + ": " + error.message;
@@ -28,7 +28,7 @@ std::string hex(std::uint32_t value) {
 }
 
 /// A part of a region that one thread reads at a time.
-struct Chunk {
+struct RegionPart {
   std::size_t region;
   std::uint64_t begin;  ///< in the region
   std::size_t size_bytes;
@@ -54,7 +54,7 @@ Result<ContainerReader> ContainerReader::open(FileIo& io, const std::string& pat
   if (!table) return with_path(path, table.error());
   // No more than the file has: that was checked.
   std::vector<std::byte> entries(table->num_regions * kRegionEntryBytes);
-  const AlignedBuffer buffer(reader.file_->alignment() == 1 ? 0 : kChunkBytes);
+  const AlignedBuffer buffer(reader.file_->alignment() == 1 ? 0 : kReadBytes);
   if (auto read = reader.read_range(table->offset, entries, buffer.bytes()); !read)
     return std::move(read).error();
   auto header = decode_container_table(*table, entries, reader.file_bytes_);
@@ -104,16 +104,16 @@ Result<void> ContainerReader::read_range(std::uint64_t offset, std::span<std::by
 Result<std::vector<std::uint32_t>> ContainerReader::checksums(
     std::span<const Region> regions, std::span<const std::span<std::byte>> out,
     ThreadPool& threads) const {
-  std::vector<Chunk> chunks;
+  std::vector<RegionPart> chunks;
   for (std::size_t i = 0; i < regions.size(); ++i) {
-    for (std::uint64_t begin = 0; begin < regions[i].size_bytes; begin += kChunkBytes) {
+    for (std::uint64_t begin = 0; begin < regions[i].size_bytes; begin += kReadBytes) {
       const std::uint64_t left = regions[i].size_bytes - begin;
       chunks.push_back(
-          {i, begin, static_cast<std::size_t>(std::min<std::uint64_t>(left, kChunkBytes))});
+          {i, begin, static_cast<std::size_t>(std::min<std::uint64_t>(left, kReadBytes))});
     }
   }
   std::size_t largest = 0;
-  for (const Chunk& chunk : chunks)
+  for (const RegionPart& chunk : chunks)
     largest = std::max(largest, chunk.size_bytes);
   // Half for the chunk, half (which may need a page more) for reads that are not aligned.
   const std::size_t half = (largest + 2 * AlignedBuffer::kAlignment - 1) /
@@ -129,7 +129,7 @@ Result<std::vector<std::uint32_t>> ContainerReader::checksums(
     return buffer;
   };
   threads.parallel_for(static_cast<int>(chunks.size()), [&](int task) {
-    Chunk& chunk = chunks[static_cast<std::size_t>(task)];
+    RegionPart& chunk = chunks[static_cast<std::size_t>(task)];
     AlignedBuffer buffer = take_buffer();
     const auto bytes = out.empty() ? buffer.bytes().first(chunk.size_bytes)
                                    : out[chunk.region].subspan(chunk.begin, chunk.size_bytes);
@@ -142,7 +142,7 @@ Result<std::vector<std::uint32_t>> ContainerReader::checksums(
   });
   if (error) return *error;
   std::vector<std::uint32_t> found(regions.size());
-  for (const Chunk& chunk : chunks)
+  for (const RegionPart& chunk : chunks)
     found[chunk.region] = crc32c_combine(found[chunk.region], chunk.crc32c, chunk.size_bytes);
   return found;
 }
@@ -184,7 +184,7 @@ Result<void> ContainerReader::read_all(std::span<const Region> regions,
   std::vector<Run> runs;
   for (std::size_t i = 0; i < regions.size(); ++i) {
     const std::uint64_t size = regions[i].size_bytes;
-    const bool goes_on = !runs.empty() && runs.back().size_bytes + size <= kChunkBytes &&
+    const bool goes_on = !runs.empty() && runs.back().size_bytes + size <= kReadBytes &&
                          regions[i - 1].offset + regions[i - 1].size_bytes == regions[i].offset &&
                          out[i - 1].data() + out[i - 1].size() == out[i].data();
     if (!goes_on) runs.push_back({i, i, 0});
@@ -196,7 +196,7 @@ Result<void> ContainerReader::read_all(std::span<const Region> regions,
   std::optional<Error> error;  // the first; guarded by mutex
   threads.parallel_for(static_cast<int>(runs.size()), [&](int task) {
     const Run& run = runs[static_cast<std::size_t>(task)];
-    const AlignedBuffer buffer(file_->alignment() == 1 ? 0 : kChunkBytes);
+    const AlignedBuffer buffer(file_->alignment() == 1 ? 0 : kReadBytes);
     const std::span<std::byte> bytes(out[run.first].data(),
                                      static_cast<std::size_t>(run.size_bytes));
     auto read = read_range(regions[run.first].offset, bytes, buffer.bytes());

@@ -10,7 +10,6 @@
 namespace thaw::kvsnap {
 namespace {
 
-constexpr std::size_t kCommitBytes = 40;
 constexpr std::size_t kWaitingPerThread = 2;
 
 std::uint64_t aligned_up(std::uint64_t value) {

@@ -15,7 +15,7 @@ namespace thaw::kvsnap {
 namespace {
 
 // A task: enough work to share out evenly, and few enough checksums to combine.
-constexpr std::size_t kChunkBytes = std::size_t{512} << 10;
+constexpr std::size_t kTaskBytes = std::size_t{512} << 10;
 // Sequences that decode wait no longer than a copy of so many chunks takes.
 constexpr std::size_t kStepChunks = 32;
 // Copied, then checksummed while it is still in the first-level cache.
@@ -54,7 +54,7 @@ void finish_streaming() {
 #endif
 }
 
-// Up to kChunkBytes of one extent: the part of its pieces that one task copies.
+// Up to kTaskBytes of one extent: the part of its pieces that one task copies.
 struct Chunk {
   const ExtentCopy* extent = nullptr;
   std::size_t first_piece = 0;
@@ -93,7 +93,7 @@ std::vector<Chunk> cut_into_chunks(const std::vector<ExtentCopy>& extents) {
       for (std::size_t offset = 0; offset < extent.pieces[piece].size_bytes;) {
         if (room == 0) {
           chunks.push_back({&extent, piece, offset, 0, 0});
-          room = kChunkBytes;
+          room = kTaskBytes;
         }
         const std::size_t size = std::min(room, extent.pieces[piece].size_bytes - offset);
         chunks.back().size_bytes += size;

@@ -15,14 +15,9 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr std::uint64_t kVersion = 1;
+constexpr std::uint64_t kHandleVersion = 1;
 constexpr std::size_t kMaxIdBytes = 128;
 constexpr std::uint32_t kMaxRanks = 1024;
-
-template <typename T>
-ordered_json or_null(const std::optional<T>& value) {
-  return value ? ordered_json(*value) : ordered_json(nullptr);
-}
 
 /// Names end up in trees and file listings.
 void check_id(const char* key, const std::string& id, JsonKeys& keys) {
@@ -52,7 +47,7 @@ Result<std::string> Handle::to_json() const {
                       {"tensor_parallel_size", tensor_parallel_size},
                       {"vllm_version", or_null(vllm_version)},
                       {"created_at", created_at},
-                      {"version", kVersion}};
+                      {"version", kHandleVersion}};
   try {
     return out.dump(2) + "\n";
   } catch (const json::exception&) {
@@ -67,7 +62,7 @@ Result<Handle> Handle::parse(std::string_view text) {
   std::uint64_t version = 0;
   keys.read("version", version);
   if (auto read = keys.result(); !read) return std::move(read).error();
-  if (version != kVersion) {
+  if (version != kHandleVersion) {
     return make_error(Errc::kUnsupported, std::string(kHandleFile) + ": version " +
                                               std::to_string(version) + "; supported is 1");
   }

@@ -15,6 +15,11 @@
 
 namespace thaw::kvsnap {
 
+template <typename T>
+nlohmann::ordered_json or_null(const std::optional<T>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
+}
+
 /// Reads keys of a JSON object that came from others; the first failure sticks. Unknown keys are
 /// passed over. The object must outlive this.
 class JsonKeys {

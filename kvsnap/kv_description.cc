@@ -11,7 +11,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr std::string_view kMagic("THAWKV\0\0", 8);
+constexpr std::string_view kDescriptionMagic("THAWKV\0\0", 8);
 constexpr std::size_t kTextOffset = 12;
 constexpr std::size_t kShapeExtents = 4;
 /// No engine has more.
@@ -101,7 +101,7 @@ std::optional<std::uint64_t> torch_element_bytes(std::string_view dtype) {
 }
 
 bool is_kv_description(std::string_view bytes) {
-  return bytes.starts_with(kMagic);
+  return bytes.starts_with(kDescriptionMagic);
 }
 
 Result<std::string_view> kv_description_text(std::string_view bytes) {
@@ -112,8 +112,9 @@ Result<std::string_view> kv_description_text(std::string_view bytes) {
   }
   std::uint32_t size = 0;
   for (std::size_t i = 0; i < sizeof(size); ++i)
-    size |= static_cast<std::uint32_t>(static_cast<unsigned char>(bytes[kMagic.size() + i]))
-            << (8 * i);
+    size |=
+        static_cast<std::uint32_t>(static_cast<unsigned char>(bytes[kDescriptionMagic.size() + i]))
+        << (8 * i);
   bytes.remove_prefix(kTextOffset);
   if (size > bytes.size()) {
     return make_error(Errc::kDataLoss, "truncated: it claims " + std::to_string(size) +
@@ -141,7 +142,7 @@ std::string KvDescription::encode() const {
 }
 
 std::string frame_kv_description(std::string_view json) {
-  std::string bytes(kMagic);
+  std::string bytes(kDescriptionMagic);
   for (std::size_t i = 0; i < sizeof(std::uint32_t); ++i)
     bytes += static_cast<char>(json.size() >> (8 * i));
   return bytes.append(json);

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/result.h"
@@ -12,6 +13,8 @@
 #include "kvsnap/kv_document.h"
 
 namespace thaw::kvsnap {
+
+inline constexpr std::string_view kKvFileSuffix = ".thawkv";
 
 /// Writes KV as a .thawkv file and its sidecar: one region for each block, in order, and the
 /// document. Whole and on the disk when it returns; whatever crashes, `path` is the old file or the

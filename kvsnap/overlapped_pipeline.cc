@@ -14,9 +14,9 @@ namespace thaw::kvsnap {
 namespace {
 
 // One thread's step, some 30 microseconds: the last ones end together.
-constexpr std::size_t kSliceBytes = std::size_t{256} << 10;
+constexpr std::size_t kCrewSliceBytes = std::size_t{256} << 10;
 // Between two looks at an engine that has nothing new: a chunk takes some 150 microseconds.
-constexpr std::chrono::microseconds kNap{10};
+constexpr std::chrono::microseconds kEngineNap{10};
 // Awake for a launch that was said to come.
 constexpr std::chrono::microseconds kExpectation{500};
 constexpr std::chrono::seconds kCollectMargin{5};
@@ -29,8 +29,9 @@ struct Slices {
 
   explicit Slices(const std::vector<CopyChunk>& chunks) {
     for (const CopyChunk& chunk : chunks) {
-      for (std::size_t at = 0; at < chunk.arena.size(); at += kSliceBytes) {
-        bytes.push_back(chunk.arena.subspan(at, std::min(kSliceBytes, chunk.arena.size() - at)));
+      for (std::size_t at = 0; at < chunk.arena.size(); at += kCrewSliceBytes) {
+        bytes.push_back(
+            chunk.arena.subspan(at, std::min(kCrewSliceBytes, chunk.arena.size() - at)));
         extent.push_back(chunk.extent);
       }
       end_of_chunk.push_back(bytes.size());
@@ -143,7 +144,7 @@ void OverlappedPipeline::serve() {
       const auto end = std::chrono::steady_clock::now() + kExpectation;
       while (queue_.empty() && !stopping_ && std::chrono::steady_clock::now() < end) {
         lock.unlock();
-        std::this_thread::sleep_for(kNap);
+        std::this_thread::sleep_for(kEngineNap);
         lock.lock();
       }
       expecting_ = false;
@@ -265,7 +266,7 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
     } else if (first.arrived == arrived_before) {
       if (std::chrono::steady_clock::now() > end)
         return late(first.arrived, first.chunks.size(), options_.deadline);
-      std::this_thread::sleep_for(kNap);
+      std::this_thread::sleep_for(kEngineNap);
     }
   }
   return {};
@@ -287,7 +288,7 @@ bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChu
 }
 
 Result<void> OverlappedPipeline::copy(Running& running) {
-  static const Crc32cCombiner append_slice(kSliceBytes);
+  static const Crc32cCombiner append_slice(kCrewSliceBytes);
   const Job& job = running.job;
   const std::vector<CopyChunk>& chunks = running.chunks;
   Checksums& checksums = running.checksums;
@@ -315,8 +316,8 @@ Result<void> OverlappedPipeline::copy(Running& running) {
     for (; folded < slices.bytes.size() && crew_.done(folded); ++folded) {
       std::uint32_t& crc = checksums[slices.extent[folded]];
       const std::size_t size = slices.bytes[folded].size();
-      crc = size == kSliceBytes ? append_slice(crc, crew_.crc(folded))
-                                : crc32c_combine(crc, crew_.crc(folded), size);
+      crc = size == kCrewSliceBytes ? append_slice(crc, crew_.crc(folded))
+                                    : crc32c_combine(crc, crew_.crc(folded), size);
     }
     if (job.direction == CopyDirection::kToArena && folded > folded_before) {
       const std::size_t count =
@@ -326,7 +327,7 @@ Result<void> OverlappedPipeline::copy(Running& running) {
     if (running.arrived > arrived_before || folded > folded_before) continue;
     if (std::chrono::steady_clock::now() > end)
       return late(running.arrived, chunks.size(), options_.deadline);
-    std::this_thread::sleep_for(kNap);
+    std::this_thread::sleep_for(kEngineNap);
   }
   return {};
 }

@@ -15,12 +15,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr std::uint64_t kVersion = 1;
-
-template <typename T>
-ordered_json or_null(const std::optional<T>& value) {
-  return value ? ordered_json(*value) : ordered_json(nullptr);
-}
+constexpr std::uint64_t kRolloutVersion = 1;
 
 ordered_json choice_json(const TokenChoice& choice) {
   return {{"token_id", choice.token_id},
@@ -94,7 +89,7 @@ std::optional<RolloutScores> Rollout::scores() const {
 }
 
 Result<std::string> Rollout::to_json() const {
-  ordered_json out = {{"version", kVersion},
+  ordered_json out = {{"version", kRolloutVersion},
                       {"rollout_id", rollout_id},
                       {"parent_id", or_null(parent_id)},
                       {"label", or_null(label)},
@@ -127,7 +122,7 @@ Result<Rollout> Rollout::parse(std::string_view text) {
   std::uint64_t version = 0;
   keys.read("version", version);
   if (auto read = keys.result(); !read) return std::move(read).error();
-  if (version != kVersion) {
+  if (version != kRolloutVersion) {
     return make_error(Errc::kUnsupported, std::string(kRolloutFile) + ": version " +
                                               std::to_string(version) + "; supported is 1");
   }

@@ -4,7 +4,7 @@ Any finding fails.
 
 Most of the time goes into the library's headers, once for every source. So sources of one folder that are
 compiled alike are read as one (a file under build/tidy/groups includes them); where the names of two collide,
-the group is parted.
+the group is parted. With a CUDA toolkit, the host half of the CUDA rooms is read as well.
 """
 
 import concurrent.futures
@@ -28,8 +28,8 @@ def configure() -> None:
     options = [
         "-DCMAKE_BUILD_TYPE=Debug",
         "-DCMAKE_CXX_COMPILER=clang++-19",
+        "-UTHAW_CUDA",  # on where a toolkit is
         "-DTHAW_BENCH=OFF",
-        "-DTHAW_CUDA=OFF",
         "-DTHAW_TESTS=OFF",
     ]
     subprocess.run(
@@ -37,12 +37,12 @@ def configure() -> None:
     )
 
 
-def compiled(build: Path) -> dict[str, list[str]]:
-    """The repository's .cc files that a build folder compiles, each with its options."""
+def compiled() -> dict[str, list[str]]:
+    """The repository's .cc files that the build folder compiles, each with its options."""
     listed = subprocess.run(["git", "ls-files", "*.cc"], cwd=ROOT, check=True, capture_output=True, text=True)
     known = set(listed.stdout.split())
     found: dict[str, list[str]] = {}
-    for entry in json.loads((build / "compile_commands.json").read_text()):
+    for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         name = os.path.relpath(entry["file"], ROOT)
         if name not in known or name in found:
             continue
@@ -54,10 +54,12 @@ def compiled(build: Path) -> dict[str, list[str]]:
 
 
 def groups(files: dict[str, list[str]]) -> list[list[str]]:
-    """Sources of one folder with the same options, at most GROUP_SIZE together."""
+    """Sources of one folder with the same options, at most GROUP_SIZE together. Tables of shapes stay
+    alone, as in coalescer/CMakeLists.txt."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, options in sorted(files.items()):
-        alike.setdefault((os.path.dirname(name), *options), []).append(name)
+        place = name if "/shapes_" in name else os.path.dirname(name)
+        alike.setdefault((place, *options), []).append(name)
     return [names[i : i + GROUP_SIZE] for names in alike.values() for i in range(0, len(names), GROUP_SIZE)]
 
 
@@ -76,52 +78,36 @@ def run(command: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def parted(names: list[str], options: list[str]) -> list[list[str]]:
-    """`names` in groups whose names do not collide. What is wrong with one alone, clang-tidy tells."""
-    if len(names) == 1:
-        return [names]
-    command = ["clang++-19", "-fsyntax-only", "-w", "-ferror-limit=0", *options]
-    code, said = run([*command, str(as_one(names, options))])
-    if code == 0:
-        return [names]
+def parted(names: list[str], said: str) -> list[list[str]]:
+    """`names` in groups without those that `said` finds colliding."""
     hurt = {
-        os.path.relpath(path, ROOT) for path in re.findall(r"^(/[^:]+):\d+:\d+: error:", said, re.MULTILINE)
+        os.path.relpath(path, ROOT)
+        for path in re.findall(r"^(/[^:]+):\d+:\d+: error: .*\[clang-diagnostic-error\]$", said, re.MULTILINE)
     }
     hurt &= set(names)
     if not hurt or hurt == set(names):
         return [[name] for name in names]
-    rest = [name for name in names if name not in hurt]
-    return parted(rest, options) + parted(sorted(hurt), options)
+    return [[name for name in names if name not in hurt], sorted(hurt)]
 
 
-def tidy(names: list[str], options: list[str]) -> str:
-    """What clang-tidy finds in `names`; empty: nothing."""
+def check(names: list[str], options: list[str]) -> str:
+    """What clang-tidy finds in `names`; empty: nothing. What does not compile alone, it tells as well."""
     checks = "-bugprone-suspicious-include" if len(names) > 1 else ""
     header_filter = f"--header-filter=^{ROOT}/{ROOMS}/.*\\.(h|cc)$"
     source = str(as_one(names, options))
     code, said = run(
         ["clang-tidy-19", "--quiet", f"--checks={checks}", header_filter, source, "--", *options]
     )
+    if len(names) > 1 and "[clang-diagnostic-error]" in said:
+        return "".join(check(group, options) for group in parted(names, said))
     return f"{' '.join(names)}:\n{said}" if code else ""
-
-
-def check(names: list[str], options: list[str]) -> str:
-    """Every finding in `names`."""
-    return "".join(tidy(group, options) for group in parted(names, options))
 
 
 def main() -> int:
     configure()
     GROUPS.mkdir(exist_ok=True)
-    clang = compiled(BUILD)
-    jobs = [(names, clang[names[0]]) for names in groups(clang)]
-    release = ROOT / "build/release"
-    if (release / "compile_commands.json").exists():
-        # The host half of the CUDA rooms, where the release build has them: it needs the toolkit's headers.
-        # The options are GCC's.
-        gcc = {n: o for n, o in compiled(release).items() if not n.startswith(("tests/", "bench/"))}
-        host = {name: options for name, options in gcc.items() if name not in clang}
-        jobs += [(names, [*host[names[0]], "-Wno-unknown-warning-option"]) for names in groups(host)]
+    files = compiled()
+    jobs = [(names, files[names[0]]) for names in groups(files)]
     jobs.sort(key=lambda job: -len(job[0]))
     found = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as crew:

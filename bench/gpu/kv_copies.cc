@@ -41,7 +41,7 @@ std::vector<double> sorted_times(int repeats, const std::function<void()>& work)
   return times;
 }
 
-double median(int repeats, const std::function<void()>& work) {
+double median_ms(int repeats, const std::function<void()>& work) {
   return sorted_times(repeats, work)[static_cast<std::size_t>(repeats / 2)];
 }
 
@@ -100,7 +100,7 @@ class Fixture {
   /// Median milliseconds of the bare copies of the blocks in use.
   double copies_alone(bool to_device, int num_streams) {
     const std::vector<cuda::Stream> streams(static_cast<std::size_t>(num_streams));
-    return median(options_.repeats, [&] {
+    return median_ms(options_.repeats, [&] {
       std::byte* at = view_.bytes(manifest_.extents[0]).data();
       for (std::size_t i = 0; i < blocks_.size(); ++i, at += options_.block_bytes) {
         cuda::check(cudaMemcpyAsync(to_device ? blocks_[i] : at, to_device ? at : blocks_[i],
@@ -135,7 +135,7 @@ class Fixture {
 
 double checksum_rate(std::span<const std::byte> memory) {
   std::uint32_t sum = 0;
-  const double ms = median(5, [&] { sum ^= crc32c(memory); });
+  const double ms = median_ms(5, [&] { sum ^= crc32c(memory); });
   return static_cast<double>(memory.size()) / (ms * 1e-3) + (sum == 1 ? 1e-9 : 0);
 }
 
@@ -198,7 +198,7 @@ PinnedPages measure_pages(const std::string& name, std::span<std::byte> memory,
   figures.pin_ms = milliseconds_since(start);
   const cuda::DeviceBuffer<std::byte> device(memory.size(), stream);
   const auto rate = [&](bool to_device) {
-    const double ms = median(5, [&] {
+    const double ms = median_ms(5, [&] {
       if (to_device)
         cuda::copy_to_device<std::byte>(memory, device, stream);
       else

@@ -28,7 +28,7 @@ using model::SequenceRows;
 using model::StepHandle;
 using ops::cuda::Exchange;
 
-constexpr int kTrunk = 4001;
+constexpr int kTrunkTokens = 4001;
 constexpr int kMostRows = 16;
 constexpr int kBlocksPerBranch = 12;
 constexpr int kHidden = 4096;
@@ -174,7 +174,7 @@ class Group {
     options_.max_rows = 4352;
     options_.tp.size = ranks;
     if (ranks > 1) exchanges_ = connected(ranks, model::cuda_exchange_bytes(config, options_));
-    const std::size_t blocks = kTrunk / kBlockSize + 1 + kMostRows * kBlocksPerBranch;
+    const std::size_t blocks = kTrunkTokens / kBlockSize + 1 + kMostRows * kBlocksPerBranch;
     const std::size_t kv_bytes =
         blocks * model::kv_block_bytes(model::rank_heads(config, ranks), ops::KvDType::kBF16);
     for (int rank = 0; rank < ranks; ++rank) {
@@ -188,9 +188,9 @@ class Group {
                        .value();
     }
     std::mt19937 random(1);
-    for (int i = 0; i < kTrunk + 512; ++i)
+    for (int i = 0; i < kTrunkTokens + 512; ++i)
       tokens_.push_back(static_cast<TokenId>(random() % 128256));
-    for (int i = 0; i <= kTrunk / kBlockSize; ++i)
+    for (int i = 0; i <= kTrunkTokens / kBlockSize; ++i)
       trunk_.push_back(i);
   }
 
@@ -327,13 +327,13 @@ TensorParallelFigures measure_tensor_parallel() {
   figures.exchanges = measure_exchanges();
   for (const int ranks : {1, 2}) {
     Group group(ranks);
-    for (const int tokens : {512, kTrunk}) {
+    for (const int tokens : {512, kTrunkTokens}) {
       const double ms = group.prefill(tokens);
       const double exchange = group.exchange_ms([&] { group.one_prefill(tokens); });
       figures.steps.push_back({ranks, "prefill", tokens, 0, ms, exchange});
     }
     for (const int rows : {1, 4, 8, 16})
-      for (const int trunk : {0, kTrunk / kBlockSize * kBlockSize})
+      for (const int trunk : {0, kTrunkTokens / kBlockSize * kBlockSize})
         figures.steps.push_back({ranks, "decode", rows, trunk, group.decode(rows, trunk), 0});
   }
   return figures;

@@ -126,8 +126,8 @@ std::optional<ApiError> prepare_stored(const ServerContext* context, const Share
   return std::nullopt;
 }
 
-net::awaitable<ApiResult<PreparedForks>> parse_on_pool(const ServerContext* context,
-                                                       std::string body) {
+net::awaitable<ApiResult<PreparedForks>> parse_forks_on_pool(const ServerContext* context,
+                                                             std::string body) {
   auto parsed = parse_forks(body, *context->models, context->options.max_num_seqs);
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   PreparedForks forks;
@@ -149,7 +149,7 @@ net::awaitable<ApiResult<PreparedForks>> prepare_stored_on_pool(const ServerCont
   co_return forks;
 }
 
-ApiError no_such_response(const std::string& id) {
+ApiError no_such_trunk(const std::string& id) {
   ApiError error = invalid_field("trunk.response_id",
                                  "there is no response `" + id.substr(0, 100) +
                                      "`: it runs not, is none of the last that ended, and is not "
@@ -176,7 +176,7 @@ ApiResult<Session::ForkTrunk> trunk_of_stored(const ServerContext* context,
                                               const StoredTrunk& stored) {
   const ServedModelPtr model = context->models->find(response.served);
   if (response.line == nullptr || model == nullptr || model->weights != response.weights)
-    return no_such_response(stored.response_id);
+    return no_such_trunk(stored.response_id);
   if (stored.choice != 0) {
     return invalid_field("trunk.choice", "`trunk.choice` is " + std::to_string(stored.choice) +
                                              "; a response has one, number 0");
@@ -195,7 +195,7 @@ ApiResult<Session::ForkTrunk> trunk_of_stored(const ServerContext* context,
 /// The response's state, and where to cut it.
 ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
                                                 const StoredTrunk& stored) {
-  if (record == nullptr) return no_such_response(stored.response_id);
+  if (record == nullptr) return no_such_trunk(stored.response_id);
   Session::ForkTrunk trunk{state_of_record(*record, stored.choice, *record->call.served->codec),
                            {},
                            record->call.cache_salt,
@@ -218,7 +218,8 @@ ApiResult<Session::ForkTrunk> trunk_of_response(const CallRecord* record,
 net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_forks(
     std::string tenant, std::string body, std::unique_ptr<BodyLease> lease,
     Clock::TimePoint received) {
-  auto parsed = co_await prepare_on_text_thread(context_, parse_on_pool(context_, std::move(body)));
+  auto parsed =
+      co_await prepare_on_text_thread(context_, parse_forks_on_pool(context_, std::move(body)));
   lease.reset();
   if (auto* error = std::get_if<ApiError>(&parsed)) co_return std::move(*error);
   auto forks = std::move(std::get<PreparedForks>(parsed));

@@ -40,7 +40,8 @@ ApiResult<ApiCall> parse_body(const ServerContext* context, const std::string& b
   return parsed;
 }
 
-net::awaitable<ApiResult<ApiCall>> parse_on_pool(const ServerContext* context, std::string body) {
+net::awaitable<ApiResult<ApiCall>> parse_response_on_pool(const ServerContext* context,
+                                                          std::string body) {
   co_return parse_body(context, body);
 }
 
@@ -147,10 +148,11 @@ net::awaitable<bool> Session::answer_responses(Request request) {
   if (body_bytes <= kInlineBodyBytes) {
     parsed = parse_body(context_, body);
   } else if (only_counts) {
-    parsed = co_await net::co_spawn(context_->text_pool, parse_on_pool(context_, std::move(body)),
-                                    net::use_awaitable);
+    parsed = co_await net::co_spawn(
+        context_->text_pool, parse_response_on_pool(context_, std::move(body)), net::use_awaitable);
   } else {
-    parsed = co_await prepare_on_text_thread(context_, parse_on_pool(context_, std::move(body)));
+    parsed = co_await prepare_on_text_thread(context_,
+                                             parse_response_on_pool(context_, std::move(body)));
   }
   request.body_lease.reset();
   if (auto* error = std::get_if<ApiError>(&parsed))

@@ -69,7 +69,7 @@ ordered_json slot_json(const SlotStatus& slot, double uptime_seconds) {
           {"utilisation", uptime_seconds > 0 ? slot.busy_seconds / uptime_seconds : 0.0}};
 }
 
-ordered_json model_json(const ModelStatus& model, const std::vector<SlotStatus>& slots) {
+ordered_json model_status_json(const ModelStatus& model, const std::vector<SlotStatus>& slots) {
   ordered_json slot = nullptr;
   for (const SlotStatus& one : slots)
     if (one.model == model.model) slot = one.slot;
@@ -173,7 +173,7 @@ std::string pool_status_body(const PoolStatus& status, const ServedModels& model
   for (const SlotStatus& slot : slots)
     out["slots"].push_back(slot_json(slot, status.uptime_seconds));
   for (const ModelStatus& model : status.models)
-    out["models"].push_back(model_json(model, slots));
+    out["models"].push_back(model_status_json(model, slots));
   for (const WorkerStatus& worker : status.workers) {
     out["workers"].push_back(
         {{"worker", worker.worker},

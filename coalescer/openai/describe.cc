@@ -19,7 +19,7 @@ double as_written(float value) {
   return std::strtod(text, nullptr);
 }
 
-ordered_json model_json(const std::string& name, const ServedModel& served) {
+ordered_json served_model_json(const std::string& name, const ServedModel& served) {
   const ModelDescription& model = served.description;
   return {{"id", name},
           {"object", "model"},
@@ -69,12 +69,12 @@ std::string models_body(const ServedModels& models) {
   ordered_json out = {{"object", "list"}, {"data", ordered_json::array()}};
   for (const ServedModelPtr& model : models.list())
     for (const std::string& name : model->names)
-      out["data"].push_back(model_json(name, *model));
+      out["data"].push_back(served_model_json(name, *model));
   return dump_json(out);
 }
 
 std::string model_body(const std::string& name, const ServedModel& model) {
-  return dump_json(model_json(name, model));
+  return dump_json(served_model_json(name, model));
 }
 
 std::string explanations_json(const std::vector<Explanation>& explanations) {

@@ -12,7 +12,7 @@ using simdjson::dom::element;
 using simdjson::dom::element_type;
 
 /// Bytes of a client's value that an error repeats.
-constexpr std::size_t kMaxShown = 60;
+constexpr std::size_t kMaxValueShown = 60;
 
 /// JSON bounds no number, the parser takes 64 bits: whole numbers of more digits get the form of
 /// floats.
@@ -79,8 +79,8 @@ std::string shown_value(element value) {
   const element_type type = value.type();
   if (type == element_type::ARRAY || type == element_type::OBJECT) return json_type_name(value);
   std::string text = simdjson::to_string(value);
-  if (text.size() > kMaxShown) {
-    std::size_t end = kMaxShown;
+  if (text.size() > kMaxValueShown) {
+    std::size_t end = kMaxValueShown;
     while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80)
       --end;
     text = text.substr(0, end) + "...";

@@ -60,6 +60,11 @@ std::optional<TokenId> as_token_id(simdjson::dom::element element, int vocab_siz
 ApiResult<std::vector<TokenId>> token_list(simdjson::dom::array list, const std::string& name,
                                            int vocab_size);
 
+/// "messages[2]": an element in errors.
+inline std::string item_name(std::string_view list, std::size_t index) {
+  return std::string(list) + "[" + std::to_string(index) + "]";
+}
+
 /// Reads the fields of an object. The first error sticks and everything after it is skipped. A
 /// field that is absent or null leaves its target untouched.
 class JsonFields {

@@ -14,12 +14,8 @@ using nlohmann::ordered_json;
 using simdjson::dom::element;
 
 /// Of a block that is marked without a time.
-constexpr std::chrono::seconds kDefaultTtl{5 * 60};
+constexpr std::chrono::seconds kBlockTtl{5 * 60};
 constexpr std::size_t kMaxMarks = 16;
-
-std::string item_name(const std::string& list, std::size_t index) {
-  return list + "[" + std::to_string(index) + "]";
-}
 
 /// Collects the turns of one request.
 class ConversationReader {
@@ -150,7 +146,7 @@ class ConversationReader {
       inner.fail(invalid_field(full + ".type", "`" + full + ".type` is \"" + type.substr(0, 40) +
                                                    "\"; it must be \"ephemeral\""));
     }
-    const auto time = inner.find("ttl") ? parse_ttl(ttl) : kDefaultTtl;
+    const auto time = inner.find("ttl") ? parse_ttl(ttl) : kBlockTtl;
     if (!inner.failed() && !time) {
       inner.fail(invalid_field(full + ".ttl", "`" + full + ".ttl` is \"" + ttl.substr(0, 40) +
                                                   "\"; it must be a time such as \"5m\" or \"1h\", "

@@ -28,7 +28,7 @@ std::string time_text(std::int64_t unix_seconds) {
   return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts)};
 }
 
-ordered_json model_json(const std::string& name, const ServedModel& model) {
+ordered_json message_model_json(const std::string& name, const ServedModel& model) {
   return {{"type", "model"},
           {"id", name},
           {"display_name", name},
@@ -67,7 +67,7 @@ ApiResult<std::string> message_models_body(const ServedModels& models, std::stri
   }
   ordered_json out = {{"data", ordered_json::array()}};
   for (std::size_t i = begin; i < end; ++i)
-    out["data"].push_back(model_json(all[i].first, *all[i].second));
+    out["data"].push_back(message_model_json(all[i].first, *all[i].second));
   out["has_more"] = before.empty() ? end < all.size() : begin > 0;
   out["first_id"] = begin < end ? ordered_json(all[begin].first) : ordered_json();
   out["last_id"] = begin < end ? ordered_json(all[end - 1].first) : ordered_json();
@@ -75,7 +75,7 @@ ApiResult<std::string> message_models_body(const ServedModels& models, std::stri
 }
 
 std::string message_model_body(const std::string& name, const ServedModel& model) {
-  return dump_json(model_json(name, model));
+  return dump_json(message_model_json(name, model));
 }
 
 }  // namespace thaw::coalescer

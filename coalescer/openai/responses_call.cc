@@ -28,7 +28,7 @@ void read_include(JsonFields& fields, ApiCall& call) {
   }
 }
 
-void read_logprobs(JsonFields& fields, ApiCall& call) {
+void read_response_logprobs(JsonFields& fields, ApiCall& call) {
   read_include(fields, call);
   const auto best = fields.integer("top_logprobs");
   call.logprobs = call.logprobs || best.value_or(0) > 0;
@@ -177,7 +177,7 @@ ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits,
   read_delivery_fields(fields, call);
   read_answer_fields(fields, call);
   call.show.echo = false;
-  read_logprobs(fields, call);
+  read_response_logprobs(fields, call);
   call.cache = read_cache_fields(fields);
   call.cache.breakpoints.clear();  // of messages, which are not there
   read_thaw_fields(fields, call);

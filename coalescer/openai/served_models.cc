@@ -7,7 +7,7 @@ namespace thaw::coalescer {
 namespace {
 
 /// Bytes of a client's name that an error repeats, and names that it offers.
-constexpr std::size_t kMaxShown = 200;
+constexpr std::size_t kMaxNameShown = 200;
 constexpr std::size_t kMaxOffered = 8;
 
 }  // namespace
@@ -69,8 +69,8 @@ ApiResult<ServedModelPtr> require_model(const ServedModels& models, const std::s
   if (served.size() > kMaxOffered) offered += ", ...";
   ApiError error =
       invalid_field("model",
-                    "the model `" + name.substr(0, kMaxShown) + "` is not served here; " + offered +
-                        (served.size() == 1 ? " is" : " are"),
+                    "the model `" + name.substr(0, kMaxNameShown) + "` is not served here; " +
+                        offered + (served.size() == 1 ? " is" : " are"),
                     "model_not_found");
   error.status = 404;
   return error;

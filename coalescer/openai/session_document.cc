@@ -23,7 +23,7 @@ constexpr std::int64_t kVersion = 1;
 /// Bytes. Requests bound the same names in characters, of four bytes at most.
 constexpr std::size_t kMaxText = std::size_t{4} * 1024;
 /// A message of a request, with the arguments of its tool calls as objects.
-constexpr std::size_t kMaxDepth = 2 * kMaxJsonDepth + 8;
+constexpr std::size_t kMaxDocumentDepth = 2 * kMaxJsonDepth + 8;
 constexpr std::array<std::pair<const char*, LineEnd>, 4> kEnds = {{{"message", LineEnd::kMessage},
                                                                    {"prompted", LineEnd::kPrompted},
                                                                    {"reply", LineEnd::kReply},
@@ -232,7 +232,7 @@ std::string write_session_document(const SessionDocument& document) {
 
 ApiResult<SessionDocument> read_session_document(std::string_view text, const LimitsOf& limits_of) {
   JsonBody json;
-  if (auto error = json.parse(text, kMaxDepth)) return std::move(*error);
+  if (auto error = json.parse(text, kMaxDocumentDepth)) return std::move(*error);
   JsonFields fields(json.root());
   SessionDocument document;
   StoredSession& session = document.session;

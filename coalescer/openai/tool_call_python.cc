@@ -14,8 +14,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int kMaxDepth = 64;
-constexpr std::string_view kEndTag = "<|tool_call_end|>";
+constexpr int kMaxValueDepth = 64;
+constexpr std::string_view kPythonEndTag = "<|tool_call_end|>";
 
 bool is_name(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
@@ -79,7 +79,7 @@ class Literals {
 
   bool value(ordered_json& out, int depth) {
     skip();
-    if (at_end() || depth > kMaxDepth) return false;
+    if (at_end() || depth > kMaxValueDepth) return false;
     const char c = text_[at_];
     if (c == '"' || c == '\'') return string(out);
     if (c == '[' || c == '(') return list(out, c == '[' ? ']' : ')', depth);
@@ -243,8 +243,8 @@ class PythonicReader final : public CallReader {
         return tagged_ ? ReadState::kMore : ReadState::kDone;
       case At::kEnd:
         if (end_length_ == 0 && is_json_space(c)) return ReadState::kMore;
-        if (kEndTag[end_length_] != c) return ReadState::kWrong;
-        return ++end_length_ == kEndTag.size() ? ReadState::kDone : ReadState::kMore;
+        if (kPythonEndTag[end_length_] != c) return ReadState::kWrong;
+        return ++end_length_ == kPythonEndTag.size() ? ReadState::kDone : ReadState::kMore;
     }
     return ReadState::kWrong;
   }

@@ -50,10 +50,6 @@ std::optional<ToolSpec> read_function(JsonFields& function, std::string_view sch
   return tool;
 }
 
-std::string item_name(std::string_view list, std::size_t index) {
-  return std::string(list) + "[" + std::to_string(index) + "]";
-}
-
 void add_tool(JsonFields& fields, std::string_view list, JsonFields& function, ToolUse& use,
               std::string_view schema = "parameters") {
   auto tool = read_function(function, schema);

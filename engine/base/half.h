@@ -1,9 +1,18 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace thaw {
+
+/// The 16 bits at `p`, wherever they lie.
+inline std::uint16_t read_u16(const std::byte* p) {
+  std::uint16_t bits = 0;
+  std::memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
 
 /// bf16 bits to float: exact.
 inline float bf16_to_float(std::uint16_t bits) {

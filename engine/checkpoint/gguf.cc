@@ -15,7 +15,7 @@
 namespace thaw::checkpoint {
 namespace {
 
-constexpr std::uint64_t kMaxDimensions = 4;
+constexpr std::uint64_t kMaxTensorDimensions = 4;
 // Vocabularies stay under a million entries; the cap keeps a damaged count from costing memory.
 constexpr std::uint64_t kMaxArrayElements = 1 << 24;
 constexpr std::uint64_t kDefaultAlignment = 32;
@@ -265,10 +265,10 @@ std::optional<TensorInfo> read_tensor_info(Cursor& cursor,
   info.tensor.name = cursor.read_string("a tensor's name");
   const std::string name = in_quotes(info.tensor.name);
   const auto dimensions = cursor.read<std::uint32_t>("a tensor's number of dimensions");
-  if (dimensions > kMaxDimensions) {
+  if (dimensions > kMaxTensorDimensions) {
     cursor.fail(Errc::kDataLoss, "tensor " + name + " has " + std::to_string(dimensions) +
                                      " dimensions; supported are up to " +
-                                     std::to_string(kMaxDimensions));
+                                     std::to_string(kMaxTensorDimensions));
   }
   for (std::uint32_t i = 0; i < dimensions && cursor.ok(); ++i)
     info.tensor.shape.push_back(cursor.read<std::int64_t>("a tensor's shape"));

@@ -18,8 +18,8 @@ constexpr std::uint64_t kLengthBytes = 8;
 // The cap of the format itself. The parser's memory is a small multiple of the header, which the
 // file must hold.
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr std::size_t kMaxJsonDepth = 8;
-constexpr std::size_t kMaxDimensions = 8;
+constexpr std::size_t kMaxHeaderDepth = 8;
+constexpr std::size_t kMaxShapeDimensions = 8;
 
 struct ElementType {
   std::string_view name;
@@ -122,8 +122,8 @@ class HeaderReader {
       std::int64_t value = 0;
       if (extent.get(value) != simdjson::SUCCESS || value <= 0)
         return fail(entry, "has an impossible shape; positive integers are right");
-      if (entry.shape.size() == kMaxDimensions) {
-        return fail(entry, "has more than " + std::to_string(kMaxDimensions) + " dimensions");
+      if (entry.shape.size() == kMaxShapeDimensions) {
+        return fail(entry, "has more than " + std::to_string(kMaxShapeDimensions) + " dimensions");
       }
       entry.shape.push_back(value);
     }
@@ -184,7 +184,7 @@ Result<std::vector<SafetensorsEntry>> read_safetensors_header(const std::string&
                               header_bytes);
   simdjson::dom::parser parser;
   simdjson::dom::object root;
-  auto status = parser.allocate(text.size(), kMaxJsonDepth);
+  auto status = parser.allocate(text.size(), kMaxHeaderDepth);
   if (status == simdjson::SUCCESS) status = parser.parse(text.data(), text.size()).get(root);
   if (status != simdjson::SUCCESS) {
     return make_error(Errc::kDataLoss,

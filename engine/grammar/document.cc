@@ -9,10 +9,6 @@ namespace {
 
 using simdjson::dom::element;
 
-Error wrong(std::string what) {
-  return make_error(Errc::kInvalidArgument, "grammar: " + std::move(what));
-}
-
 /// Members whose value is no part of the tree of formats.
 bool is_opaque(std::string_view key) {
   return key == "json_schema" || key == "pattern" || key == "grammar";

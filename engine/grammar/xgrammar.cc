@@ -17,10 +17,6 @@ namespace {
 constexpr std::chrono::milliseconds kMatchTime{1000};
 constexpr std::int64_t kMatchParts = 1'000'000;
 
-Error wrong(std::string what) {
-  return make_error(Errc::kInvalidArgument, "grammar: " + std::move(what));
-}
-
 // The library's messages begin with time and place: "[12:00:00] cpp/file.cc:12: ".
 std::string message_of(const std::exception& failure) {
   std::string_view text = failure.what();

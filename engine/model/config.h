@@ -9,6 +9,9 @@
 
 namespace thaw::model {
 
+/// Of every real number in a file's description of a model: finite as float32, too.
+inline constexpr double kLargestReal = 1e30;
+
 /// How positions become angles, as transformers and GGUF name it. Every kind here is a table of
 /// frequencies that does not depend on how long a text is; those that do would change keys that lie
 /// in the cache.

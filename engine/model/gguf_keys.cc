@@ -1,8 +1,8 @@
 #include "engine/model/gguf_keys.h"
 
-namespace thaw::model {
+#include "engine/model/config.h"
 
-constexpr double kLargestReal = 1e30;  ///< finite as float32, too
+namespace thaw::model {
 
 int GgufKeys::required(const std::string& key, std::int64_t limit) {
   const auto value = find_int(key);

@@ -4,9 +4,9 @@
 #include <limits>
 #include <utility>
 
-namespace thaw::model {
+#include "engine/model/config.h"
 
-constexpr double kLargestReal = 1e30;  ///< finite as float32, too
+namespace thaw::model {
 
 JsonKeys::JsonKeys(nlohmann::json object, std::string where)
     : object_(std::move(object)), where_(std::move(where)) {}

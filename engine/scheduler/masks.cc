@@ -6,11 +6,10 @@
 namespace thaw::scheduler {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-std::uint64_t nanoseconds_since(Clock::time_point start) {
+std::uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
   return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start)
+          .count());
 }
 
 void run_job(const MaskJob& job) {
@@ -43,7 +42,7 @@ void MaskFiller::start(std::span<const MaskJob> jobs) {
 void MaskFiller::finish() {
   std::unique_lock lock(mutex_);
   if (jobs_.empty()) return;
-  const auto started = Clock::now();
+  const auto started = std::chrono::steady_clock::now();
   while (const MaskJob* next = next_job()) {
     const MaskJob job = *next;
     lock.unlock();
@@ -58,7 +57,7 @@ void MaskFiller::finish() {
 }
 
 void MaskFiller::fill(const MaskJob& job) {
-  const auto started = Clock::now();
+  const auto started = std::chrono::steady_clock::now();
   run_job(job);
   ++num_filled_;
   waited_ns_ += nanoseconds_since(started);

@@ -10,15 +10,15 @@ namespace {
 
 using nlohmann::ordered_json;
 
-Error bad(const std::string& what) {
+Error bad_config(const std::string& what) {
   return make_error(Errc::kInvalidArgument, what);
 }
 
 Result<ordered_json> parse_object(std::string_view text, const std::string& file) {
   if (text.empty()) return ordered_json::object();
   ordered_json json = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return bad(file + " is not JSON");
-  if (!json.is_object()) return bad(file + " is not an object");
+  if (json.is_discarded()) return bad_config(file + " is not JSON");
+  if (!json.is_object()) return bad_config(file + " is not an object");
   return json;
 }
 
@@ -30,8 +30,8 @@ Result<void> read_token(const ordered_json& json, const char* key,
   const ordered_json* text = &*it;
   if (it->is_object() && it->contains("content")) text = &(*it)["content"];
   if (!text->is_string()) {
-    return bad("tokenizer_config.json: " + std::string(key) +
-               " is neither a string nor an object with one in \"content\"");
+    return bad_config("tokenizer_config.json: " + std::string(key) +
+                      " is neither a string nor an object with one in \"content\"");
   }
   out = text->get<std::string>();
   return {};
@@ -41,7 +41,7 @@ Result<void> read_flag(const ordered_json& json, const char* key, std::optional<
   const auto it = json.find(key);
   if (it == json.end() || it->is_null()) return {};
   if (!it->is_boolean())
-    return bad("tokenizer_config.json: " + std::string(key) + " is no boolean");
+    return bad_config("tokenizer_config.json: " + std::string(key) + " is no boolean");
   out = it->get<bool>();
   return {};
 }
@@ -50,7 +50,7 @@ Result<void> read_added_tokens(const ordered_json& json, std::vector<HfAddedToke
   const auto tokens = json.find("added_tokens_decoder");
   if (tokens == json.end() || tokens->is_null()) return {};
   if (!tokens->is_object()) {
-    return bad("tokenizer_config.json: added_tokens_decoder is not an object");
+    return bad_config("tokenizer_config.json: added_tokens_decoder is not an object");
   }
   for (const auto& [key, value] : tokens->items()) {
     HfAddedToken token;
@@ -59,8 +59,8 @@ Result<void> read_added_tokens(const ordered_json& json, std::vector<HfAddedToke
     const auto content = value.is_object() ? value.find("content") : value.end();
     if (error != std::errc() || stop != end || !value.is_object() || content == value.end() ||
         !content->is_string()) {
-      return bad("tokenizer_config.json: added_tokens_decoder has \"" + key.substr(0, 32) +
-                 "\", which is not an id with an object that has a \"content\"");
+      return bad_config("tokenizer_config.json: added_tokens_decoder has \"" + key.substr(0, 32) +
+                        "\", which is not an id with an object that has a \"content\"");
     }
     const auto flag = [&value](const char* name) {
       const auto it = value.find(name);
@@ -93,7 +93,7 @@ Result<void> read_templates(const ordered_json& json, HfTokenizerConfig& config)
       const ordered_json* name = text(named, "name");
       const ordered_json* body = text(named, "template");
       if (name == nullptr || body == nullptr) {
-        return bad(
+        return bad_config(
             "tokenizer_config.json: chat_template has an entry without \"name\" or "
             "\"template\"");
       }
@@ -105,7 +105,8 @@ Result<void> read_templates(const ordered_json& json, HfTokenizerConfig& config)
     }
     return {};
   }
-  return bad("tokenizer_config.json: chat_template is neither a string nor a list of templates");
+  return bad_config(
+      "tokenizer_config.json: chat_template is neither a string nor a list of templates");
 }
 
 }  // namespace

@@ -18,10 +18,6 @@ using DecodeStart = TokenizerSpec::DecodeStart;
 
 constexpr int kMaxNesting = 8;
 
-Error unsupported(const std::string& what) {
-  return make_error(Errc::kUnsupported, "tokenizer.json: " + what);
-}
-
 std::string shown(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 200);
 }
@@ -39,15 +35,16 @@ bool flag_of(const json& object, const char* key, bool otherwise) {
 /// The parts of nested Sequences, one after the other; `list` is the key of a Sequence's parts.
 Result<void> flatten(const json& part, const char* list, int nesting, std::vector<json>& out) {
   if (part.is_null()) return {};
-  if (!part.is_object()) return unsupported("a part of the pipeline is " + shown(part));
+  if (!part.is_object())
+    return unsupported_tokenizer_json("a part of the pipeline is " + shown(part));
   if (text_of(part, "type") != "Sequence") {
     out.push_back(part);
     return {};
   }
-  if (nesting == 0) return unsupported("Sequences are nested too deep");
+  if (nesting == 0) return unsupported_tokenizer_json("Sequences are nested too deep");
   const auto parts = part.find(list);
   if (parts == part.end() || !parts->is_array()) {
-    return unsupported("a Sequence has no list \"" + std::string(list) + "\"");
+    return unsupported_tokenizer_json("a Sequence has no list \"" + std::string(list) + "\"");
   }
   for (const json& inner : *parts) {
     if (auto flat = flatten(inner, list, nesting - 1, out); !flat) return flat;
@@ -85,9 +82,10 @@ Result<void> apply_normalizer(const json& normalizer, TokenizerSpec& spec, bool&
     } else if (type == "Replace" && replaces(part, " ", kSpaceMark)) {
       marks_spaces = true;
     } else {
-      return unsupported("normalizer " + shown(part) +
-                         " is not supported; supported are NFC, Prepend of a space, Replace of "
-                         "\" \" by \"\u2581\", and Sequence");
+      return unsupported_tokenizer_json(
+          "normalizer " + shown(part) +
+          " is not supported; supported are NFC, Prepend of a space, Replace of "
+          "\" \" by \"\u2581\", and Sequence");
     }
   }
   return {};
@@ -120,18 +118,19 @@ Result<SplitRegex> split_of(const json& part) {
     split.keep_matches = invert;
     split.keep_gaps = !invert;
   } else if (behavior != "Isolated") {
-    return unsupported("pre-tokenizer Split has behavior \"" + behavior +
-                       "\"; supported are Isolated and Removed");
+    return unsupported_tokenizer_json("pre-tokenizer Split has behavior \"" + behavior +
+                                      "\"; supported are Isolated and Removed");
   }
-  if (split.pattern.empty()) return unsupported("pre-tokenizer " + shown(part) + " has no pattern");
+  if (split.pattern.empty())
+    return unsupported_tokenizer_json("pre-tokenizer " + shown(part) + " has no pattern");
   return split;
 }
 
 Result<void> apply_metaspace(const json& part, TokenizerSpec& spec) {
   const std::string replacement = text_of(part, "replacement");
   if (!is_space_mark(replacement)) {
-    return unsupported("Metaspace replaces spaces by \"" + replacement +
-                       "\"; supported is \"\u2581\"");
+    return unsupported_tokenizer_json("Metaspace replaces spaces by \"" + replacement +
+                                      "\"; supported is \"\u2581\"");
   }
   const std::string scheme = part.contains("prepend_scheme") ? text_of(part, "prepend_scheme")
                              : flag_of(part, "add_prefix_space", true) ? "always"
@@ -141,8 +140,8 @@ Result<void> apply_metaspace(const json& part, TokenizerSpec& spec) {
   } else if (scheme == "first") {
     spec.space_prefix = SpacePrefix::kFirstPartUnlessThere;
   } else if (scheme != "never") {
-    return unsupported("Metaspace has prepend_scheme \"" + scheme +
-                       "\"; supported are always, first and never");
+    return unsupported_tokenizer_json("Metaspace has prepend_scheme \"" + scheme +
+                                      "\"; supported are always, first and never");
   }
   spec.split_at_spaces = flag_of(part, "split", true);
   return {};
@@ -167,8 +166,9 @@ Result<void> apply_pre_tokenizer(const json& pre_tokenizer, TokenizerSpec& spec,
   for (const json& part : *parts) {
     const std::string type = text_of(part, "type");
     if (byte_level || metaspace) {
-      return unsupported("pre-tokenizer " + shown(part) + " comes after ByteLevel or Metaspace, " +
-                         "which have to be the last");
+      return unsupported_tokenizer_json("pre-tokenizer " + shown(part) +
+                                        " comes after ByteLevel or Metaspace, " +
+                                        "which have to be the last");
     }
     if (type == "Split" || type == "Digits") {
       auto split = split_of(part);
@@ -178,7 +178,8 @@ Result<void> apply_pre_tokenizer(const json& pre_tokenizer, TokenizerSpec& spec,
       byte_level = true;
       if (flag_of(part, "add_prefix_space", true)) {
         if (!spec.splits.empty()) {
-          return unsupported("ByteLevel with add_prefix_space after a Split is not supported");
+          return unsupported_tokenizer_json(
+              "ByteLevel with add_prefix_space after a Split is not supported");
         }
         spec.space_prefix = SpacePrefix::kEveryPartUnlessThere;
       }
@@ -189,23 +190,25 @@ Result<void> apply_pre_tokenizer(const json& pre_tokenizer, TokenizerSpec& spec,
       metaspace = true;
       if (auto applied = apply_metaspace(part, spec); !applied) return applied;
     } else {
-      return unsupported("pre-tokenizer " + shown(part) +
-                         " is not supported; supported are ByteLevel, Digits, Metaspace, Split and "
-                         "Sequence");
+      return unsupported_tokenizer_json(
+          "pre-tokenizer " + shown(part) +
+          " is not supported; supported are ByteLevel, Digits, Metaspace, Split and "
+          "Sequence");
     }
   }
   marks_spaces = marks_spaces || metaspace;
   spec.style = byte_level ? Style::kByteLevel : Style::kSentencePiece;
   if (byte_level && marks_spaces) {
-    return unsupported("ByteLevel together with \"\u2581\" for spaces is not supported");
+    return unsupported_tokenizer_json(
+        "ByteLevel together with \"\u2581\" for spaces is not supported");
   }
   if (!byte_level && !marks_spaces) {
-    return unsupported(
+    return unsupported_tokenizer_json(
         "the pre-tokenizer has no ByteLevel, and nothing writes spaces as \"\u2581\"; one of them "
         "is needed");
   }
   if (!byte_level && !spec.splits.empty()) {
-    return unsupported("Split and Digits are supported with ByteLevel only");
+    return unsupported_tokenizer_json("Split and Digits are supported with ByteLevel only");
   }
   if (const std::string rule = rule_of(spec.splits); !rule.empty()) {
     spec.pre_tokenizer = rule;
@@ -236,10 +239,11 @@ Result<void> apply_decoder(const json& decoder, TokenizerSpec& spec) {
       if (drops) spec.decode_start = DecodeStart::kDropFirstTokenSpaces;
       continue;
     }
-    return unsupported("decoder " + shown(part) + " is not supported here; supported are " +
-                       (byte_level ? "ByteLevel"
-                                   : "Replace of \"\u2581\" by \" \", ByteFallback, Fuse, Strip of "
-                                     "one space at the start, and Metaspace"));
+    return unsupported_tokenizer_json(
+        "decoder " + shown(part) + " is not supported here; supported are " +
+        (byte_level ? "ByteLevel"
+                    : "Replace of \"\u2581\" by \" \", ByteFallback, Fuse, Strip of "
+                      "one space at the start, and Metaspace"));
   }
   return {};
 }
@@ -269,7 +273,7 @@ Result<void> apply_template(const json& part, TokenizerSpec& spec) {
   bool text_seen = false;
   const auto single = part.find("single");
   if (single == part.end() || !single->is_array()) {
-    return unsupported("post-processor " + shown(part) + " has no list \"single\"");
+    return unsupported_tokenizer_json("post-processor " + shown(part) + " has no list \"single\"");
   }
   for (const json& piece : *single) {
     if (piece.is_object() && piece.contains("Sequence")) {
@@ -278,8 +282,8 @@ Result<void> apply_template(const json& part, TokenizerSpec& spec) {
     }
     const auto special = piece.is_object() ? piece.find("SpecialToken") : piece.end();
     if (!piece.is_object() || special == piece.end() || !special->is_object()) {
-      return unsupported("post-processor has the piece " + shown(piece) +
-                         "; supported are Sequence and SpecialToken");
+      return unsupported_tokenizer_json("post-processor has the piece " + shown(piece) +
+                                        "; supported are Sequence and SpecialToken");
     }
     const auto ids = template_ids(part, text_of(*special, "id"));
     if (!ids) return ids.error();
@@ -287,9 +291,9 @@ Result<void> apply_template(const json& part, TokenizerSpec& spec) {
     side.insert(side.end(), ids->begin(), ids->end());
   }
   if (before.size() > 1 || after.size() > 1) {
-    return unsupported("the post-processor puts " + std::to_string(before.size()) +
-                       " tokens before a text and " + std::to_string(after.size()) +
-                       " after it; supported is one of each");
+    return unsupported_tokenizer_json("the post-processor puts " + std::to_string(before.size()) +
+                                      " tokens before a text and " + std::to_string(after.size()) +
+                                      " after it; supported is one of each");
   }
   if (!before.empty()) {
     spec.bos = before.front();
@@ -317,9 +321,10 @@ Result<void> apply_post_processor(const json& post_processor, TokenizerSpec& spe
     const std::string type = text_of(part, "type");
     if (type == "ByteLevel") continue;
     if (type != "TemplateProcessing") {
-      return unsupported("post-processor " + shown(part) +
-                         " is not supported; supported are ByteLevel, TemplateProcessing and "
-                         "Sequence");
+      return unsupported_tokenizer_json(
+          "post-processor " + shown(part) +
+          " is not supported; supported are ByteLevel, TemplateProcessing and "
+          "Sequence");
     }
     if (auto applied = apply_template(part, spec); !applied) return applied;
   }

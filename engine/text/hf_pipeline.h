@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include <nlohmann/json.hpp>
 
 #include "engine/base/result.h"
@@ -14,6 +16,11 @@ struct HfPipeline {
   nlohmann::json decoder;
   nlohmann::json post_processor;
 };
+
+/// kUnsupported, for what tokenizer.json has and this does not do.
+inline Error unsupported_tokenizer_json(const std::string& what) {
+  return make_error(Errc::kUnsupported, "tokenizer.json: " + what);
+}
 
 /// Sets what the first three say: style, splits, prefix, start of a decode. Regular expressions
 /// that a rule of our own stands for become its name. Errors: kUnsupported, naming the construct.

@@ -17,12 +17,8 @@ using Kind = TokenizerSpec::TokenKind;
 // Ids may have holes, but an id costs memory whether or not it has a token.
 constexpr std::size_t kSpareIds = 1024;
 
-Error bad(const std::string& what) {
+Error bad_tokenizer_json(const std::string& what) {
   return make_error(Errc::kInvalidArgument, "tokenizer.json: " + what);
-}
-
-Error unsupported(const std::string& what) {
-  return make_error(Errc::kUnsupported, "tokenizer.json: " + what);
 }
 
 /// What the parse of tokenizer.json collects before the ids are known to fit.
@@ -111,13 +107,14 @@ class Parser {
         out.ignore_merges = flag(part);
       } else if (key == "dropout") {
         if (!part.is_null() && double(part.get_double()) != 0.0) {
-          return unsupported("dropout is set, which makes tokens random; supported is none");
+          return unsupported_tokenizer_json(
+              "dropout is set, which makes tokens random; supported is none");
         }
       } else if (key == "continuing_subword_prefix" || key == "end_of_word_suffix") {
         std::string what(key);
         if (const std::string affix = text(part); !affix.empty()) {
           what.append(" \"").append(affix).append("\" is not supported");
-          return unsupported(what);
+          return unsupported_tokenizer_json(what);
         }
       }
     }
@@ -143,15 +140,15 @@ class Parser {
       for (ondemand::value side : merge.get_array()) {
         const std::string_view token = side.get_string();
         if (token.find(' ') != std::string_view::npos) {
-          return unsupported("merge " + std::to_string(out.merges.size() - 1) +
-                             " has a token with a space in it");
+          return unsupported_tokenizer_json("merge " + std::to_string(out.merges.size() - 1) +
+                                            " has a token with a space in it");
         }
         if (sides++ > 0) both += ' ';
         both += token;
       }
       if (sides != 2) {
-        return bad("merge " + std::to_string(out.merges.size() - 1) + " has " +
-                   std::to_string(sides) + " sides, not 2");
+        return bad_tokenizer_json("merge " + std::to_string(out.merges.size() - 1) + " has " +
+                                  std::to_string(sides) + " sides, not 2");
       }
     }
     return {};
@@ -185,7 +182,7 @@ class Parser {
 };
 
 Result<Parsed> parse_tokenizer(std::string_view text) {
-  if (text.empty()) return bad("the file is empty or not there");
+  if (text.empty()) return bad_tokenizer_json("the file is empty or not there");
   Parsed parsed;
   try {
     ondemand::parser parser;
@@ -193,16 +190,16 @@ Result<Parsed> parse_tokenizer(std::string_view text) {
     ondemand::document document = parser.iterate(padded);
     if (auto read = Parser().parse(document, parsed); !read) return read.error();
   } catch (const simdjson::simdjson_error& error) {
-    return bad(std::string("not JSON of the right shape: ") + error.what());
+    return bad_tokenizer_json(std::string("not JSON of the right shape: ") + error.what());
   }
-  if (!parsed.has_model) return bad("it has no \"model\"");
+  if (!parsed.has_model) return bad_tokenizer_json("it has no \"model\"");
   const bool is_bpe =
       parsed.model_type.empty() ? !parsed.vocab.empty() : parsed.model_type == "BPE";
   if (!is_bpe) {
-    return unsupported("model type \"" + parsed.model_type +
-                       "\" is not supported; supported is BPE");
+    return unsupported_tokenizer_json("model type \"" + parsed.model_type +
+                                      "\" is not supported; supported is BPE");
   }
-  if (parsed.vocab.empty()) return bad("the vocabulary is empty");
+  if (parsed.vocab.empty()) return bad_tokenizer_json("the vocabulary is empty");
   return parsed;
 }
 
@@ -247,16 +244,16 @@ class IdTable {
   }
 
   Error conflict(std::int64_t id, const std::string& token) const {
-    return bad("id " + std::to_string(id) + " is given to \"" +
-               spec_.tokens[static_cast<std::size_t>(id)].substr(0, 64) + "\" and to \"" +
-               token.substr(0, 64) + "\"");
+    return bad_tokenizer_json("id " + std::to_string(id) + " is given to \"" +
+                              spec_.tokens[static_cast<std::size_t>(id)].substr(0, 64) +
+                              "\" and to \"" + token.substr(0, 64) + "\"");
   }
 
   Result<void> place(std::int64_t id, std::string token, Kind kind) {
     if (id < 0 || static_cast<std::size_t>(id) >= limit_) {
-      return bad("token \"" + token.substr(0, 64) + "\" has id " + std::to_string(id) +
-                 "; with this many tokens, ids from 0 to " + std::to_string(limit_ - 1) +
-                 " are possible");
+      return bad_tokenizer_json("token \"" + token.substr(0, 64) + "\" has id " +
+                                std::to_string(id) + "; with this many tokens, ids from 0 to " +
+                                std::to_string(limit_ - 1) + " are possible");
     }
     const auto index = static_cast<std::size_t>(id);
     if (index >= given_.size()) {
@@ -273,11 +270,12 @@ class IdTable {
 
   Result<void> add(const HfAddedToken& token) {
     if (token.content.empty()) {
-      return bad("the added token with id " + std::to_string(token.id) + " has no content");
+      return bad_tokenizer_json("the added token with id " + std::to_string(token.id) +
+                                " has no content");
     }
     if (token.single_word) {
-      return unsupported("added token \"" + token.content.substr(0, 64) +
-                         "\" has single_word, which is not supported");
+      return unsupported_tokenizer_json("added token \"" + token.content.substr(0, 64) +
+                                        "\" has single_word, which is not supported");
     }
     auto put = place(token.id, token.content, token.special ? Kind::kControl : Kind::kUserDefined);
     if (!put) return put;
@@ -334,7 +332,8 @@ Result<HfTokenizer> read_hf_tokenizer(const HfTokenizerFiles& files) {
     spec.unknown = ids.find(parsed->unknown);
     spec.fuse_unknown = parsed->fuse_unknown;
     if (spec.unknown < 0) {
-      return bad("unk_token \"" + parsed->unknown.substr(0, 64) + "\" is not in the vocabulary");
+      return bad_tokenizer_json("unk_token \"" + parsed->unknown.substr(0, 64) +
+                                "\" is not in the vocabulary");
     }
   }
   auto post = apply_post_processor(parsed->pipeline.post_processor, spec);

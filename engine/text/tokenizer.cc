@@ -18,10 +18,6 @@ namespace {
 using Kind = TokenizerSpec::TokenKind;
 using Style = TokenizerSpec::Style;
 
-Error spec_error(std::string message) {
-  return make_error(Errc::kInvalidArgument, "tokenizer: " + std::move(message));
-}
-
 /// Past the whitespace at the start of `text`.
 std::size_t leading_spaces(std::string_view text) {
   const char* at = text.data();

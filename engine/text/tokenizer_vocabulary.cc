@@ -77,10 +77,6 @@ bool append_spelled(std::string_view token, Style style, std::string& out) {
   return true;
 }
 
-Error spec_error(std::string message) {
-  return make_error(Errc::kInvalidArgument, "tokenizer: " + std::move(message));
-}
-
 bool begins_character(char c) {
   return (static_cast<std::uint8_t>(c) & 0xC0) != 0x80;
 }

@@ -16,6 +16,11 @@
 
 namespace thaw::text {
 
+/// kInvalidArgument, for what is wrong with a spec.
+inline Error spec_error(const std::string& message) {
+  return make_error(Errc::kInvalidArgument, "tokenizer: " + message);
+}
+
 /// The tokens of a tokenizer and the bytes that each stands for inside a text.
 class Vocabulary {
  public:

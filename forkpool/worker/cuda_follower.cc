@@ -21,8 +21,6 @@
 namespace thaw::forkpool::worker {
 namespace {
 
-constexpr std::chrono::seconds kBootDeadline{50};
-
 Result<void> follow_leader(RankLink& leader, const InitFrame& init, DeviceMemory inherited,
                            int weights_fd) {
   auto weights = map_inherited(weights_fd, MapAccess::kReadOnly, "weights");
@@ -37,18 +35,18 @@ Result<void> follow_leader(RankLink& leader, const InitFrame& init, DeviceMemory
     auto exchange = rank.exchange().export_fd();
     if (!exchange) return exchange.error();
     const RankReport report{*blocks, rank.kv_kept(), std::move(*exchange)};
-    if (auto sent = send_report(leader, report, kBootDeadline); !sent) return sent;
+    if (auto sent = send_report(leader, report, kHandshakeDeadline); !sent) return sent;
   }
   std::unique_ptr<model::CudaModel> model;
   {
-    const auto begin = receive_begin(leader, kBootDeadline);
+    const auto begin = receive_begin(leader, kHandshakeDeadline);
     if (!begin) return begin.error();
     auto made = rank.make_model(begin->num_blocks, numbers_of(begin->exchanges));
     if (!made) return made.error();
     model = std::move(*made);
     const auto memory = rank.memory();
     if (!memory) return memory.error();
-    if (auto sent = send_ready(leader, *memory, kBootDeadline); !sent) return sent;
+    if (auto sent = send_ready(leader, *memory, kHandshakeDeadline); !sent) return sent;
   }
   inherited = {};  // what is used of it is imported; nothing else shall live on
   auto followed = follow(leader, *model);

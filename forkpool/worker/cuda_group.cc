@@ -38,8 +38,6 @@
 namespace thaw::forkpool::worker {
 namespace {
 
-constexpr std::chrono::seconds kBootDeadline{50};
-
 class CudaGroupParts final : public DeviceParts {
  public:
   explicit CudaGroupParts(const PartsRequest& request)
@@ -59,7 +57,7 @@ class CudaGroupParts final : public DeviceParts {
     if (!own) return own.error();
     exchanges_.push_back(std::move(*own));
     for (Follower& follower : followers_) {
-      auto report = receive_report(*follower.link, kBootDeadline);
+      auto report = receive_report(*follower.link, kHandshakeDeadline);
       if (!report) return report.error();
       num_blocks_ = std::min(num_blocks_, report->num_blocks);
       follower.kv_kept = report->kv_kept;
@@ -76,7 +74,7 @@ class CudaGroupParts final : public DeviceParts {
   Result<std::unique_ptr<model::Model>> make_model() override {
     const std::vector<int> exchanges = numbers_of(exchanges_);
     for (Follower& follower : followers_) {
-      if (auto sent = send_begin(*follower.link, num_blocks_, exchanges, kBootDeadline); !sent)
+      if (auto sent = send_begin(*follower.link, num_blocks_, exchanges, kHandshakeDeadline); !sent)
         return sent.error();
     }
     auto made = rank_.make_model(num_blocks_, exchanges);
@@ -88,7 +86,7 @@ class CudaGroupParts final : public DeviceParts {
     blocks_.base = rank_.kv().data();
     blocks_.parts = {rank_.kv().data()};
     for (Follower& follower : followers_) {
-      auto told = receive_ready(*follower.link, kBootDeadline);
+      auto told = receive_ready(*follower.link, kHandshakeDeadline);
       if (!told) return told.error();
       auto kv = cuda::VmmAllocation::import(rank_.ordinal(), told->kv->get(), told->kv_bytes);
       if (!kv) return make_error(kv.error().code, "KV of a rank: " + kv.error().message);

@@ -13,7 +13,7 @@ namespace {
 
 // A follower reads at once, or is stuck for good.
 constexpr std::chrono::seconds kSendDeadline{10};
-constexpr std::chrono::minutes kIdleWait{1};  // the link wakes us; this only bounds the wait
+constexpr std::chrono::minutes kLinkWait{1};  // the link wakes us; this only bounds the wait
 
 class GroupModel final : public model::Model {
  public:
@@ -68,7 +68,7 @@ Result<void> follow(RankLink& leader, model::Model& model) {
   std::deque<model::StepHandle> flying;
   RankMessage message;
   while (true) {
-    if (auto received = leader.receive(message, kIdleWait); !received) {
+    if (auto received = leader.receive(message, kLinkWait); !received) {
       if (received.error().code == Errc::kUnavailable) return {};
       if (received.error().code == Errc::kDeadlineExceeded) continue;
       return received;

@@ -16,6 +16,9 @@ namespace thaw::forkpool::worker {
 //
 //     follower ─report─► leader ─begin─► followers ─ready─► leader
 
+/// For each step of it.
+inline constexpr std::chrono::seconds kHandshakeDeadline{50};
+
 /// Of a follower that has its weights and its end of the exchange.
 struct RankReport {
   std::uint64_t num_blocks = 0;  ///< that it has room for

@@ -25,7 +25,7 @@ std::string read_bytes(const std::string& path) {
 }
 
 /// The error that opening `bytes` gives; its message names the path and is one line.
-Error error_of(std::string_view bytes) {
+Error gguf_error(std::string_view bytes) {
   const ScratchFile file(bytes);
   const auto opened = GgufFile::open(file.path());
   if (opened) {
@@ -116,31 +116,34 @@ TEST(Gguf, ReadsEveryKindOfValue) {
 
 TEST(Gguf, NamesWhatIsWrong) {
   EXPECT_EQ(GgufFile::open("/nowhere/model.gguf").error().code, Errc::kIo);
-  EXPECT_THAT(error_of("").message, HasSubstr("truncated"));
-  EXPECT_THAT(error_of("PK\x03\x04 not a model at all").message, HasSubstr("not a GGUF file"));
-  EXPECT_THAT(error_of(GgufBuilder().header(0, 0, 1).bytes()).message, HasSubstr("version 1"));
-  EXPECT_THAT(error_of(GgufBuilder().header(0, 0, 0x03000000).bytes()).message,
+  EXPECT_THAT(gguf_error("").message, HasSubstr("truncated"));
+  EXPECT_THAT(gguf_error("PK\x03\x04 not a model at all").message, HasSubstr("not a GGUF file"));
+  EXPECT_THAT(gguf_error(GgufBuilder().header(0, 0, 1).bytes()).message, HasSubstr("version 1"));
+  EXPECT_THAT(gguf_error(GgufBuilder().header(0, 0, 0x03000000).bytes()).message,
               HasSubstr("big-endian"));
-  EXPECT_THAT(error_of(GgufBuilder().header(1u << 30, 0).bytes()).message, HasSubstr("truncated"));
-  EXPECT_THAT(error_of(GgufBuilder().header(0, 1u << 30).bytes()).message, HasSubstr("truncated"));
-  EXPECT_THAT(error_of(GgufBuilder().header(0, 1).text("k").put<std::uint32_t>(13).bytes()).message,
-              HasSubstr("type 13"));
-  EXPECT_THAT(error_of(GgufBuilder()
-                           .header(0, 1)
-                           .text("k")
-                           .put<std::uint32_t>(9)
-                           .put<std::uint32_t>(9)
-                           .put<std::uint64_t>(0)
-                           .bytes())
+  EXPECT_THAT(gguf_error(GgufBuilder().header(1u << 30, 0).bytes()).message,
+              HasSubstr("truncated"));
+  EXPECT_THAT(gguf_error(GgufBuilder().header(0, 1u << 30).bytes()).message,
+              HasSubstr("truncated"));
+  EXPECT_THAT(
+      gguf_error(GgufBuilder().header(0, 1).text("k").put<std::uint32_t>(13).bytes()).message,
+      HasSubstr("type 13"));
+  EXPECT_THAT(gguf_error(GgufBuilder()
+                             .header(0, 1)
+                             .text("k")
+                             .put<std::uint32_t>(9)
+                             .put<std::uint32_t>(9)
+                             .put<std::uint64_t>(0)
+                             .bytes())
                   .message,
               HasSubstr("array"));
-  EXPECT_THAT(error_of(GgufBuilder()
-                           .header(0, 1)
-                           .text("k")
-                           .put<std::uint32_t>(9)
-                           .put<std::uint32_t>(8)
-                           .put<std::uint64_t>(~0ULL)
-                           .bytes())
+  EXPECT_THAT(gguf_error(GgufBuilder()
+                             .header(0, 1)
+                             .text("k")
+                             .put<std::uint32_t>(9)
+                             .put<std::uint32_t>(8)
+                             .put<std::uint64_t>(~0ULL)
+                             .bytes())
                   .message,
               HasSubstr("18446744073709551615 elements"));
 }
@@ -148,7 +151,8 @@ TEST(Gguf, NamesWhatIsWrong) {
 TEST(Gguf, NamesWhatIsWrongWithATensor) {
   const auto with_tensor = [](const std::vector<std::uint64_t>& shape, std::uint32_t type,
                               std::uint64_t offset) {
-    return error_of(GgufBuilder().header(1, 0).tensor("w", shape, type, offset).data(1024).bytes())
+    return gguf_error(
+               GgufBuilder().header(1, 0).tensor("w", shape, type, offset).data(1024).bytes())
         .message;
   };
   EXPECT_THAT(with_tensor({32}, 16, 0), HasSubstr("has type IQ2_XXS;"));
@@ -169,12 +173,12 @@ TEST(Gguf, NamesWhatIsWrongWithATensor) {
   EXPECT_THAT(with_tensor({1, 1, 1, 1, 1}, 0, 0), HasSubstr("5 dimensions"));
   EXPECT_THAT(with_tensor({512}, 0, 0), HasSubstr("truncated"));
   EXPECT_THAT(with_tensor({8}, 0, ~0ULL), HasSubstr("truncated"));
-  EXPECT_THAT(error_of(GgufBuilder()
-                           .header(2, 0)
-                           .tensor("w", {8}, 0, 0)
-                           .tensor("w", {8}, 0, 32)
-                           .data(64)
-                           .bytes())
+  EXPECT_THAT(gguf_error(GgufBuilder()
+                             .header(2, 0)
+                             .tensor("w", {8}, 0, 0)
+                             .tensor("w", {8}, 0, 32)
+                             .data(64)
+                             .bytes())
                   .message,
               HasSubstr("occurs twice"));
 }
@@ -184,7 +188,7 @@ TEST(Gguf, EveryTruncationIsAnError) {
   std::mt19937 random(5);
   for (int i = 0; i < 300; ++i) {
     const std::size_t size = random() % bytes.size();
-    error_of(std::string_view(bytes).substr(0, size));
+    gguf_error(std::string_view(bytes).substr(0, size));
   }
 }
 

@@ -20,7 +20,7 @@ std::string_view text_of(std::span<const std::byte> data) {
 }
 
 /// The error that opening a file of `bytes` gives; its message names the path and is one line.
-std::string error_of(std::string_view bytes) {
+std::string safetensors_error(std::string_view bytes) {
   const ScratchFolder folder;
   const std::string path = folder.write("model.safetensors", bytes);
   const auto opened = SafetensorsFiles::open(folder.path());
@@ -34,8 +34,8 @@ std::string error_of(std::string_view bytes) {
 }
 
 /// The same for a header, as it stands, and `data_bytes` of data.
-std::string error_of(std::string_view header, std::size_t data_bytes) {
-  return error_of(safetensors_bytes(header, std::string(data_bytes, 'x')));
+std::string safetensors_error(std::string_view header, std::size_t data_bytes) {
+  return safetensors_error(safetensors_bytes(header, std::string(data_bytes, 'x')));
 }
 
 TEST(Safetensors, ReadsTensorsWhereTheyLie) {
@@ -78,15 +78,17 @@ TEST(Safetensors, AcceptsWhatWritersDo) {
 }
 
 TEST(Safetensors, NamesWhatIsWrongWithAFile) {
-  EXPECT_THAT(error_of(""), HasSubstr("too short"));
-  EXPECT_THAT(error_of("\x10"), HasSubstr("too short"));
-  EXPECT_THAT(error_of(std::string(16, '\xff')), HasSubstr("header of 18446744073709551615"));
-  EXPECT_THAT(error_of(std::string_view("\x10\0\0\0\0\0\0\0{}", 10)), HasSubstr("2 follow"));
-  EXPECT_THAT(error_of("", 0), HasSubstr("not the JSON object"));
-  EXPECT_THAT(error_of("[]", 0), HasSubstr("not the JSON object"));
-  EXPECT_THAT(error_of(std::string(100000, '['), 0), HasSubstr("not the JSON object"));
-  EXPECT_THAT(error_of("{}", 1), HasSubstr("1 follow the header"));
-  EXPECT_THAT(error_of(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}} {})", 4),
+  EXPECT_THAT(safetensors_error(""), HasSubstr("too short"));
+  EXPECT_THAT(safetensors_error("\x10"), HasSubstr("too short"));
+  EXPECT_THAT(safetensors_error(std::string(16, '\xff')),
+              HasSubstr("header of 18446744073709551615"));
+  EXPECT_THAT(safetensors_error(std::string_view("\x10\0\0\0\0\0\0\0{}", 10)),
+              HasSubstr("2 follow"));
+  EXPECT_THAT(safetensors_error("", 0), HasSubstr("not the JSON object"));
+  EXPECT_THAT(safetensors_error("[]", 0), HasSubstr("not the JSON object"));
+  EXPECT_THAT(safetensors_error(std::string(100000, '['), 0), HasSubstr("not the JSON object"));
+  EXPECT_THAT(safetensors_error("{}", 1), HasSubstr("1 follow the header"));
+  EXPECT_THAT(safetensors_error(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}} {})", 4),
               HasSubstr("not the JSON object"));
   const ScratchFolder empty;
   const auto missing = SafetensorsFiles::open(empty.path());
@@ -96,7 +98,8 @@ TEST(Safetensors, NamesWhatIsWrongWithAFile) {
 
 TEST(Safetensors, NamesWhatIsWrongWithATensor) {
   const auto with = [](const std::string& fields, std::size_t data_bytes = 4) {
-    const std::string message = error_of(R"({"some.weight":{)" + fields + "}}", data_bytes);
+    const std::string message =
+        safetensors_error(R"({"some.weight":{)" + fields + "}}", data_bytes);
     EXPECT_THAT(message, HasSubstr("'some.weight'"));
     return message;
   };
@@ -127,23 +130,24 @@ TEST(Safetensors, NamesWhatIsWrongWithATensor) {
   EXPECT_THAT(with(R"("dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4])"),
               HasSubstr("dtype twice"));
   EXPECT_THAT(with(R"("dtype":7,"shape":[1],"data_offsets":[0,4])"), HasSubstr("no string"));
-  EXPECT_THAT(error_of(R"({"w":3})", 0), HasSubstr("no object"));
+  EXPECT_THAT(safetensors_error(R"({"w":3})", 0), HasSubstr("no object"));
 }
 
 TEST(Safetensors, TensorsNeitherOverlapNorLeaveHoles) {
   const auto two = [](const std::string& first, const std::string& second, std::size_t bytes) {
-    return error_of(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":)" + first +
-                        R"(},"b":{"dtype":"F32","shape":[2],"data_offsets":)" + second + "}}",
-                    bytes);
+    return safetensors_error(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":)" + first +
+                                 R"(},"b":{"dtype":"F32","shape":[2],"data_offsets":)" + second +
+                                 "}}",
+                             bytes);
   };
   EXPECT_THAT(two("[0,8]", "[4,12]", 12), HasSubstr("'b' overlaps"));
   EXPECT_THAT(two("[0,8]", "[0,8]", 8), HasSubstr("overlaps"));
   EXPECT_THAT(two("[0,8]", "[12,20]", 20), HasSubstr("'b' leaves a hole"));
   EXPECT_THAT(two("[4,12]", "[12,20]", 20), HasSubstr("'a' leaves a hole"));
   EXPECT_THAT(two("[0,8]", "[8,16]", 20), HasSubstr("take 16 bytes, but 20 follow"));
-  EXPECT_THAT(error_of(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
-                       R"("w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                       8),
+  EXPECT_THAT(safetensors_error(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                                R"("w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+                                8),
               HasSubstr("'w' occurs twice"));
 }
 
@@ -187,7 +191,7 @@ TEST(Safetensors, DamagedBytesNeverCrash) {
   }
   EXPECT_GT(opened, 100u) << "changed data, and names, still make a file";
   for (std::size_t size = 0; size < original.size(); ++size)
-    error_of(std::string_view(original).substr(0, size));
+    safetensors_error(std::string_view(original).substr(0, size));
 }
 
 class Sharded : public testing::Test {

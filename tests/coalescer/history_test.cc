@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/coalescer/requests.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -33,13 +35,6 @@ std::vector<TokenId> document(int count) {
   for (int i = 0; i < count; ++i)
     tokens.push_back(1000 + i);
   return tokens;
-}
-
-GenerateRequest request(RequestId id, std::vector<TokenId> prompt) {
-  GenerateRequest made;
-  made.id = id;
-  made.prompt = std::move(prompt);
-  return made;
 }
 
 TEST(History, NamesWhatWasSharedAndTheFirstDifference) {

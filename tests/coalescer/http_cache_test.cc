@@ -16,8 +16,6 @@ namespace {
 using nlohmann::json;
 using std::chrono::seconds;
 
-constexpr const char* kChat = "/v1/chat/completions";
-
 class CachePinsTest : public ::testing::Test {
  protected:
   static constexpr std::uint64_t kBlockBytes = kBlockSize * FakeBackend::kFakeTokenBytes;
@@ -100,7 +98,7 @@ TEST(HttpCache, ABreakpointIsKeptAndAPrewarmGeneratesNothing) {
   const json body = {{"messages", {message}},
                      {"prompt_cache_key", "k"},
                      {"prompt_cache_options", {{"prewarm", true}, {"ttl", "12h"}}}};
-  const ClientReply reply = server.post(kChat, body.dump());
+  const ClientReply reply = server.post(kChatPath, body.dump());
   ASSERT_EQ(reply.status, 200) << reply.body;
   const json answer = json::parse(reply.body);
   EXPECT_EQ(answer["choices"][0]["message"]["content"], "");
@@ -121,7 +119,7 @@ TEST(HttpCache, ABreakpointIsKeptAndAPrewarmGeneratesNothing) {
 TEST(HttpCache, WithoutAWishNothingIsKept) {
   FakeBackend backend;
   RunningServer server(&backend);
-  ASSERT_EQ(server.post(kChat, chat_body(R"("prompt_cache_key": "k", "max_tokens": 2)")).status,
+  ASSERT_EQ(server.post(kChatPath, chat_body(R"("prompt_cache_key": "k", "max_tokens": 2)")).status,
             200);
   EXPECT_TRUE(backend.kept().empty());
 }

@@ -12,9 +12,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kText = "/v1/completions";
-
 std::string streamed_text(const std::vector<json>& chunks, int choice = 0) {
   std::string text;
   for (const json& chunk : chunks)
@@ -41,7 +38,7 @@ std::vector<json> chunks_of(const ClientReply& reply) {
 TEST(HttpChat, WholeAnswerHasWhatClientsNeed) {
   FakeBackend backend;
   RunningServer server(&backend);
-  const ClientReply reply = server.post(kChat, chat_body(R"("model": "alias")"));
+  const ClientReply reply = server.post(kChatPath, chat_body(R"("model": "alias")"));
   ASSERT_EQ(reply.status, 200) << reply.body;
   const json body = json::parse(reply.body);
   EXPECT_EQ(body["object"], "chat.completion");
@@ -73,8 +70,8 @@ TEST(HttpChat, WholeAnswerHasWhatClientsNeed) {
 TEST(HttpChat, StreamHasRoleTextEndAndUsage) {
   FakeBackend backend;
   RunningServer server(&backend);
-  const ClientReply reply =
-      server.post(kChat, chat_body(R"("stream": true, "stream_options": {"include_usage": true})"));
+  const ClientReply reply = server.post(
+      kChatPath, chat_body(R"("stream": true, "stream_options": {"include_usage": true})"));
   const std::vector<json> chunks = chunks_of(reply);
   ASSERT_GE(chunks.size(), 4U);
   EXPECT_EQ(reply.headers.at("content-type").rfind("text/event-stream", 0), 0U);
@@ -98,7 +95,7 @@ TEST(HttpChat, RoleChunkLeavesAtAdmission) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   const auto head = client.read_until("\n\n");  // nothing has been generated
@@ -114,7 +111,7 @@ TEST(HttpChat, ChoicesAreMultiplexedByIndex) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true, "n": 3)")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true, "n": 3)")));
   const GenerateRequest request = backend.wait_for_request(1);
   EXPECT_EQ(request.num_choices, 3U);
   backend.emit(AdmittedEvent{request.id, 0});
@@ -141,8 +138,9 @@ TEST(HttpChat, StopStringCutsTheTextAndEndsTheRequest) {
     FakeBackend backend(/*automatic=*/false);
     RunningServer server(&backend);
     RawClient client(server.port());
-    client.send(post_bytes(kChat, chat_body(std::string(R"("stop": ["END", "never"], "stream": )") +
-                                            (stream ? "true" : "false"))));
+    client.send(
+        post_bytes(kChatPath, chat_body(std::string(R"("stop": ["END", "never"], "stream": )") +
+                                        (stream ? "true" : "false"))));
     const RequestId id = backend.wait_for_request(1).id;
     backend.emit(AdmittedEvent{id, 0});
     backend.emit_text(id, "some E text ENDmore and more");
@@ -170,7 +168,7 @@ TEST(HttpChat, LogprobsOfChatAndCompletions) {
   backend.reply = "a\xc3\xa9";
   RunningServer server(&backend);
   const json chat =
-      json::parse(server.post(kChat, chat_body(R"("logprobs": true, "top_logprobs": 2)")).body);
+      json::parse(server.post(kChatPath, chat_body(R"("logprobs": true, "top_logprobs": 2)")).body);
   const json& content = chat["choices"][0]["logprobs"]["content"];
   ASSERT_EQ(content.size(), 3U);  // one for each token, though two make one character
   EXPECT_EQ(content[0]["token"], "a");
@@ -180,7 +178,7 @@ TEST(HttpChat, LogprobsOfChatAndCompletions) {
   EXPECT_EQ(content[1]["bytes"], json::array({0xc3}));
   EXPECT_EQ(backend.wait_for_request(1).sampling.top_logprobs, 2);
 
-  const json text = json::parse(server.post(kText, R"({"prompt": "x", "logprobs": 2})").body);
+  const json text = json::parse(server.post(kTextPath, R"({"prompt": "x", "logprobs": 2})").body);
   const json& logprobs = text["choices"][0]["logprobs"];
   EXPECT_EQ(logprobs["tokens"].size(), 3U);
   EXPECT_EQ(logprobs["token_logprobs"][0], -0.5);
@@ -189,7 +187,7 @@ TEST(HttpChat, LogprobsOfChatAndCompletions) {
 
   std::size_t streamed = 0;
   for (const json& chunk :
-       chunks_of(server.post(kChat, chat_body(R"("logprobs": true, "stream": true)"))))
+       chunks_of(server.post(kChatPath, chat_body(R"("logprobs": true, "stream": true)"))))
     if (chunk["choices"][0]["logprobs"].is_object())
       streamed += chunk["choices"][0]["logprobs"]["content"].size();
   EXPECT_EQ(streamed, 3U);
@@ -198,13 +196,13 @@ TEST(HttpChat, LogprobsOfChatAndCompletions) {
 TEST(HttpCompletions, PromptsInEveryForm) {
   FakeBackend backend;
   RunningServer server(&backend);
-  const json one = json::parse(server.post(kText, R"({"prompt": "abc"})").body);
+  const json one = json::parse(server.post(kTextPath, R"({"prompt": "abc"})").body);
   EXPECT_EQ(one["object"], "text_completion");
   EXPECT_EQ(one["choices"][0]["text"], "Hello, world.");
   EXPECT_EQ(backend.wait_for_request(1).sampling.max_tokens, 16U);
   EXPECT_EQ(backend.wait_for_request(1).prompt, (std::vector<TokenId>{256, 'a', 'b', 'c'}));
 
-  const json two = json::parse(server.post(kText, R"({"prompt": ["a", "b"], "n": 2})").body);
+  const json two = json::parse(server.post(kTextPath, R"({"prompt": ["a", "b"], "n": 2})").body);
   ASSERT_EQ(two["choices"].size(), 4U);
   for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(two["choices"][i]["index"], i);
@@ -213,10 +211,10 @@ TEST(HttpCompletions, PromptsInEveryForm) {
   EXPECT_EQ(two["usage"]["prompt_tokens"], 4);
   EXPECT_EQ(two["usage"]["completion_tokens"], 4 * 14);
 
-  EXPECT_EQ(server.post(kText, R"({"prompt": [1, 2, 3]})").status, 200);
+  EXPECT_EQ(server.post(kTextPath, R"({"prompt": [1, 2, 3]})").status, 200);
   EXPECT_EQ(backend.wait_for_request(4).prompt, (std::vector<TokenId>{1, 2, 3}));
   const ClientReply streamed =
-      server.post(kText, R"({"prompt": [[1, 2], [3]], "stream": true, "max_tokens": 5})");
+      server.post(kTextPath, R"({"prompt": [[1, 2], [3]], "stream": true, "max_tokens": 5})");
   const std::vector<json> chunks = chunks_of(streamed);
   EXPECT_EQ(streamed_text(chunks, 0), "Hello");
   EXPECT_EQ(streamed_text(chunks, 1), "Hello");
@@ -226,12 +224,13 @@ TEST(HttpCompletions, PromptsInEveryForm) {
 TEST(HttpChat, ExplanationComesWithTheAnswer) {
   FakeBackend backend;
   RunningServer server(&backend);
-  server.post(kChat, chat_body());
-  const json body = json::parse(server.post(kChat, chat_body(R"("thaw": {"explain": true})")).body);
+  server.post(kChatPath, chat_body());
+  const json body =
+      json::parse(server.post(kChatPath, chat_body(R"("thaw": {"explain": true})")).body);
   EXPECT_EQ(body["thaw"]["request"], 2);
   EXPECT_EQ(body["thaw"]["shared_with"][0]["request"], 1);
   const std::vector<json> chunks =
-      chunks_of(server.post(kChat, chat_body(R"("thaw": {"explain": true}, "stream": true)")));
+      chunks_of(server.post(kChatPath, chat_body(R"("thaw": {"explain": true}, "stream": true)")));
   EXPECT_EQ(chunks.back()["thaw"]["request"], 3);
   EXPECT_TRUE(chunks.back()["choices"].empty());
 }
@@ -241,7 +240,7 @@ TEST(HttpChat, FailureBeforeTheStreamIsAStatus) {
   RunningServer server(&backend);
   for (const bool stream : {false, true}) {
     RawClient client(server.port());
-    client.send(post_bytes(kChat, chat_body(stream ? R"("stream": true)" : "")));
+    client.send(post_bytes(kChatPath, chat_body(stream ? R"("stream": true)" : "")));
     const RequestId id = backend.wait_for_request(stream ? 2 : 1).id;
     backend.emit(FailedEvent{id, make_error(Errc::kResourceExhausted, "no room")});
     const ClientReply reply = *client.read_reply();
@@ -255,7 +254,7 @@ TEST(HttpChat, FailureInTheStreamIsAnErrorFrame) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   backend.emit_text(id, "half");
@@ -277,7 +276,7 @@ TEST(HttpChat, FieldsReachTheBackend) {
     "frequency_penalty": -1, "logit_bias": {"65": -100, "66": 2.5}, "cache_salt": "salt",
     "priority": -3, "user": "u", "tools": [], "stop": null, "thaw": {"worker": 1},
     "response_format": {"type": "text"}, "a_field_of_tomorrow": {"x": []})";
-  ASSERT_EQ(server.post(kChat, chat_body(fields)).status, 200);
+  ASSERT_EQ(server.post(kChatPath, chat_body(fields)).status, 200);
   const GenerateRequest request = backend.wait_for_request(1);
   EXPECT_FLOAT_EQ(request.sampling.temperature, 0.5F);
   EXPECT_FLOAT_EQ(request.sampling.top_p, 0.9F);
@@ -297,12 +296,12 @@ TEST(HttpChat, FieldsReachTheBackend) {
   EXPECT_EQ(request.priority, -3);
   EXPECT_EQ(request.worker, 1U);
 
-  ASSERT_EQ(server.post(kChat, chat_body()).status, 200);
+  ASSERT_EQ(server.post(kChatPath, chat_body()).status, 200);
   const GenerateRequest defaults = backend.wait_for_request(2);
   EXPECT_FLOAT_EQ(defaults.sampling.temperature, 1.0F);
   EXPECT_FLOAT_EQ(defaults.sampling.top_p, 1.0F);
   EXPECT_EQ(defaults.num_choices, 1U);
-  ASSERT_EQ(server.post(kChat, chat_body()).status, 200);
+  ASSERT_EQ(server.post(kChatPath, chat_body()).status, 200);
   EXPECT_NE(defaults.sampling.seed, backend.wait_for_request(3).sampling.seed);
 }
 
@@ -313,7 +312,7 @@ TEST(HttpChat, LongBodiesTakeTheTextThreads) {
   RunningServer server(&backend, options);
   const std::string content(200000, 'x');
   const ClientReply reply =
-      server.post(kChat, R"({"messages": [{"role": "user", "content": ")" + content + "\"}]}");
+      server.post(kChatPath, R"({"messages": [{"role": "user", "content": ")" + content + "\"}]}");
   EXPECT_EQ(reply.status, 200);
   EXPECT_EQ(backend.wait_for_request(1).prompt.size(), content.size() + 17);
   const ClientReply tokens = server.post("/tokenize", R"({"prompt": ")" + content + "\"}");

@@ -198,4 +198,10 @@ ClientReply RunningServer::get(std::string_view path, std::string_view extra_hea
   return ask(get_bytes(path, extra_headers));
 }
 
+double metric(RunningServer& server, const std::string& name) {
+  const std::string text = "\n" + server.get("/metrics").body;
+  const std::size_t at = text.find("\n" + name + " ");
+  return at == std::string::npos ? -1 : std::stod(text.substr(at + name.size() + 2));
+}
+
 }  // namespace thaw::coalescer

@@ -15,6 +15,13 @@
 
 namespace thaw::coalescer {
 
+inline constexpr const char* kChatPath = "/v1/chat/completions";
+inline constexpr const char* kTextPath = "/v1/completions";
+inline constexpr const char* kSessionsPath = "/v1/sessions";
+/// Of a session; 64 bytes when rendered: four whole blocks.
+inline const std::string kSessionStart =
+    R"({"messages": [{"role": "user", "content": ")" + std::string(57, 'h') + "\"}]}";
+
 struct ClientReply {
   int status = 0;
   std::map<std::string, std::string> headers;  ///< names in lower case
@@ -80,5 +87,8 @@ class RunningServer {
   std::unique_ptr<Server> server_;
   std::thread thread_;
 };
+
+/// A number of /metrics; -1: it is not there.
+double metric(RunningServer& server, const std::string& name);
 
 }  // namespace thaw::coalescer

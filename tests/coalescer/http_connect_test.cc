@@ -14,8 +14,6 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr const char* kChat = "/v1/chat/completions";
-
 ServerOptions without_port() {
   ServerOptions options;
   options.listens = false;
@@ -28,7 +26,7 @@ TEST(HttpConnect, AnswersRequestsOneAfterAnother) {
   EXPECT_EQ(server.port(), 0);
   RawClient client(server.server().connect().value());
   for (int i = 0; i < 2; ++i) {
-    ASSERT_TRUE(client.send(post_bytes(kChat, chat_body())));
+    ASSERT_TRUE(client.send(post_bytes(kChatPath, chat_body())));
     const auto reply = client.read_reply();
     ASSERT_TRUE(reply);
     EXPECT_EQ(reply->status, 200);
@@ -58,7 +56,7 @@ TEST(HttpConnect, HangUpCancelsTheRequest) {
   RequestId id = 0;
   {
     RawClient client(server.server().connect().value());
-    client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+    client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
     id = backend.wait_for_request(1).id;
     backend.emit(AdmittedEvent{id, 0});
     backend.emit_text(id, "abc");

@@ -43,6 +43,10 @@ std::vector<TokenId> byte_tokens(std::string_view text) {
   return tokens;
 }
 
+std::string text_of(const GenerateRequest& request) {
+  return ByteCodec().decode(request.prompt, /*keep_special=*/true);
+}
+
 Result<std::vector<TokenId>> ByteCodec::encode_chat(const ChatPrompt& prompt) const {
   return encode_from(prompt, 0);
 }

@@ -41,6 +41,8 @@ class ByteCodec : public TextCodec {
 };
 
 std::vector<TokenId> byte_tokens(std::string_view text);
+/// Its prompt, special tokens too.
+std::string text_of(const GenerateRequest& request);
 
 /// A backend of which tests are the model. In automatic mode each request is answered from
 /// submit(): with log-probabilities of the prompt where they are asked for, and with `reply`

@@ -16,11 +16,6 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kForks = "/v1/forks";
-constexpr const char* kChat = "/v1/chat/completions";
-
-std::string text_of(const GenerateRequest& request) {
-  return ByteCodec().decode(request.prompt, /*keep_special=*/true);
-}
 
 json user(const std::string& text) {
   return {{"role", "user"}, {"content", text}};
@@ -130,7 +125,7 @@ TEST(HttpForks, FromARunningStreamAtAToken) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const GenerateRequest request = backend.wait_for_request(1);
   backend.emit(AdmittedEvent{request.id, 0});
   backend.emit_text(request.id, "abcdef");

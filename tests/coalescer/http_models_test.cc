@@ -13,8 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kText = "/v1/completions";
-
 /// ByteCodec of a larger vocabulary: tokens are bytes plus `shift`.
 class ShiftedCodec final : public TextCodec {
  public:
@@ -79,7 +77,7 @@ std::shared_ptr<ServedModels> two_models() {
 
 json ask(RunningServer& server, const std::string& model, const std::string& rest = "") {
   const std::string name = model.empty() ? "" : R"("model": ")" + model + R"(", )";
-  const auto reply = server.post(kText, "{" + name + R"("prompt": "ab")" + rest + "}");
+  const auto reply = server.post(kTextPath, "{" + name + R"("prompt": "ab")" + rest + "}");
   EXPECT_EQ(reply.status, 200) << reply.body;
   return json::parse(reply.body);
 }
@@ -104,18 +102,18 @@ TEST(HttpModels, TheNameChoosesCodecDefaultsAndContext) {
 
   // 100 tokens more fit into the second one only; a token id above the first one's vocabulary too.
   const std::string long_answer = R"(, "max_tokens": 100)";
-  EXPECT_EQ(server.post(kText, R"({"model": "one", "prompt": "ab")" + long_answer + "}").status,
+  EXPECT_EQ(server.post(kTextPath, R"({"model": "one", "prompt": "ab")" + long_answer + "}").status,
             400);
   ask(server, "second", long_answer);
   const std::string biased = R"(, "logit_bias": {"1200": 1})";
-  EXPECT_EQ(server.post(kText, R"({"prompt": "ab")" + biased + "}").status, 400);
+  EXPECT_EQ(server.post(kTextPath, R"({"prompt": "ab")" + biased + "}").status, 400);
   ask(server, "second", biased);
 }
 
 TEST(HttpModels, AnUnknownNameListsWhatIsServed) {
   FakeBackend backend;
   RunningServer server(&backend, two_models());
-  for (const char* path : {kText, "/v1/chat/completions", "/tokenize", "/detokenize"}) {
+  for (const char* path : {kTextPath, "/v1/chat/completions", "/tokenize", "/detokenize"}) {
     const auto reply = server.post(
         path, R"({"model": "third", "prompt": "a", "messages": [{"role": "user", "content": "a"}],
                   "tokens": [97]})");
@@ -171,12 +169,12 @@ TEST(HttpModels, AWindowNeverGroupsAcrossModels) {
   RunningServer server(&backend, models, options);
   // A lone request on an idle server would not wait: this one holds the window open for the rest.
   backend.set_automatic(false);
-  std::thread opener([&] { server.post(kText, R"({"prompt": "zz"})"); });
+  std::thread opener([&] { server.post(kTextPath, R"({"prompt": "zz"})"); });
   const RequestId first = backend.wait_for_request(1).id;
   std::vector<std::thread> clients;
   for (const char* model : {"first", "second", "first", "second"})
     clients.emplace_back([&server, model] {
-      server.post(kText, std::string(R"({"model": ")") + model + R"(", "prompt": "abcdefgh"})");
+      server.post(kTextPath, std::string(R"({"model": ")") + model + R"(", "prompt": "abcdefgh"})");
     });
   backend.wait_for_request(5);
   const std::vector<ForkPlan> plans = backend.plans();
@@ -221,7 +219,8 @@ TEST(HttpModels, AnAnswerNamesTheFingerprintOfItsModel) {
   // Not loaded when it is asked for: named once a worker has it.
   backend.set_automatic(false);
   ClientReply reply;
-  std::thread client([&] { reply = server.post(kText, R"({"model": "second", "prompt": "a"})"); });
+  std::thread client(
+      [&] { reply = server.post(kTextPath, R"({"model": "second", "prompt": "a"})"); });
   const RequestId id = backend.wait_for_request(2).id;
   worker.model = "second";
   worker.system_fingerprint = "fp-second";
@@ -239,11 +238,12 @@ TEST(HttpModels, AModelThatIsUnregisteredAnswersWhatItHasTaken) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend, models);
   ClientReply reply;
-  std::thread client([&] { reply = server.post(kText, R"({"model": "second", "prompt": "a"})"); });
+  std::thread client(
+      [&] { reply = server.post(kTextPath, R"({"model": "second", "prompt": "a"})"); });
   const RequestId id = backend.wait_for_request(1).id;
   EXPECT_TRUE(models->remove("second"));
   EXPECT_FALSE(models->remove("second"));
-  EXPECT_EQ(server.post(kText, R"({"model": "second", "prompt": "a"})").status, 404);
+  EXPECT_EQ(server.post(kTextPath, R"({"model": "second", "prompt": "a"})").status, 404);
   backend.emit_text(id, "still");
   backend.emit_end(id);
   client.join();

@@ -19,15 +19,12 @@ namespace {
 using nlohmann::json;
 using std::chrono::milliseconds;
 
-constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kText = "/v1/completions";
-
 TEST(HttpProtocol, ManyRequestsOnOneConnection) {
   FakeBackend backend;
   RunningServer server(&backend);
   RawClient client(server.port());
   for (int i = 0; i < 20; ++i) {
-    client.send(post_bytes(kChat, chat_body(i % 2 == 0 ? "" : R"("stream": true)")));
+    client.send(post_bytes(kChatPath, chat_body(i % 2 == 0 ? "" : R"("stream": true)")));
     ASSERT_EQ(client.read_reply()->status, 200);
   }
 }
@@ -36,8 +33,8 @@ TEST(HttpProtocol, PipelinedRequestsAreAnsweredInOrder) {
   FakeBackend backend;
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body()) + get_bytes("/version") +
-              post_bytes(kChat, chat_body(R"("stream": true)")) + get_bytes("/nothing"));
+  client.send(post_bytes(kChatPath, chat_body()) + get_bytes("/version") +
+              post_bytes(kChatPath, chat_body(R"("stream": true)")) + get_bytes("/nothing"));
   EXPECT_NE(client.read_reply()->body.find("chat.completion"), std::string::npos);
   EXPECT_EQ(json::parse(client.read_reply()->body)["version"], "1.2.3");
   EXPECT_NE(client.read_reply()->body.find("[DONE]"), std::string::npos);
@@ -48,7 +45,7 @@ TEST(HttpProtocol, AnyCutOfTheBytesIsTheSameRequest) {
   FakeBackend backend;
   RunningServer server(&backend);
   RawClient client(server.port());
-  for (const char c : post_bytes(kChat, chat_body()))
+  for (const char c : post_bytes(kChatPath, chat_body()))
     client.send({&c, 1});
   EXPECT_EQ(client.read_reply()->status, 200);
 }
@@ -73,13 +70,13 @@ TEST(HttpProtocol, ExpectContinue) {
   FakeBackend backend;
   RunningServer server(&backend);
   RawClient client(server.port());
-  const std::string whole = post_bytes(kChat, chat_body(), "Expect: 100-continue\r\n");
+  const std::string whole = post_bytes(kChatPath, chat_body(), "Expect: 100-continue\r\n");
   const std::size_t head = whole.find("\r\n\r\n") + 4;
   client.send(whole.substr(0, head));
   EXPECT_EQ(*client.read_until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
   client.send(whole.substr(head));
   EXPECT_EQ(client.read_reply()->status, 200);
-  EXPECT_EQ(server.post(kChat, chat_body(), "Expect: a-miracle\r\n").status, 417);
+  EXPECT_EQ(server.post(kChatPath, chat_body(), "Expect: a-miracle\r\n").status, 417);
 }
 
 TEST(HttpProtocol, Http10EndsWithTheConnection) {
@@ -110,7 +107,7 @@ TEST(HttpProtocol, UnknownPathsAndMethods) {
   FakeBackend backend;
   RunningServer server(&backend);
   EXPECT_EQ(server.get("/v1/nothing").status, 404);
-  const ClientReply wrong = server.get(kChat);
+  const ClientReply wrong = server.get(kChatPath);
   EXPECT_EQ(wrong.status, 405);
   EXPECT_EQ(wrong.headers.at("allow"), "POST");
   EXPECT_EQ(server.post("/health", "{}").headers.at("allow"), "GET, HEAD");
@@ -120,7 +117,7 @@ TEST(HttpProtocol, UnknownPathsAndMethods) {
 TEST(HttpProtocol, CompressedBodiesAreRefused) {
   FakeBackend backend;
   RunningServer server(&backend);
-  EXPECT_EQ(server.post(kChat, chat_body(), "Content-Encoding: gzip\r\n").status, 415);
+  EXPECT_EQ(server.post(kChatPath, chat_body(), "Content-Encoding: gzip\r\n").status, 415);
 }
 
 TEST(HttpProtocol, KeysNameTenants) {
@@ -132,12 +129,13 @@ TEST(HttpProtocol, KeysNameTenants) {
   EXPECT_EQ(server.get("/metrics").status, 200);
   for (const char* path : {"/v1/models", "/v1/forks/recent", "/admin/pool"})
     EXPECT_EQ(server.get(path).status, 401) << path;
-  const ClientReply refused = server.post(kChat, chat_body(), "Authorization: Bearer key-on\r\n");
+  const ClientReply refused =
+      server.post(kChatPath, chat_body(), "Authorization: Bearer key-on\r\n");
   EXPECT_EQ(refused.status, 401);
   EXPECT_EQ(json::parse(refused.body)["error"]["code"], "invalid_api_key");
-  EXPECT_EQ(server.post(kChat, chat_body(), "Authorization: Basic key-one\r\n").status, 401);
-  EXPECT_EQ(server.post(kChat, chat_body(), "Authorization: Bearer key-one\r\n").status, 200);
-  EXPECT_EQ(server.post(kChat, chat_body(), "authorization: bearer key-two\r\n").status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body(), "Authorization: Basic key-one\r\n").status, 401);
+  EXPECT_EQ(server.post(kChatPath, chat_body(), "Authorization: Bearer key-one\r\n").status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body(), "authorization: bearer key-two\r\n").status, 200);
   EXPECT_EQ(backend.wait_for_request(1).tenant, "one");
   EXPECT_EQ(backend.wait_for_request(2).tenant, "two");
   // Each tenant sees its own requests.
@@ -169,81 +167,85 @@ TEST(HttpBadInput, BodiesAreRefusedByName) {
   const std::string deep = std::string(5000, '[') + std::string(5000, ']');
   const std::string user = R"("messages": [{"role": "user", "content": "Hi"}])";
   const std::vector<BadBody> cases = {
-      {kChat, "", 400, nullptr, "empty"},
-      {kChat, "{", 400, nullptr, "not valid JSON"},
-      {kChat, "[]", 400, nullptr, "a list"},
-      {kChat, "\"text\"", 400, nullptr, "a string"},
-      {kChat, "{\"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}", 400, nullptr,
+      {kChatPath, "", 400, nullptr, "empty"},
+      {kChatPath, "{", 400, nullptr, "not valid JSON"},
+      {kChatPath, "[]", 400, nullptr, "a list"},
+      {kChatPath, "\"text\"", 400, nullptr, "a string"},
+      {kChatPath, "{\"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}", 400, nullptr,
        "UTF-8"},
-      {kChat, R"({"messages": [{"role": "user", "content": "\ud800"}]})", 400, nullptr, "JSON"},
-      {kChat, R"({"x": )" + deep + "}", 400, nullptr, "deeper than 100"},
-      {kChat, "{}", 400, "messages", "missing"},
-      {kChat, R"({"messages": []})", 400, "messages", "missing"},
-      {kChat, R"({"messages": {}})", 400, "messages", "an object"},
-      {kChat, R"({"messages": ["hi"]})", 400, "messages[0]", "a string"},
-      {kChat, R"({"messages": [{"content": "x"}]})", 400, "messages[0].role", "role"},
-      {kChat, R"({"messages": [{"role": "user"}]})", 400, "messages[0].content", "missing"},
-      {kChat, R"({"messages": [{"role": "user", "content": 5}]})", 400, "messages[0].content",
+      {kChatPath, R"({"messages": [{"role": "user", "content": "\ud800"}]})", 400, nullptr, "JSON"},
+      {kChatPath, R"({"x": )" + deep + "}", 400, nullptr, "deeper than 100"},
+      {kChatPath, "{}", 400, "messages", "missing"},
+      {kChatPath, R"({"messages": []})", 400, "messages", "missing"},
+      {kChatPath, R"({"messages": {}})", 400, "messages", "an object"},
+      {kChatPath, R"({"messages": ["hi"]})", 400, "messages[0]", "a string"},
+      {kChatPath, R"({"messages": [{"content": "x"}]})", 400, "messages[0].role", "role"},
+      {kChatPath, R"({"messages": [{"role": "user"}]})", 400, "messages[0].content", "missing"},
+      {kChatPath, R"({"messages": [{"role": "user", "content": 5}]})", 400, "messages[0].content",
        "a number"},
-      {kChat, R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 400,
+      {kChatPath, R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", 400,
        "messages[0].content[0]", "image_url"},
-      {kChat, R"({"messages": [{"role": "refused", "content": ""}]})", 400, "messages", "refuses"},
-      {kChat, "{" + user + R"(, "model": "gpt-9"})", 404, "model", "gpt-9"},
-      {kChat, "{" + user + R"(, "model": 7})", 400, "model", "a string"},
-      {kChat, "{" + user + R"(, "max_tokens": 0})", 400, "max_tokens", "0"},
-      {kChat, "{" + user + R"(, "max_tokens": -1})", 400, "max_tokens", "-1"},
-      {kChat, "{" + user + R"(, "max_tokens": 1.5})", 400, "max_tokens", "1.5"},
-      {kChat, "{" + user + R"(, "max_tokens": "many"})", 400, "max_tokens", "many"},
-      {kChat, "{" + user + R"(, "max_tokens": 1000000})", 400, "messages", "1024"},
-      {kChat, "{" + user + R"(, "max_tokens": 1e300})", 400, "max_tokens", "e+300"},
-      {kChat, "{" + user + R"(, "max_tokens": 99999999999999999999999})", 400, "max_tokens",
+      {kChatPath, R"({"messages": [{"role": "refused", "content": ""}]})", 400, "messages",
+       "refuses"},
+      {kChatPath, "{" + user + R"(, "model": "gpt-9"})", 404, "model", "gpt-9"},
+      {kChatPath, "{" + user + R"(, "model": 7})", 400, "model", "a string"},
+      {kChatPath, "{" + user + R"(, "max_tokens": 0})", 400, "max_tokens", "0"},
+      {kChatPath, "{" + user + R"(, "max_tokens": -1})", 400, "max_tokens", "-1"},
+      {kChatPath, "{" + user + R"(, "max_tokens": 1.5})", 400, "max_tokens", "1.5"},
+      {kChatPath, "{" + user + R"(, "max_tokens": "many"})", 400, "max_tokens", "many"},
+      {kChatPath, "{" + user + R"(, "max_tokens": 1000000})", 400, "messages", "1024"},
+      {kChatPath, "{" + user + R"(, "max_tokens": 1e300})", 400, "max_tokens", "e+300"},
+      {kChatPath, "{" + user + R"(, "max_tokens": 99999999999999999999999})", 400, "max_tokens",
        "e+22"},
-      {kChat, "{" + user + R"(, "temperature": 2.1})", 400, "temperature", "from 0 to 2"},
-      {kChat, "{" + user + R"(, "temperature": -0.1})", 400, "temperature", "from 0 to 2"},
-      {kChat, "{" + user + R"(, "temperature": "hot"})", 400, "temperature", "hot"},
-      {kChat, "{" + user + R"(, "temperature": true})", 400, "temperature", "true"},
-      {kChat, "{" + user + R"(, "top_p": 0})", 400, "top_p", "above 0"},
-      {kChat, "{" + user + R"(, "n": 65})", 400, "n", "from 1 to 64"},
-      {kChat, "{" + user + R"(, "n": 0})", 400, "n", "0"},
-      {kChat, "{" + user + R"(, "stop": ""})", 400, "stop", "at least 1"},
-      {kChat, "{" + user + R"(, "stop": [1]})", 400, "stop[0]", "1"},
-      {kChat, "{" + user + R"(, "logit_bias": {"a": 1}})", 400, "logit_bias", "\"a\""},
-      {kChat, "{" + user + R"(, "logit_bias": {"99999": 1}})", 400, "logit_bias", "99999"},
-      {kChat, "{" + user + R"(, "logit_bias": {"1": 101}})", 400, "logit_bias.1", "101"},
-      {kChat, "{" + user + R"(, "stop_token_ids": [258]})", 400, "stop_token_ids[0]", "258"},
-      {kChat, "{" + user + R"(, "top_logprobs": 3})", 400, "top_logprobs", "logprobs"},
-      {kChat, "{" + user + R"(, "top_logprobs": 21, "logprobs": true})", 400, "top_logprobs", "20"},
-      {kChat, "{" + user + R"(, "stream": "yes"})", 400, "stream", "yes"},
-      {kChat, "{" + user + R"(, "stream_options": {"include_usage": 1}})", 400,
+      {kChatPath, "{" + user + R"(, "temperature": 2.1})", 400, "temperature", "from 0 to 2"},
+      {kChatPath, "{" + user + R"(, "temperature": -0.1})", 400, "temperature", "from 0 to 2"},
+      {kChatPath, "{" + user + R"(, "temperature": "hot"})", 400, "temperature", "hot"},
+      {kChatPath, "{" + user + R"(, "temperature": true})", 400, "temperature", "true"},
+      {kChatPath, "{" + user + R"(, "top_p": 0})", 400, "top_p", "above 0"},
+      {kChatPath, "{" + user + R"(, "n": 65})", 400, "n", "from 1 to 64"},
+      {kChatPath, "{" + user + R"(, "n": 0})", 400, "n", "0"},
+      {kChatPath, "{" + user + R"(, "stop": ""})", 400, "stop", "at least 1"},
+      {kChatPath, "{" + user + R"(, "stop": [1]})", 400, "stop[0]", "1"},
+      {kChatPath, "{" + user + R"(, "logit_bias": {"a": 1}})", 400, "logit_bias", "\"a\""},
+      {kChatPath, "{" + user + R"(, "logit_bias": {"99999": 1}})", 400, "logit_bias", "99999"},
+      {kChatPath, "{" + user + R"(, "logit_bias": {"1": 101}})", 400, "logit_bias.1", "101"},
+      {kChatPath, "{" + user + R"(, "stop_token_ids": [258]})", 400, "stop_token_ids[0]", "258"},
+      {kChatPath, "{" + user + R"(, "top_logprobs": 3})", 400, "top_logprobs", "logprobs"},
+      {kChatPath, "{" + user + R"(, "top_logprobs": 21, "logprobs": true})", 400, "top_logprobs",
+       "20"},
+      {kChatPath, "{" + user + R"(, "stream": "yes"})", 400, "stream", "yes"},
+      {kChatPath, "{" + user + R"(, "stream_options": {"include_usage": 1}})", 400,
        "stream_options.include_usage", "true or false"},
-      {kChat, "{" + user + R"(, "min_tokens": 9, "max_tokens": 8})", 400, "min_tokens", "9"},
-      {kChat, "{" + user + R"(, "tool_choice": "required"})", 400, "tool_choice", "no `tools`"},
-      {kChat, "{" + user + R"(, "tool_choice": {"type": "function"}})", 400,
+      {kChatPath, "{" + user + R"(, "min_tokens": 9, "max_tokens": 8})", 400, "min_tokens", "9"},
+      {kChatPath, "{" + user + R"(, "tool_choice": "required"})", 400, "tool_choice", "no `tools`"},
+      {kChatPath, "{" + user + R"(, "tool_choice": {"type": "function"}})", 400,
        "tool_choice.function.name", "missing"},
-      {kChat, "{" + user + R"(, "tool_choice": "sometimes"})", 400, "tool_choice", "sometimes"},
-      {kChat, "{" + user + R"(, "tools": ["f"]})", 400, "tools[0]", "a string"},
-      {kChat, "{" + user + R"(, "response_format": {"type": "xml"}})", 400, "response_format.type",
-       "xml"},
-      {kChat, "{" + user + R"(, "thaw": {"worker": -1}})", 400, "thaw.worker", "-1"},
-      {kChat, "{" + user + R"(, "seed": 1.5})", 400, "seed", "1.5"},
-      {kChat, R"({"messages": [{"role": "user", "content": ")" + std::string(1100, 'x') + "\"}]}",
-       400, "messages", "1117"},
-      {kText, "{}", 400, "prompt", "missing"},
-      {kText, R"({"prompt": []})", 400, "prompt", "not empty"},
-      {kText, R"({"prompt": ""})", 400, "prompt", "empty"},
-      {kText, R"({"prompt": 5})", 400, "prompt", "5"},
-      {kText, R"({"prompt": [1, 999]})", 400, "prompt", "prompt[1]"},
-      {kText, R"({"prompt": [1, -4]})", 400, "prompt", "prompt[1]"},
-      {kText, R"({"prompt": [[1], [true]]})", 400, "prompt[1]", "prompt[1][0]"},
-      {kText, R"({"prompt": ["a", 1]})", 400, "prompt[1]", "a number"},
-      {kText, R"({"prompt": "a", "echo": 1})", 400, "echo", "true or false"},
-      {kText, R"({"prompt": "a", "use_beam_search": true})", 400, "use_beam_search",
+      {kChatPath, "{" + user + R"(, "tool_choice": "sometimes"})", 400, "tool_choice", "sometimes"},
+      {kChatPath, "{" + user + R"(, "tools": ["f"]})", 400, "tools[0]", "a string"},
+      {kChatPath, "{" + user + R"(, "response_format": {"type": "xml"}})", 400,
+       "response_format.type", "xml"},
+      {kChatPath, "{" + user + R"(, "thaw": {"worker": -1}})", 400, "thaw.worker", "-1"},
+      {kChatPath, "{" + user + R"(, "seed": 1.5})", 400, "seed", "1.5"},
+      {kChatPath,
+       R"({"messages": [{"role": "user", "content": ")" + std::string(1100, 'x') + "\"}]}", 400,
+       "messages", "1117"},
+      {kTextPath, "{}", 400, "prompt", "missing"},
+      {kTextPath, R"({"prompt": []})", 400, "prompt", "not empty"},
+      {kTextPath, R"({"prompt": ""})", 400, "prompt", "empty"},
+      {kTextPath, R"({"prompt": 5})", 400, "prompt", "5"},
+      {kTextPath, R"({"prompt": [1, 999]})", 400, "prompt", "prompt[1]"},
+      {kTextPath, R"({"prompt": [1, -4]})", 400, "prompt", "prompt[1]"},
+      {kTextPath, R"({"prompt": [[1], [true]]})", 400, "prompt[1]", "prompt[1][0]"},
+      {kTextPath, R"({"prompt": ["a", 1]})", 400, "prompt[1]", "a number"},
+      {kTextPath, R"({"prompt": "a", "echo": 1})", 400, "echo", "true or false"},
+      {kTextPath, R"({"prompt": "a", "use_beam_search": true})", 400, "use_beam_search",
        "not supported"},
-      {kText, R"({"prompt": "a", "best_of": 1, "n": 2})", 400, "best_of", "`n` is 2"},
-      {kText, R"({"prompt": "a", "best_of": 2, "stream": true})", 400, "best_of", "in a stream"},
-      {kChat, "{" + user + R"(, "best_of": 2})", 400, "best_of", "/v1/completions"},
-      {kText, R"({"prompt": "a", "suffix": "b"})", 400, "suffix", "not supported"},
-      {kText, R"({"prompt": "a", "logprobs": true})", 400, "logprobs", "true"},
+      {kTextPath, R"({"prompt": "a", "best_of": 1, "n": 2})", 400, "best_of", "`n` is 2"},
+      {kTextPath, R"({"prompt": "a", "best_of": 2, "stream": true})", 400, "best_of",
+       "in a stream"},
+      {kChatPath, "{" + user + R"(, "best_of": 2})", 400, "best_of", "/v1/completions"},
+      {kTextPath, R"({"prompt": "a", "suffix": "b"})", 400, "suffix", "not supported"},
+      {kTextPath, R"({"prompt": "a", "logprobs": true})", 400, "logprobs", "true"},
       {"/tokenize", "{}", 400, "prompt", "missing"},
       {"/detokenize", R"({"tokens": [5000]})", 400, "tokens[0]", "5000"},
   };
@@ -264,14 +266,15 @@ TEST(HttpBadInput, BodiesAreRefusedByName) {
       EXPECT_EQ(error["param"], bad.param);
   }
   EXPECT_EQ(backend.num_plans(), 0U);  // nothing of it reached the backend
-  client.send(post_bytes(kChat, chat_body()));
+  client.send(post_bytes(kChatPath, chat_body()));
   EXPECT_EQ(client.read_reply()->status, 200);  // on the same connection
 }
 
 TEST(HttpBadInput, ContextLengthNamesBothNumbers) {
   FakeBackend backend;
   RunningServer server(&backend);
-  const ClientReply reply = server.post(kText, R"({"prompt": ")" + std::string(2000, 'x') + "\"}");
+  const ClientReply reply =
+      server.post(kTextPath, R"({"prompt": ")" + std::string(2000, 'x') + "\"}");
   const json error = json::parse(reply.body)["error"];
   EXPECT_EQ(error["code"], "context_length_exceeded");
   EXPECT_NE(error["message"].get<std::string>().find("1024"), std::string::npos);
@@ -298,7 +301,7 @@ TEST(HttpBadInput, GarbageIsRefusedAndTheConnectionEnds) {
     EXPECT_EQ(reply->headers.at("connection"), "close");
     client.close();
   }
-  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body()).status, 200);
 }
 
 TEST(HttpBadInput, HugeBodyIsRefusedBeforeItIsRead) {
@@ -317,7 +320,7 @@ TEST(HttpBadInput, HugeBodyIsRefusedBeforeItIsRead) {
   EXPECT_EQ(reply->status, 413);
   EXPECT_LT(resident_bytes(), before + (32U << 20));
   EXPECT_EQ(json::parse(reply->body)["error"]["type"], "invalid_request_error");
-  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body()).status, 200);
 }
 
 TEST(HttpBadInput, HugeChunkedBodyIsRefused) {
@@ -352,7 +355,7 @@ TEST(HttpBadInput, UnfinishedBodiesOfManyClientsAreBounded) {
   }
   EXPECT_GT(refused, 0);
   clients.clear();
-  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body()).status, 200);
 }
 
 TEST(HttpBadInput, TooManyHeaders) {
@@ -453,8 +456,8 @@ TEST(HttpInfo, ModelsVersionPoolAndTokens) {
 TEST(HttpInfo, MetricsCountWhatHappened) {
   FakeBackend backend;
   RunningServer server(&backend);
-  server.post(kChat, chat_body());
-  server.post(kChat, "{");
+  server.post(kChatPath, chat_body());
+  server.post(kChatPath, "{");
   const std::string text = server.get("/metrics").body;
   for (const char* line : {
            "thaw_requests_total{endpoint=\"/v1/chat/completions\",code=\"200\"} 1\n",

@@ -21,15 +21,6 @@ namespace {
 using nlohmann::json;
 using std::chrono::milliseconds;
 
-constexpr const char* kChat = "/v1/chat/completions";
-
-double metric(RunningServer& server, const std::string& name) {
-  const std::string text = "\n" + server.get("/metrics").body;
-  const std::size_t at = text.find("\n" + name + " ");
-  if (at == std::string::npos) return -1;
-  return std::stod(text.substr(at + name.size() + 2));
-}
-
 TEST(HttpServing, ClientThatHangsUpCancelsItsRequest) {
   for (const bool stream : {false, true}) {
     FakeBackend backend(/*automatic=*/false);
@@ -37,7 +28,7 @@ TEST(HttpServing, ClientThatHangsUpCancelsItsRequest) {
     RequestId id = 0;
     {
       RawClient client(server.port());
-      client.send(post_bytes(kChat, chat_body(stream ? R"("stream": true)" : "")));
+      client.send(post_bytes(kChatPath, chat_body(stream ? R"("stream": true)" : "")));
       id = backend.wait_for_request(1).id;
       backend.emit(AdmittedEvent{id, 0});
       backend.emit_text(id, "abc");
@@ -60,7 +51,7 @@ TEST(HttpServing, HangUpIsSeenBehindAPipelinedRequest) {
   RequestId id = 0;
   {
     RawClient client(server.port());
-    client.send(post_bytes(kChat, chat_body()));
+    client.send(post_bytes(kChatPath, chat_body()));
     id = backend.wait_for_request(1).id;
     client.send(get_bytes("/health"));
   }
@@ -71,12 +62,12 @@ TEST(HttpServing, HangUpOfOneOfManyCancelsOnlyThat) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient stays(server.port());
-  stays.send(post_bytes(kChat, chat_body()));
+  stays.send(post_bytes(kChatPath, chat_body()));
   const RequestId kept = backend.wait_for_request(1).id;
   RequestId left = 0;
   {
     RawClient leaves(server.port());
-    leaves.send(post_bytes(kChat, chat_body()));
+    leaves.send(post_bytes(kChatPath, chat_body()));
     left = backend.wait_for_request(2).id;
   }
   EXPECT_TRUE(backend.wait_for_cancel(left));
@@ -96,7 +87,7 @@ TEST(HttpServing, SixtyFourStreamsAtOnce) {
     clients.emplace_back([&] {
       RawClient client(server.port());
       for (int round = 0; round < 3; ++round) {
-        client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+        client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
         const auto reply = client.read_reply();
         // One role chunk, 200 deltas, one end, [DONE].
         if (reply && reply->status == 200 && sse_data(reply->body).size() == 203) ++good;
@@ -115,14 +106,14 @@ TEST(HttpServing, SlowReaderSlowsNobodyAndIsDropped) {
   options.write_timeout = milliseconds(500);
   RunningServer server(&backend, options);
   RawClient slow(server.port(), /*receive_buffer_bytes=*/4096);
-  slow.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  slow.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId slow_id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{slow_id, 0});
   // Far more than the socket buffers hold, and nobody reads it.
   backend.emit_text(slow_id, std::string(100000, 's'));
 
   RawClient quick(server.port());
-  quick.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  quick.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId quick_id = backend.wait_for_request(2).id;
   backend.emit(AdmittedEvent{quick_id, 0});
   backend.emit_text(quick_id, "q");
@@ -142,7 +133,7 @@ TEST(HttpServing, RequestsOfOneWindowBecomeOnePlan) {
   std::vector<std::unique_ptr<RawClient>> clients;
   for (int i = 0; i < 5; ++i) {
     clients.push_back(std::make_unique<RawClient>(server.port()));
-    clients.back()->send(post_bytes(kChat, chat_body()));
+    clients.back()->send(post_bytes(kChatPath, chat_body()));
     if (i == 0) backend.wait_for_request(1);  // alone on an idle pool: sent at once
   }
   backend.wait_for_request(5);
@@ -230,14 +221,14 @@ TEST(HttpServing, HangUpInTheWindowIsNeverSubmitted) {
   options.window = std::chrono::microseconds(500000);
   RunningServer server(&backend, options);
   RawClient first(server.port());
-  first.send(post_bytes(kChat, chat_body()));
+  first.send(post_bytes(kChatPath, chat_body()));
   backend.wait_for_request(1);
   {
     RawClient leaves(server.port());
-    leaves.send(post_bytes(kChat, chat_body(R"("seed": 1)")));
+    leaves.send(post_bytes(kChatPath, chat_body(R"("seed": 1)")));
   }
   RawClient third(server.port());
-  third.send(post_bytes(kChat, chat_body(R"("seed": 2)")));
+  third.send(post_bytes(kChatPath, chat_body(R"("seed": 2)")));
   EXPECT_EQ(backend.wait_for_request(2).sampling.seed, 2U);
 }
 
@@ -247,9 +238,9 @@ TEST(HttpServing, FullQueueIsTooManyRequests) {
   options.max_queued_requests = 1;
   RunningServer server(&backend, options);
   RawClient first(server.port());
-  first.send(post_bytes(kChat, chat_body()));
+  first.send(post_bytes(kChatPath, chat_body()));
   const RequestId id = backend.wait_for_request(1).id;
-  const ClientReply refused = server.post(kChat, chat_body());
+  const ClientReply refused = server.post(kChatPath, chat_body());
   EXPECT_EQ(refused.status, 429);
   EXPECT_EQ(json::parse(refused.body)["error"]["code"], "rate_limit_exceeded");
   EXPECT_GT(std::stoi(refused.headers.at("retry-after-ms")), 0);
@@ -257,7 +248,7 @@ TEST(HttpServing, FullQueueIsTooManyRequests) {
   backend.emit_text(id, "x");  // it runs: the queue is empty again
   RawClient second(server.port());
   EXPECT_TRUE(first.send(""));
-  second.send(post_bytes(kChat, chat_body()));
+  second.send(post_bytes(kChatPath, chat_body()));
   backend.wait_for_request(2);
 }
 
@@ -268,14 +259,14 @@ TEST(HttpServing, LoadingIsUnavailable) {
   const ClientReply health = server.get("/health");
   EXPECT_EQ(health.status, 503);
   EXPECT_EQ(json::parse(health.body)["status"], "loading");
-  const ClientReply chat = server.post(kChat, chat_body());
+  const ClientReply chat = server.post(kChatPath, chat_body());
   EXPECT_EQ(chat.status, 503);
   EXPECT_EQ(chat.headers.count("retry-after-ms"), 1U);
   PoolStatus ready;
   ready.ready = true;
   backend.set_status(ready);
   EXPECT_EQ(server.get("/health").status, 200);
-  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body()).status, 200);
 }
 
 TEST(HttpServing, WhatKeepsTheModelFromLoadingIsTold) {
@@ -284,18 +275,18 @@ TEST(HttpServing, WhatKeepsTheModelFromLoadingIsTold) {
   PoolStatus status;
   status.failure = "no worker starts; the last one said: 3 bytes are free";
   backend.set_status(status);
-  const ClientReply chat = server.post(kChat, chat_body());
+  const ClientReply chat = server.post(kChatPath, chat_body());
   EXPECT_EQ(chat.status, 503);
   EXPECT_EQ(json::parse(chat.body)["error"]["message"], status.failure);
   EXPECT_EQ(server.get("/health").status, 503);
   status.failure.clear();  // a later attempt may do better
   backend.set_status(status);
-  const ClientReply loading = server.post(kChat, chat_body());
+  const ClientReply loading = server.post(kChatPath, chat_body());
   EXPECT_EQ(loading.status, 503);
   EXPECT_EQ(json::parse(loading.body)["error"]["message"], "the model is still loading");
   status.ready = true;
   backend.set_status(status);
-  EXPECT_EQ(server.post(kChat, chat_body()).status, 200);
+  EXPECT_EQ(server.post(kChatPath, chat_body()).status, 200);
 }
 
 TEST(HttpServing, DrainLetsStreamsFinish) {
@@ -305,7 +296,7 @@ TEST(HttpServing, DrainLetsStreamsFinish) {
   idle.send(get_bytes("/health"));
   EXPECT_EQ(idle.read_reply()->status, 200);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   backend.emit_text(id, "a");
@@ -325,11 +316,11 @@ TEST(HttpServing, DrainDeadlineCutsStreamsWithAnError) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient stream(server.port());
-  stream.send(post_bytes(kChat, chat_body(R"("stream": true)")));
+  stream.send(post_bytes(kChatPath, chat_body(R"("stream": true)")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   RawClient whole(server.port());
-  whole.send(post_bytes(kChat, chat_body()));
+  whole.send(post_bytes(kChatPath, chat_body()));
   const RequestId other = backend.wait_for_request(2).id;
   EXPECT_TRUE(stream.read_until("assistant"));
   server.stop_and_join(milliseconds(50));
@@ -345,7 +336,7 @@ TEST(HttpServing, ServerEndsWhileEventsStillArrive) {
   {
     RunningServer server(&backend);
     RawClient client(server.port());
-    client.send(post_bytes(kChat, chat_body()));
+    client.send(post_bytes(kChatPath, chat_body()));
     id = backend.wait_for_request(1).id;
   }
   backend.emit_text(id, "nobody listens");

@@ -19,11 +19,6 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kSessions = "/v1/sessions";
-const std::string kStart =
-    R"({"messages": [{"role": "user", "content": ")" + std::string(57, 'h') + "\"}]}";
-
 struct HttpSessionFilesTest : testing::Test {
   ServerOptions options(const std::string& folder = "a") const {
     ServerOptions made;
@@ -43,13 +38,13 @@ struct HttpSessionFilesTest : testing::Test {
     return json::parse(reply.body);
   }
   static std::string path_of(const json& session, const std::string& verb = "") {
-    return std::string(kSessions) + "/" + session["id"].get<std::string>() +
+    return std::string(kSessionsPath) + "/" + session["id"].get<std::string>() +
            (verb.empty() ? "" : "/" + verb);
   }
   static json turn(RunningServer& server, const json& session, const std::string& text) {
     const json body = {{"session_id", session["id"]},
                        {"messages", {{{"role", "user"}, {"content", text}}}}};
-    return json_of(post(server, kChat, body.dump()));
+    return json_of(post(server, kChatPath, body.dump()));
   }
   static std::vector<std::string> files_in(const fs::path& folder) {
     std::vector<std::string> names;
@@ -70,7 +65,7 @@ TEST_F(HttpSessionFilesTest, ARestartedServerGoesOn) {
   std::string before;
   {
     RunningServer server(&backend, options());
-    session = json_of(post(server, kSessions, kStart));
+    session = json_of(post(server, kSessionsPath, kSessionStart));
     turn(server, session, "x");
     json_of(post(server, path_of(session, "checkpoint"), R"({"name": "one"})"));
     child = json_of(post(server, path_of(session, "fork"), R"({"labels": ["kid"]})"))["data"][0];
@@ -102,7 +97,7 @@ TEST_F(HttpSessionFilesTest, KvIsLoadedAtTheFirstUse) {
   json session;
   {
     RunningServer server(&backend, options());
-    session = json_of(post(server, kSessions, kStart));
+    session = json_of(post(server, kSessionsPath, kSessionStart));
     const json saved = json_of(post(server, path_of(session, "checkpoint"), ""))["saved"];
     EXPECT_EQ(saved["kv_tokens"], 64);
     EXPECT_EQ(saved["kv_bytes"], 64 * 1024);
@@ -133,7 +128,7 @@ TEST_F(HttpSessionFilesTest, DamagedFilesLoseOneSessionOnly) {
   json session;
   {
     RunningServer server(&backend, options());
-    session = json_of(post(server, kSessions, kStart));
+    session = json_of(post(server, kSessionsPath, kSessionStart));
   }
   const fs::path good = directory / "a" / (session["id"].get<std::string>() + ".json");
   const std::string other(32, 'b');
@@ -142,7 +137,7 @@ TEST_F(HttpSessionFilesTest, DamagedFilesLoseOneSessionOnly) {
   fs::create_symlink(good, directory / "a" / (std::string(32, 'd') + ".json"));
   std::ofstream(directory / "a" / "notes.json") << "not ours";
   RunningServer server(&backend, options());
-  EXPECT_EQ(json_of(get(server, kSessions))["data"].size(), 1U);
+  EXPECT_EQ(json_of(get(server, kSessionsPath))["data"].size(), 1U);
 }
 
 TEST_F(HttpSessionFilesTest, ExportAndImportByTheBody) {
@@ -150,7 +145,7 @@ TEST_F(HttpSessionFilesTest, ExportAndImportByTheBody) {
   json exported;
   {
     RunningServer server(&backend, options());
-    session = json_of(post(server, kSessions, kStart));
+    session = json_of(post(server, kSessionsPath, kSessionStart));
     turn(server, session, "x");
     exported = json_of(post(server, path_of(session, "export"), ""));
     // It is here already.
@@ -175,7 +170,7 @@ TEST_F(HttpSessionFilesTest, ExportAndImportByTheBody) {
 
 TEST_F(HttpSessionFilesTest, ExportAndImportByAFile) {
   RunningServer server(&backend, options());
-  const json session = json_of(post(server, kSessions, kStart));
+  const json session = json_of(post(server, kSessionsPath, kSessionStart));
   const json exported = json_of(post(server, path_of(session, "export"), R"({"file": "mine"})"));
   EXPECT_EQ(exported["kv_tokens"], 64);
   EXPECT_EQ(files_in(directory / "a" / "exports"), std::vector<std::string>{"mine.json"});
@@ -194,7 +189,7 @@ TEST_F(HttpSessionFilesTest, ExportAndImportByAFile) {
 
 TEST_F(HttpSessionFilesTest, NothingOutsideTheDirectoryIsReached) {
   RunningServer server(&backend, options());
-  const json session = json_of(post(server, kSessions, kStart));
+  const json session = json_of(post(server, kSessionsPath, kSessionStart));
   json_of(post(server, path_of(session, "export"), R"({"file": "mine"})"));
   const fs::path exports = directory / "a" / "exports";
   fs::copy(exports / "mine.json", directory / "secret.json");

@@ -16,8 +16,6 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kSessions = "/v1/sessions";
 constexpr TokenId kMark = 299;
 
 /// ByteCodec of a larger vocabulary, whose chats begin with a token that the other one lacks.
@@ -76,7 +74,7 @@ std::shared_ptr<ServedModels> models_of(std::vector<ServedModel> all) {
   return models;
 }
 
-std::shared_ptr<ServedModels> two_models() {
+std::shared_ptr<ServedModels> narrow_and_wide() {
   return models_of({narrow_model(), wide_model()});
 }
 
@@ -96,17 +94,17 @@ struct HttpSessionModelsTest : testing::Test {
   }
   static json make(RunningServer& server, const std::string& model,
                    const std::string& rest = R"(, "prefill": false)") {
-    return ok(server.post(kSessions, R"({"model": ")" + model +
-                                         R"(", "messages": [{"role": "user", "content":
+    return ok(server.post(kSessionsPath, R"({"model": ")" + model +
+                                             R"(", "messages": [{"role": "user", "content":
                                             "Sixteen tokens and more"}])" +
-                                         rest + "}"));
+                                             rest + "}"));
   }
   static std::string turn_body(const json& session, const std::string& rest = "") {
     return R"({"session_id": )" + session["id"].dump() +
            R"(, "messages": [{"role": "user", "content": "go"}])" + rest + "}";
   }
   static std::string path_of(const json& session, const std::string& verb = "") {
-    return std::string(kSessions) + "/" + session["id"].get<std::string>() +
+    return std::string(kSessionsPath) + "/" + session["id"].get<std::string>() +
            (verb.empty() ? "" : "/" + verb);
   }
 
@@ -116,46 +114,46 @@ struct HttpSessionModelsTest : testing::Test {
 };
 
 TEST_F(HttpSessionModelsTest, ATurnRunsOnTheSessionsModelWithoutNamingIt) {
-  RunningServer server(&backend, two_models());
+  RunningServer server(&backend, narrow_and_wide());
   const json wide = make(server, "w");
   EXPECT_EQ(wide["model"], "w");
   const json narrow = make(server, "narrow");
-  EXPECT_EQ(ok(server.post(kChat, turn_body(wide)))["model"], "wide");
+  EXPECT_EQ(ok(server.post(kChatPath, turn_body(wide)))["model"], "wide");
   GenerateRequest request = backend.wait_for_request(1);
   EXPECT_EQ(request.model, "wide");
   EXPECT_EQ(request.prompt.front(), kMark) << "its own template and vocabulary";
   EXPECT_EQ(request.sampling.top_k, 9) << "and its defaults";
-  ok(server.post(kChat, turn_body(narrow)));
+  ok(server.post(kChatPath, turn_body(narrow)));
   request = backend.wait_for_request(2);
   EXPECT_EQ(request.model, "narrow");
   EXPECT_NE(request.prompt.front(), kMark);
   EXPECT_EQ(request.sampling.top_k, 7);
   // By any of its names; not by another's.
-  EXPECT_EQ(ok(server.post(kChat, turn_body(wide, R"(, "model": "w")")))["model"], "w");
-  const json error = error_of(server.post(kChat, turn_body(wide, R"(, "model": "n")")), 400);
+  EXPECT_EQ(ok(server.post(kChatPath, turn_body(wide, R"(, "model": "w")")))["model"], "w");
+  const json error = error_of(server.post(kChatPath, turn_body(wide, R"(, "model": "n")")), 400);
   EXPECT_EQ(error["param"], "model");
   EXPECT_NE(error["message"].get<std::string>().find("of the model `w`"), std::string::npos)
       << error;
-  EXPECT_EQ(error_of(server.post(kChat, turn_body(wide, R"(, "model": "x")")), 404)["code"],
+  EXPECT_EQ(error_of(server.post(kChatPath, turn_body(wide, R"(, "model": "x")")), 404)["code"],
             "model_not_found");
   const std::string unknown = R"({"model": "x", "messages": [{"role": "user", "content": "a"}]})";
-  EXPECT_EQ(error_of(server.post(kSessions, unknown), 404)["code"], "model_not_found");
+  EXPECT_EQ(error_of(server.post(kSessionsPath, unknown), 404)["code"], "model_not_found");
   // A body that is too long to be read on the I/O thread goes the same way.
   const std::string stop = '"' + std::string(1000, 's') + '"';
-  ok(server.post(kChat,
+  ok(server.post(kChatPath,
                  turn_body(wide, R"(, "stop": [)" + stop + ", " + stop + ", " + stop + "]")));
   EXPECT_EQ(backend.wait_for_request(4).model, "wide");
 }
 
 TEST_F(HttpSessionModelsTest, KvIsComputedKeptForkedAndWrittenAsTheModels) {
-  RunningServer server(&backend, two_models(), with_directory());
+  RunningServer server(&backend, narrow_and_wide(), with_directory());
   const json session = make(server, "wide", "");
   EXPECT_EQ(backend.wait_for_request(1).model, "wide") << "the prefill";
   const json children =
       ok(server.post(path_of(session, "fork"), R"({"n": 2, "cut": {"tokens": 20}})"));
   for (const json& child : children["data"])
     EXPECT_EQ(child["model"], "wide");
-  ok(server.post(kChat, turn_body(children["data"][0])));
+  ok(server.post(kChatPath, turn_body(children["data"][0])));
   EXPECT_EQ(backend.wait_for_request(2).model, "wide");
   for (const auto& [pin, trunk] : backend.kept())
     EXPECT_EQ(trunk.owner.model, "wide") << pin;
@@ -166,24 +164,25 @@ TEST_F(HttpSessionModelsTest, KvIsComputedKeptForkedAndWrittenAsTheModels) {
 }
 
 TEST_F(HttpSessionModelsTest, ACompletionOfAnyModelBecomesASessionOfIt) {
-  RunningServer server(&backend, two_models());
+  RunningServer server(&backend, narrow_and_wide());
   const json chat = ok(server.post(
-      kChat,
+      kChatPath,
       R"({"model": "wide", "messages": [{"role": "user", "content": "Sixteen tokens, I say"}]})"));
   const std::string from = R"({"response_id": )" + chat["id"].dump();
-  const json session = ok(server.post(kSessions, from + "}"));
+  const json session = ok(server.post(kSessionsPath, from + "}"));
   EXPECT_EQ(session["model"], "wide");
-  EXPECT_EQ(error_of(server.post(kSessions, from + R"(, "model": "n"})"), 400)["param"], "model");
-  ok(server.post(kChat, turn_body(session)));
+  EXPECT_EQ(error_of(server.post(kSessionsPath, from + R"(, "model": "n"})"), 400)["param"],
+            "model");
+  ok(server.post(kChatPath, turn_body(session)));
   EXPECT_EQ(backend.wait_for_request(2).model, "wide");
 }
 
 TEST_F(HttpSessionModelsTest, ARestartFindsTheModelAgainByItsWeights) {
   json session;
   {
-    RunningServer server(&backend, two_models(), with_directory());
+    RunningServer server(&backend, narrow_and_wide(), with_directory());
     session = make(server, "w");
-    ok(server.post(kChat, turn_body(session)));
+    ok(server.post(kChatPath, turn_body(session)));
   }
   {
     // In another order, and under another name.
@@ -191,7 +190,7 @@ TEST_F(HttpSessionModelsTest, ARestartFindsTheModelAgainByItsWeights) {
     renamed.names = {"large"};
     RunningServer server(&backend, models_of({renamed, narrow_model()}), with_directory());
     EXPECT_EQ(ok(server.get(path_of(session)))["model"], "large");
-    ok(server.post(kChat, turn_body(session)));
+    ok(server.post(kChatPath, turn_body(session)));
     EXPECT_EQ(backend.wait_for_request(2).model, "large");
   }
   {
@@ -204,11 +203,11 @@ TEST_F(HttpSessionModelsTest, ARestartFindsTheModelAgainByItsWeights) {
 }
 
 TEST_F(HttpSessionModelsTest, AModelThatIsGoneOrReplacedTakesNoTurns) {
-  auto models = two_models();
+  auto models = narrow_and_wide();
   RunningServer server(&backend, models, with_directory());
   const json session = make(server, "wide");
   EXPECT_TRUE(models->remove("wide"));
-  const json gone = error_of(server.post(kChat, turn_body(session)), 409);
+  const json gone = error_of(server.post(kChatPath, turn_body(session)), 409);
   EXPECT_EQ(gone["code"], "session_model_gone");
   EXPECT_NE(gone["message"].get<std::string>().find("not served any more"), std::string::npos);
   EXPECT_EQ(ok(server.get(path_of(session)))["model"], "wide") << "it can be looked at";
@@ -216,7 +215,7 @@ TEST_F(HttpSessionModelsTest, AModelThatIsGoneOrReplacedTakesNoTurns) {
   EXPECT_EQ(document["weights"], "wide weights");
   EXPECT_EQ(document["vocab_size"], kMark + 1);
   ASSERT_TRUE(models->add(wide_model("other weights")));
-  const json replaced = error_of(server.post(kChat, turn_body(session)), 409);
+  const json replaced = error_of(server.post(kChatPath, turn_body(session)), 409);
   EXPECT_NE(replaced["message"].get<std::string>().find("other weights"), std::string::npos);
   EXPECT_EQ(backend.num_plans(), 0U);
   // Deleted and imported anew it is a session of what is served under its name now.
@@ -224,14 +223,14 @@ TEST_F(HttpSessionModelsTest, AModelThatIsGoneOrReplacedTakesNoTurns) {
                                   " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
   EXPECT_EQ(removed.status, 200);
   ok(server.post("/v1/sessions/import", json{{"document", document}}.dump()));
-  ok(server.post(kChat, turn_body(session)));
+  ok(server.post(kChatPath, turn_body(session)));
   EXPECT_EQ(backend.wait_for_request(1).model, "wide");
 }
 
 /// Gives slots when it is asked to.
-class FakeAdmin final : public ModelAdmin {
+class SlotGivingAdmin final : public ModelAdmin {
  public:
-  explicit FakeAdmin(FakeBackend* backend) : backend_(backend) {}
+  explicit SlotGivingAdmin(FakeBackend* backend) : backend_(backend) {}
   ApiResult<std::monostate> register_model(const std::string&, const std::string&) override {
     return std::monostate();
   }
@@ -250,7 +249,7 @@ class FakeAdmin final : public ModelAdmin {
 TEST_F(HttpSessionModelsTest, WrittenKvComesBackWhenItsModelHasASlotAgain) {
   json session;
   {
-    RunningServer server(&backend, two_models(), with_directory());
+    RunningServer server(&backend, narrow_and_wide(), with_directory());
     session = make(server, "wide", "");
     ok(server.post(path_of(session, "checkpoint"), "{}"));
   }
@@ -258,12 +257,12 @@ TEST_F(HttpSessionModelsTest, WrittenKvComesBackWhenItsModelHasASlotAgain) {
   const std::string kv = directory / "a" / (session["id"].get<std::string>() + ".thawkv");
   std::ofstream(kv) << "kv";
   std::ofstream(kv + ".meta") << "meta";
-  FakeAdmin admin(&backend);
+  SlotGivingAdmin admin(&backend);
   ServerOptions options = with_directory();
   options.admin = &admin;
   backend.set_trunk_error(make_error(Errc::kUnavailable, "another model has the slot"));
-  RunningServer server(&backend, two_models(), options);
-  ok(server.post(kChat, turn_body(session)));
+  RunningServer server(&backend, narrow_and_wide(), options);
+  ok(server.post(kChatPath, turn_body(session)));
   EXPECT_EQ(admin.loaded, "wide");
   EXPECT_GT(ok(server.get(path_of(session)))["kv"]["tokens"], 0);
 }

@@ -13,25 +13,15 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kSessions = "/v1/sessions";
-/// 64 bytes when rendered: four whole blocks.
-const std::string kStart =
-    R"({"messages": [{"role": "user", "content": ")" + std::string(57, 'h') + "\"}]}";
-
-std::string text_of(const GenerateRequest& request) {
-  return ByteCodec().decode(request.prompt, /*keep_special=*/true);
-}
-
-json created(RunningServer& server, const std::string& body = kStart,
+json created(RunningServer& server, const std::string& body = kSessionStart,
              const std::string& headers = "") {
-  const ClientReply reply = server.post(kSessions, body, headers);
+  const ClientReply reply = server.post(kSessionsPath, body, headers);
   if (reply.status != 200) throw std::runtime_error(reply.body);
   return json::parse(reply.body);
 }
 
 std::string path_of(const json& session, const std::string& verb = "") {
-  return std::string(kSessions) + "/" + session["id"].get<std::string>() +
+  return std::string(kSessionsPath) + "/" + session["id"].get<std::string>() +
          (verb.empty() ? "" : "/" + verb);
 }
 
@@ -48,19 +38,13 @@ std::string turn_body(const json& session, const std::string& text, const std::s
 
 json turn(RunningServer& server, const json& session, const std::string& text,
           const std::string& more = "") {
-  const ClientReply reply = server.post(kChat, turn_body(session, text, more));
+  const ClientReply reply = server.post(kChatPath, turn_body(session, text, more));
   if (reply.status != 200) throw std::runtime_error(reply.body);
   return json::parse(reply.body);
 }
 
 std::string text_of_reply(const json& reply) {
   return reply["choices"][0]["message"]["content"];
-}
-
-double metric(RunningServer& server, const std::string& name) {
-  const std::string text = "\n" + server.get("/metrics").body;
-  const std::size_t at = text.find("\n" + name + " ");
-  return at == std::string::npos ? -1 : std::stod(text.substr(at + name.size() + 2));
 }
 
 std::string ask_method(const std::string& method, const std::string& path) {
@@ -96,11 +80,11 @@ TEST(HttpSession, ATurnIsTheSameMessagesWithoutASession) {
   const json session = created(server, R"({"messages": [{"role": "system", "content": "S"}]})");
   for (const bool stream : {false, true}) {
     const std::string more = stream ? R"({"stream": true, "seed": 7})" : R"({"seed": 7})";
-    const ClientReply reply = server.post(kChat, turn_body(session, "Hi", more));
+    const ClientReply reply = server.post(kChatPath, turn_body(session, "Hi", more));
     ASSERT_EQ(reply.status, 200) << reply.body;
   }
   const GenerateRequest ours = backend.wait_for_request(3);
-  server.post(kChat, R"({"messages": [{"role": "system", "content": "S"},
+  server.post(kChatPath, R"({"messages": [{"role": "system", "content": "S"},
       {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, world."},
       {"role": "user", "content": "Hi"}], "seed": 7})");
   const GenerateRequest plain = backend.wait_for_request(4);
@@ -133,11 +117,11 @@ TEST(HttpSession, UsageSaysWhichAndHowMuch) {
   EXPECT_EQ(usage["mode"], "append");
   EXPECT_EQ(usage["common_tokens"], 74 + 13);
   const ClientReply stream = server.post(
-      kChat,
+      kChatPath,
       turn_body(session, "y", R"({"stream": true, "stream_options": {"include_usage": true}})"));
   const std::vector<std::string> data = sse_data(stream.body);
   EXPECT_EQ(json::parse(data.at(data.size() - 2))["usage"]["session"]["mode"], "render");
-  const json plain = json::parse(server.post(kChat, chat_body()).body);
+  const json plain = json::parse(server.post(kChatPath, chat_body()).body);
   EXPECT_FALSE(plain["usage"].contains("session"));
 }
 
@@ -161,9 +145,9 @@ TEST(HttpSession, OneTurnAtATime) {
   const json session = created(server, R"({"messages": [{"role": "user", "content": "a"}],
                                            "prefill": false})");
   RawClient first(server.port());
-  first.send(post_bytes(kChat, turn_body(session, "b")));
+  first.send(post_bytes(kChatPath, turn_body(session, "b")));
   const RequestId id = backend.wait_for_request(1).id;
-  const ClientReply second = server.post(kChat, turn_body(session, "c"));
+  const ClientReply second = server.post(kChatPath, turn_body(session, "c"));
   EXPECT_EQ(second.status, 409);
   const json error = json::parse(second.body)["error"];
   EXPECT_EQ(error["code"], "session_busy");
@@ -189,7 +173,7 @@ TEST(HttpSession, ABrokenOffTurnLeavesNothing) {
   RequestId id = 0;
   {
     RawClient client(server.port());
-    client.send(post_bytes(kChat, turn_body(session, "b", R"({"stream": true})")));
+    client.send(post_bytes(kChatPath, turn_body(session, "b", R"({"stream": true})")));
     id = backend.wait_for_request(1).id;
     backend.emit(AdmittedEvent{id, 0});
     backend.emit_text(id, "ye");
@@ -201,7 +185,7 @@ TEST(HttpSession, ABrokenOffTurnLeavesNothing) {
   EXPECT_EQ(now["num_messages"], 1);
   EXPECT_FALSE(now["running"]);
   RawClient failed(server.port());
-  failed.send(post_bytes(kChat, turn_body(session, "b")));
+  failed.send(post_bytes(kChatPath, turn_body(session, "b")));
   backend.emit(FailedEvent{backend.wait_for_request(2).id, make_error(Errc::kUnavailable, "gone")});
   EXPECT_EQ(failed.read_reply()->status, 503);
   EXPECT_FALSE(shown(server, session)["running"]);
@@ -247,7 +231,7 @@ TEST(HttpSession, AForkOfARunningTurn) {
   const json session = created(server, R"({"messages": [{"role": "user", "content": "a"}],
                                            "prefill": false})");
   RawClient client(server.port());
-  client.send(post_bytes(kChat, turn_body(session, "", R"({"stream": true})")));
+  client.send(post_bytes(kChatPath, turn_body(session, "", R"({"stream": true})")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   backend.emit_text(id, "abc");
@@ -270,7 +254,7 @@ TEST(HttpSession, MadeOfARunningStreamAndOfOneThatEnded) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("stream": true, "cache_salt": "s")")));
+  client.send(post_bytes(kChatPath, chat_body(R"("stream": true, "cache_salt": "s")")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(AdmittedEvent{id, 0});
   backend.emit_text(id, "abc");
@@ -284,7 +268,7 @@ TEST(HttpSession, MadeOfARunningStreamAndOfOneThatEnded) {
   EXPECT_EQ(shown(server, session, "?include=messages")["messages"][1]["content"], "abc");
   // It goes on where the stream was, with its ids.
   RawClient next(server.port());
-  next.send(post_bytes(kChat, turn_body(session, "", R"({"append": true})")));
+  next.send(post_bytes(kChatPath, turn_body(session, "", R"({"append": true})")));
   EXPECT_EQ(text_of(backend.wait_for_request(2)), "user: Hi\nassistant:abc");
   EXPECT_EQ(backend.wait_for_request(2).cache_salt, "s");
   backend.emit_text(id, "def");
@@ -292,7 +276,7 @@ TEST(HttpSession, MadeOfARunningStreamAndOfOneThatEnded) {
   ASSERT_TRUE(client.read_until("[DONE]"));
   EXPECT_EQ(created(server, R"({"response_id": ")" + response + "\"}")["tokens"], 25);
   const ClientReply choice =
-      server.post(kSessions, R"({"response_id": ")" + response + R"(", "choice": 1})");
+      server.post(kSessionsPath, R"({"response_id": ")" + response + R"(", "choice": 1})");
   EXPECT_EQ(choice.status, 400);
   EXPECT_EQ(json::parse(choice.body)["error"]["param"], "choice");
 }
@@ -370,7 +354,7 @@ TEST(HttpSession, AnotherTenantsSessionIsNotThere) {
   RunningServer server(&backend, options);
   const std::string anna = "Authorization: Bearer anna-key\r\n";
   const std::string berta = "Authorization: Bearer berta-key\r\n";
-  const json session = created(server, kStart, anna);
+  const json session = created(server, kSessionStart, anna);
   EXPECT_EQ(server.get(path_of(session), anna).status, 200);
   EXPECT_EQ(server.get(path_of(session)).status, 401);
   const json never = {{"id", std::string(32, '0')}};
@@ -391,15 +375,15 @@ TEST(HttpSession, AnotherTenantsSessionIsNotThere) {
     same(server.post(path_of(session, verb), body, berta),
          server.post(path_of(never, verb), body, berta));
   }
-  same(server.post(kChat, turn_body(session, "x"), berta),
-       server.post(kChat, turn_body(never, "x"), berta));
-  EXPECT_TRUE(json::parse(server.get(kSessions, berta).body)["data"].empty());
-  EXPECT_EQ(json::parse(server.get(kSessions, anna).body)["data"].size(), 1U);
+  same(server.post(kChatPath, turn_body(session, "x"), berta),
+       server.post(kChatPath, turn_body(never, "x"), berta));
+  EXPECT_TRUE(json::parse(server.get(kSessionsPath, berta).body)["data"].empty());
+  EXPECT_EQ(json::parse(server.get(kSessionsPath, anna).body)["data"].size(), 1U);
   // The same for a completion to make a session of.
-  const ClientReply chat = server.post(kChat, chat_body(), anna);
+  const ClientReply chat = server.post(kChatPath, chat_body(), anna);
   const std::string id = json::parse(chat.body)["id"];
-  EXPECT_EQ(server.post(kSessions, R"({"response_id": ")" + id + "\"}", berta).status, 404);
-  EXPECT_EQ(server.post(kSessions, R"({"response_id": ")" + id + "\"}", anna).status, 200);
+  EXPECT_EQ(server.post(kSessionsPath, R"({"response_id": ")" + id + "\"}", berta).status, 404);
+  EXPECT_EQ(server.post(kSessionsPath, R"({"response_id": ")" + id + "\"}", anna).status, 200);
 }
 
 TEST(HttpSession, BadInputIsNamed) {
@@ -415,23 +399,23 @@ TEST(HttpSession, BadInputIsNamed) {
     EXPECT_TRUE(error.contains("type") && error.contains("code"));
   };
   const std::string messages = R"("messages": [{"role": "user", "content": "x"}])";
-  refused(kSessions, "", 400, "messages");
-  refused(kSessions, "{", 400, nullptr);
-  refused(kSessions, R"({"messages": []})", 400, "messages");
-  refused(kSessions, R"({"messages": [{"content": "x"}]})", 400, "messages[0].role");
-  refused(kSessions, R"({"messages": [{"role": "refused", "content": "x"}]})", 400, "messages");
-  refused(kSessions, "{" + messages + R"(, "response_id": "x"})", 400, "messages");
-  refused(kSessions, R"({"response_id": "chatcmpl-0"})", 404, "response_id");
-  refused(kSessions, "{" + messages + R"(, "model": "x"})", 404, "model");
-  refused(kSessions, "{" + messages + R"(, "ttl_seconds": 0})", 400, "ttl_seconds");
-  refused(kSessions, "{" + messages + R"(, "ttl_seconds": 604801})", 400, "ttl_seconds");
-  refused(kSessions, "{" + messages + R"(, "ttl_seconds": 1e30})", 400, "ttl_seconds");
-  refused(kSessions, "{" + messages + R"(, "ttl_seconds": "60"})", 400, "ttl_seconds");
-  refused(kSessions, "{" + messages + R"(, "prefill": 1})", 400, "prefill");
-  refused(kSessions, "{" + messages + R"(, "label": ")" + std::string(201, 'x') + "\"}", 400,
+  refused(kSessionsPath, "", 400, "messages");
+  refused(kSessionsPath, "{", 400, nullptr);
+  refused(kSessionsPath, R"({"messages": []})", 400, "messages");
+  refused(kSessionsPath, R"({"messages": [{"content": "x"}]})", 400, "messages[0].role");
+  refused(kSessionsPath, R"({"messages": [{"role": "refused", "content": "x"}]})", 400, "messages");
+  refused(kSessionsPath, "{" + messages + R"(, "response_id": "x"})", 400, "messages");
+  refused(kSessionsPath, R"({"response_id": "chatcmpl-0"})", 404, "response_id");
+  refused(kSessionsPath, "{" + messages + R"(, "model": "x"})", 404, "model");
+  refused(kSessionsPath, "{" + messages + R"(, "ttl_seconds": 0})", 400, "ttl_seconds");
+  refused(kSessionsPath, "{" + messages + R"(, "ttl_seconds": 604801})", 400, "ttl_seconds");
+  refused(kSessionsPath, "{" + messages + R"(, "ttl_seconds": 1e30})", 400, "ttl_seconds");
+  refused(kSessionsPath, "{" + messages + R"(, "ttl_seconds": "60"})", 400, "ttl_seconds");
+  refused(kSessionsPath, "{" + messages + R"(, "prefill": 1})", 400, "prefill");
+  refused(kSessionsPath, "{" + messages + R"(, "label": ")" + std::string(201, 'x') + "\"}", 400,
           "label");
-  refused(kSessions, "{" + messages + R"(, "choice": -1})", 400, "choice");
-  refused(kSessions,
+  refused(kSessionsPath, "{" + messages + R"(, "choice": -1})", 400, "choice");
+  refused(kSessionsPath,
           R"({"messages": [{"role": "user", "content": ")" + std::string(1100, 'x') + "\"}]}", 400,
           "messages");
   const std::string fork = path_of(session, "fork");
@@ -453,11 +437,11 @@ TEST(HttpSession, BadInputIsNamed) {
   refused(path_of(session, "rewind"), R"({"tokens": 3, "checkpoint": "x"})", 400, "checkpoint");
   refused(path_of(session, "rewind"), R"({"tokens": 500})", 400, "tokens");
   refused(path_of(session, "export"), R"({"file": "x"})", 400, "file");
-  refused(std::string(kSessions) + "/import", "{}", 400, "document");
-  refused(std::string(kSessions) + "/import", R"({"document": {}})", 400, "document.format");
-  refused(std::string(kSessions) + "/import", R"({"file": "x"})", 400, "file");
+  refused(std::string(kSessionsPath) + "/import", "{}", 400, "document");
+  refused(std::string(kSessionsPath) + "/import", R"({"document": {}})", 400, "document.format");
+  refused(std::string(kSessionsPath) + "/import", R"({"file": "x"})", 400, "file");
   const auto bad_turn = [&](const std::string& more, int status, const json& param) {
-    refused(kChat, turn_body(session, "x", more), status, param);
+    refused(kChatPath, turn_body(session, "x", more), status, param);
   };
   bad_turn(R"({"n": 2})", 400, "n");
   bad_turn(R"({"append": 1})", 400, "append");
@@ -468,12 +452,12 @@ TEST(HttpSession, BadInputIsNamed) {
   bad_turn(R"({"session_id": "../x"})", 404, "session_id");
   bad_turn(R"({"max_tokens": 2000})", 400, "messages");
   bad_turn(R"({"replace": true, "messages": []})", 400, "messages");
-  refused(kChat, chat_body(R"("append": true)"), 400, "append");
-  refused(kChat, chat_body(R"("replace": true)"), 400, "replace");
+  refused(kChatPath, chat_body(R"("append": true)"), 400, "append");
+  refused(kChatPath, chat_body(R"("replace": true)"), 400, "replace");
   refused("/v1/completions", R"({"prompt": "x", "session_id": "y"})", 400, "session_id");
   EXPECT_FALSE(shown(server, session)["running"]);  // no refusal holds the session
   for (const char* query : {"?limit=0", "?limit=1001", "?limit=x", "?limit=-1", "?after=x", "?y=1"})
-    EXPECT_EQ(server.get(std::string(kSessions) + query).status, 400) << query;
+    EXPECT_EQ(server.get(std::string(kSessionsPath) + query).status, 400) << query;
   EXPECT_EQ(server.get(path_of(session) + "?include=secrets").status, 400);
   EXPECT_EQ(server.ask(ask_method("DELETE", path_of(session) + "?recursive=yes")).status, 400);
 }
@@ -482,10 +466,10 @@ TEST(HttpSession, PathsAndMethods) {
   FakeBackend backend;
   RunningServer server(&backend);
   const json session = created(server);
-  EXPECT_EQ(server.ask(ask_method("DELETE", kSessions)).headers["allow"], "GET, HEAD, POST");
+  EXPECT_EQ(server.ask(ask_method("DELETE", kSessionsPath)).headers["allow"], "GET, HEAD, POST");
   EXPECT_EQ(server.post(path_of(session), "{}").headers["allow"], "GET, HEAD, DELETE");
   EXPECT_EQ(server.get(path_of(session, "fork")).headers["allow"], "POST");
-  EXPECT_EQ(server.get(std::string(kSessions) + "/import").status, 405);
+  EXPECT_EQ(server.get(std::string(kSessionsPath) + "/import").status, 405);
   for (const char* path : {"/v1/sessions/", "/v1/sessionsx", "/v1/sessions//fork",
                            "/v1/sessions/../metrics", "/v1/sessions/a/b/c"})
     EXPECT_EQ(server.get(path).status, 404) << path;
@@ -501,7 +485,7 @@ TEST(HttpSession, ListsPageByPage) {
   std::vector<std::string> seen;
   std::string query = "?limit=2";
   for (int page = 0; page < 3; ++page) {
-    const json list = json::parse(server.get(kSessions + query).body);
+    const json list = json::parse(server.get(kSessionsPath + query).body);
     EXPECT_EQ(list["has_more"], page < 2);
     for (const json& session : list["data"])
       seen.push_back(session["id"]);
@@ -563,7 +547,7 @@ TEST(HttpSession, LimitsAreAnswered) {
   EXPECT_EQ(fork.status, 429);
   EXPECT_EQ(json::parse(fork.body)["error"]["param"], "n");
   created(server);
-  EXPECT_EQ(server.post(kSessions, kStart).status, 429);
+  EXPECT_EQ(server.post(kSessionsPath, kSessionStart).status, 429);
   server.ask(ask_method("DELETE", path_of(session)));
   created(server);
 }

@@ -14,7 +14,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kChat = "/v1/chat/completions";
 constexpr const char* kCall =
     "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}\n</tool_call>";
 constexpr const char* kTools =
@@ -37,7 +36,7 @@ const ChatForm kHermes{ToolForm::kHermes, true, "", ""};
 const ChatForm kThinker{ToolForm::kHermes, true, "<think>", "</think>"};
 
 json answer_of(RunningServer& server, const std::string& rest) {
-  const ClientReply reply = server.post(kChat, chat_body(rest));
+  const ClientReply reply = server.post(kChatPath, chat_body(rest));
   EXPECT_EQ(reply.status, 200) << reply.body;
   return json::parse(reply.body);
 }
@@ -54,7 +53,7 @@ struct Streamed {
 };
 
 Streamed stream_of(RunningServer& server, const std::string& rest) {
-  const ClientReply reply = server.post(kChat, chat_body(rest + R"(, "stream": true)"));
+  const ClientReply reply = server.post(kChatPath, chat_body(rest + R"(, "stream": true)"));
   EXPECT_EQ(reply.status, 200) << reply.body;
   Streamed streamed;
   for (const std::string& data : sse_data(reply.body)) {
@@ -171,7 +170,7 @@ TEST(HttpTools, EagerIsTheServersOrTheRequests) {
   EXPECT_EQ(format(1, ""), "tags_with_separator");
   EXPECT_EQ(format(2, R"(, "thaw": {"tool_auto": "lazy"})"), "triggered_tags");
   const ClientReply reply = server.post(
-      kChat,
+      kChatPath,
       R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null,)"
       R"( "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]},)"
       R"( {"role": "tool", "tool_call_id": "1", "content": "rain"}], )" +
@@ -216,7 +215,7 @@ TEST(HttpTools, AGrammarThatIsNoneIsTheClientsMistake) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend, models(kHermes));
   RawClient client(server.port());
-  client.send(post_bytes(kChat, chat_body(R"("guided_regex": "(")")));
+  client.send(post_bytes(kChatPath, chat_body(R"("guided_regex": "(")")));
   const RequestId id = backend.wait_for_request(1).id;
   backend.emit(FailedEvent{id, make_error(Errc::kInvalidArgument, "grammar: no `)`")});
   const auto reply = client.read_reply();
@@ -241,9 +240,10 @@ TEST(HttpTools, ASessionKnowsItsToolsAndCalls) {
   const json& call = called["choices"][0]["message"]["tool_calls"].at(0);
   EXPECT_EQ(call["function"]["name"], "weather");
   backend.reply = "Rain.";
-  const ClientReply next = server.post(
-      kChat, R"({"messages": [{"role": "tool", "tool_call_id": ")" + call["id"].get<std::string>() +
-                 R"(", "content": "rain"}], "session_id": ")" + id + R"("})");
+  const ClientReply next =
+      server.post(kChatPath, R"({"messages": [{"role": "tool", "tool_call_id": ")" +
+                                 call["id"].get<std::string>() +
+                                 R"(", "content": "rain"}], "session_id": ")" + id + R"("})");
   ASSERT_EQ(next.status, 200) << next.body;
   const json session = json::parse(server.get("/v1/sessions/" + id + "?include=messages").body);
   const json& messages = session["messages"];
@@ -252,7 +252,7 @@ TEST(HttpTools, ASessionKnowsItsToolsAndCalls) {
   EXPECT_EQ(messages[2]["tool_calls"][0]["function"]["arguments"]["city"], "Bonn");
   EXPECT_EQ(messages[4]["content"], "Rain.");
   const ClientReply wrong = server.post(
-      kChat,
+      kChatPath,
       chat_body(R"("session_id": ")" + id +
                 R"(", "tool_choice": {"type": "function", "function": {"name": "nobody"}})"));
   EXPECT_EQ(wrong.status, 400);

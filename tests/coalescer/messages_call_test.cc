@@ -23,7 +23,7 @@ const ByteCodec& codec() {
   return bytes;
 }
 
-ApiResult<ApiCall> parse(const std::string& body) {
+ApiResult<ApiCall> parse_message(const std::string& body) {
   return parse_call(ApiKind::kMessages, body, {64, 258, nullptr, &codec()});
 }
 
@@ -41,13 +41,13 @@ std::string body_with(const std::string& fields) {
 }
 
 ApiCall call_of(const std::string& fields) {
-  auto parsed = parse(body_with(fields));
+  auto parsed = parse_message(body_with(fields));
   if (const auto* error = std::get_if<ApiError>(&parsed)) throw std::runtime_error(error->message);
   return std::get<ApiCall>(std::move(parsed));
 }
 
 ApiError error_of(const std::string& body) {
-  const auto parsed = parse(body);
+  const auto parsed = parse_message(body);
   const auto* error = std::get_if<ApiError>(&parsed);
   ApiError none;
   none.status = 200;

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/openai/messages_error.h"
+#include "tests/coalescer/writer_parts.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -21,19 +22,6 @@ ApiCall call_with(std::uint32_t max_tokens) {
   call.kind = ApiKind::kMessages;
   call.max_tokens = max_tokens;
   return call;
-}
-
-CompletionLabel label() {
-  return {"msg-1", 1700000000, "model \"quoted\"", "print"};
-}
-
-ReplyPiece piece(PieceKind kind, std::string text, std::uint32_t call = 0) {
-  ReplyPiece made;
-  made.kind = kind;
-  made.text = std::move(text);
-  made.call = call;
-  if (kind == PieceKind::kCallStart) made.id = "call_" + std::to_string(call);
-  return made;
 }
 
 CompletionUsage usage_of(std::uint64_t prompt, std::uint64_t cached, std::uint64_t completion) {
@@ -66,27 +54,10 @@ json body_of(const ReplyPieces& pieces, const ChoiceEnd& end, const CompletionUs
   return json::parse(writer.body({choice}, usage, explanation));
 }
 
-/// The data of the events; their names must be those of the data.
-std::vector<json> events_of(const std::string& frames) {
-  std::vector<json> events;
-  std::size_t at = 0;
-  while (at < frames.size()) {
-    const std::size_t end = frames.find("\n\n", at);
-    const std::string frame = frames.substr(at, end - at);
-    const std::size_t line = frame.find('\n');
-    EXPECT_EQ(frame.substr(0, 7), "event: ");
-    EXPECT_EQ(frame.substr(line + 1, 6), "data: ");
-    events.push_back(json::parse(frame.substr(line + 7)));
-    EXPECT_EQ(events.back()["type"], frame.substr(7, line - 7));
-    at = end + 2;
-  }
-  return events;
-}
-
 TEST(MessagesWriter, AWholeAnswerHasItsBlocksInOrder) {
   const json body = body_of(reply(), {"tool_calls", std::nullopt, std::nullopt}, usage_of(10, 4, 5),
                             9, R"({"request":1})");
-  EXPECT_EQ(body["id"], "msg-1");
+  EXPECT_EQ(body["id"], "id-1");
   EXPECT_EQ(body["type"], "message");
   EXPECT_EQ(body["role"], "assistant");
   EXPECT_EQ(body["model"], "model \"quoted\"");

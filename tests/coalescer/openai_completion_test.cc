@@ -7,17 +7,14 @@
 
 #include "coalescer/openai/completion.h"
 #include "tests/coalescer/http_client.h"
+#include "tests/coalescer/writer_parts.h"
 
 namespace thaw::coalescer {
 namespace {
 
 using nlohmann::json;
 
-CompletionLabel label() {
-  return {"id-1", 1700000000, "model \"quoted\"", "print"};
-}
-
-ApiCall call_of(ApiKind kind, bool stream) {
+ApiCall plain_call(ApiKind kind, bool stream) {
   ApiCall call;
   call.kind = kind;
   call.stream = stream;
@@ -52,7 +49,7 @@ std::string delta_text(const std::string& frames) {
 
 TEST(Completion, MinTokensKeepsEarlyStopsInTheText) {
   const ByteCodec codec;
-  ApiCall call = call_of(ApiKind::kChat, false);
+  ApiCall call = plain_call(ApiKind::kChat, false);
   call.stop = {"ab"};
   call.sampling.min_tokens = 4;
   Completion completion(call, 1, label(), &codec);
@@ -68,7 +65,7 @@ TEST(Completion, MinTokensKeepsEarlyStopsInTheText) {
 
 TEST(Completion, RepeatedTokensOfAResumedStreamAreDropped) {
   const ByteCodec codec;
-  Completion completion(call_of(ApiKind::kChat, false), 1, label(), &codec);
+  Completion completion(plain_call(ApiKind::kChat, false), 1, label(), &codec);
   send_text(completion, "abc");
   send_text(completion, "bcd", 1);
   send_end(completion);
@@ -77,7 +74,7 @@ TEST(Completion, RepeatedTokensOfAResumedStreamAreDropped) {
 
 TEST(Completion, LostTokensAreAnError) {
   const ByteCodec codec;
-  Completion completion(call_of(ApiKind::kChat, false), 1, label(), &codec);
+  Completion completion(plain_call(ApiKind::kChat, false), 1, label(), &codec);
   send_text(completion, "abc");
   send_text(completion, "x", 4);
   ASSERT_TRUE(completion.error());
@@ -86,7 +83,7 @@ TEST(Completion, LostTokensAreAnError) {
 
 TEST(Completion, CharactersAreNeverCut) {
   const ByteCodec codec;
-  Completion completion(call_of(ApiKind::kChat, true), 1, label(), &codec);
+  Completion completion(plain_call(ApiKind::kChat, true), 1, label(), &codec);
   const std::string text = "\xf0\x9f\x98\x80 \xc3\xa9\xff end\xe2\x82";
   std::string frames;
   std::uint32_t index = 0;
@@ -108,7 +105,7 @@ TEST(Completion, StreamAndWholeAgreeForAnyBatching) {
     std::string text;
     for (std::size_t i = 0; i < 1 + random() % 30; ++i)
       text += static_cast<char>(random() % 8 == 0 ? random() % 256 : 'a' + random() % 3);
-    ApiCall whole_call = call_of(ApiKind::kChat, false);
+    ApiCall whole_call = plain_call(ApiKind::kChat, false);
     whole_call.stop = {"ab", "cca"};
     ApiCall stream_call = whole_call;
     stream_call.stream = true;
@@ -132,7 +129,7 @@ TEST(Completion, StreamAndWholeAgreeForAnyBatching) {
 
 TEST(Completion, UsageSumsPromptsAndCountsStopTokens) {
   const ByteCodec codec;
-  Completion completion(call_of(ApiKind::kCompletions, false), 2, label(), &codec);
+  Completion completion(plain_call(ApiKind::kCompletions, false), 2, label(), &codec);
   for (std::size_t prompt = 0; prompt < 2; ++prompt) {
     TokenEvent token;
     token.token = 'x';
@@ -148,7 +145,7 @@ TEST(Completion, UsageSumsPromptsAndCountsStopTokens) {
 
 TEST(Completion, FailureOfOnePromptFailsTheCall) {
   const ByteCodec codec;
-  Completion completion(call_of(ApiKind::kCompletions, false), 2, label(), &codec);
+  Completion completion(plain_call(ApiKind::kCompletions, false), 2, label(), &codec);
   completion.on_event(0, CompletedEvent{1, Usage{}});
   EXPECT_FALSE(completion.ended());
   completion.on_event(1, FailedEvent{2, make_error(Errc::kInvalidArgument, "worker 9")});
@@ -159,7 +156,7 @@ TEST(Completion, FailureOfOnePromptFailsTheCall) {
 TEST(Completion, NullUsageOnlyWhereUsageFollows) {
   const ByteCodec codec;
   for (const bool include : {false, true}) {
-    ApiCall call = call_of(ApiKind::kChat, true);
+    ApiCall call = plain_call(ApiKind::kChat, true);
     call.include_usage = include;
     Completion completion(call, 1, label(), &codec);
     send_text(completion, "a");

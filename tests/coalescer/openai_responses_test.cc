@@ -17,7 +17,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr const char* kWeather =
+constexpr const char* kFlatWeather =
     R"({"type": "function", "name": "weather", "description": "d", "strict": true,)"
     R"( "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}})";
 
@@ -25,12 +25,12 @@ std::string body(const std::string& rest, const std::string& input = R"("Hello")
   return R"({"input": )" + input + (rest.empty() ? "" : ", " + rest) + "}";
 }
 
-ApiResult<ApiCall> parse(const std::string& text) {
+ApiResult<ApiCall> parse_response(const std::string& text) {
   return parse_call(ApiKind::kResponses, text, ParseLimits{8, 258, nullptr});
 }
 
-ApiCall parsed(const std::string& text) {
-  auto result = parse(text);
+ApiCall parsed_response(const std::string& text) {
+  auto result = parse_response(text);
   if (const auto* error = std::get_if<ApiError>(&result)) {
     ADD_FAILURE() << text << ": " << error->message;
     return {};
@@ -56,7 +56,7 @@ std::string prompt_text(ApiCall& call, const ResponsesPast& past = {},
 }
 
 TEST(ResponsesCall, AStringIsAUsersMessage) {
-  ApiCall call = parsed(body(""));
+  ApiCall call = parsed_response(body(""));
   EXPECT_EQ(call.kind, ApiKind::kResponses);
   EXPECT_TRUE(call.responses->store);
   EXPECT_FALSE(call.responses->background);
@@ -65,7 +65,7 @@ TEST(ResponsesCall, AStringIsAUsersMessage) {
 }
 
 TEST(ResponsesCall, ItemsBecomeTheMessagesOfAChat) {
-  ApiCall call = parsed(body(R"("instructions": "Be brief.")", R"([
+  ApiCall call = parsed_response(body(R"("instructions": "Be brief.")", R"([
     {"role": "developer", "content": "Now."},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"},
                                                     {"type": "input_text", "text": "b"}]},
@@ -100,7 +100,7 @@ TEST(ResponsesCall, ItemsBecomeTheMessagesOfAChat) {
 }
 
 TEST(ResponsesCall, FieldsAreReadAndRepeated) {
-  const ApiCall call = parsed(body(
+  const ApiCall call = parsed_response(body(
       R"("model": "m", "temperature": 0.3, "top_p": 0.9, "max_output_tokens": 7, "max_tool_calls": 3,
          "top_logprobs": 2, "include": ["message.output_text.logprobs"], "seed": 5, "user": "u",
          "metadata": {"k": "v"}, "truncation": "auto", "store": false, "instructions": "I",
@@ -139,7 +139,7 @@ TEST(ResponsesCall, FieldsAreReadAndRepeated) {
 }
 
 TEST(ResponsesCall, WhatWasLeftOutIsRepeatedAsItCounts) {
-  const json echo = echo_of(parsed(body("")));
+  const json echo = echo_of(parsed_response(body("")));
   EXPECT_EQ(echo["tools"], json::array());
   EXPECT_EQ(echo["tool_choice"], "auto");
   EXPECT_EQ(echo["parallel_tool_calls"], true);
@@ -152,7 +152,7 @@ TEST(ResponsesCall, WhatWasLeftOutIsRepeatedAsItCounts) {
 }
 
 TEST(ResponsesCall, ToolsAreThoseOfAChat) {
-  const ApiCall call = parsed(body(std::string(R"("tools": [)") + kWeather + "]"));
+  const ApiCall call = parsed_response(body(std::string(R"("tools": [)") + kFlatWeather + "]"));
   ASSERT_EQ(call.tools.specs.size(), 1U);
   EXPECT_EQ(call.tools.specs[0].name, "weather");
   EXPECT_TRUE(call.tools.specs[0].strict);
@@ -161,23 +161,24 @@ TEST(ResponsesCall, ToolsAreThoseOfAChat) {
   EXPECT_EQ(shown[0]["function"]["name"], "weather");
   EXPECT_EQ(shown[0]["function"]["parameters"]["type"], "object");
   EXPECT_EQ(echo_of(call)["tools"][0]["name"], "weather");
-  EXPECT_TRUE(echo_of(parsed(
+  EXPECT_TRUE(echo_of(parsed_response(
       body(R"("tools": [{"type": "function", "name": "f"}])")))["tools"][0]["parameters"]
                   .is_null());
 }
 
 TEST(ResponsesCall, ToolChoicesAreRead) {
-  const std::string list = std::string(R"("tools": [)") + kWeather +
+  const std::string list = std::string(R"("tools": [)") + kFlatWeather +
                            R"(, {"type": "function", "name": "clock"}], "tool_choice": )";
-  EXPECT_EQ(parsed(body(list + R"("required")")).tools.mode, ToolMode::kRequired);
-  EXPECT_EQ(parsed(body(list + R"("auto")")).tools.mode, ToolMode::kAuto);
-  const ApiCall none = parsed(body(list + R"("none")"));
+  EXPECT_EQ(parsed_response(body(list + R"("required")")).tools.mode, ToolMode::kRequired);
+  EXPECT_EQ(parsed_response(body(list + R"("auto")")).tools.mode, ToolMode::kAuto);
+  const ApiCall none = parsed_response(body(list + R"("none")"));
   EXPECT_TRUE(none.hides_tools);
   EXPECT_TRUE(chat_of(none).tools.is_null());
-  const ApiCall named = parsed(body(list + R"({"type": "function", "name": "clock"})"));
+  const ApiCall named = parsed_response(body(list + R"({"type": "function", "name": "clock"})"));
   EXPECT_EQ(named.tools.mode, ToolMode::kRequired);
   EXPECT_EQ(named.tools.allowed, std::vector<std::string>{"clock"});
-  const ApiCall allowed = parsed(body(list + R"({"type": "allowed_tools", "mode": "required",
+  const ApiCall allowed =
+      parsed_response(body(list + R"({"type": "allowed_tools", "mode": "required",
       "tools": [{"type": "function", "name": "weather"}]})"));
   EXPECT_EQ(allowed.tools.mode, ToolMode::kRequired);
   EXPECT_EQ(allowed.tools.allowed, std::vector<std::string>{"weather"});
@@ -226,18 +227,18 @@ TEST(ResponsesCall, WhatIsWrongIsNamed) {
       {body(R"("previous_response_id": 3)"), "previous_response_id"},
   };
   for (const auto& [text, param] : cases) {
-    const auto result = parse(text);
+    const auto result = parse_response(text);
     const auto* error = std::get_if<ApiError>(&result);
     ASSERT_NE(error, nullptr) << text;
     EXPECT_EQ(error->status, 400) << text;
     EXPECT_EQ(error->param, param) << text << ": " << error->message;
   }
-  const auto hosted = parse(body(R"("tools": [{"type": "web_search"}])"));
+  const auto hosted = parse_response(body(R"("tools": [{"type": "web_search"}])"));
   EXPECT_NE(std::get<ApiError>(hosted).message.find("web_search"), std::string::npos);
 }
 
 TEST(ResponsesCall, BreakpointsAreThoseOfTheMessage) {
-  ApiCall call = parsed(body(R"("instructions": "I")", R"([{"role": "user", "content": [
+  ApiCall call = parsed_response(body(R"("instructions": "I")", R"([{"role": "user", "content": [
       {"type": "input_text", "text": "abc", "prompt_cache_breakpoint": {"mode": "explicit"}},
       {"type": "input_text", "text": "d"}]}])"));
   EXPECT_GT(call.cache.ttl.count(), 0);
@@ -245,7 +246,7 @@ TEST(ResponsesCall, BreakpointsAreThoseOfTheMessage) {
   const auto prompt = prepare_responses(call, {}, codec, 4096);
   EXPECT_EQ(std::get<PreparedPrompt>(prompt).kept_tokens,
             std::string("system: I\nuser: abc").size());
-  const auto wrong = parse(body("", R"([{"role": "user", "content": [
+  const auto wrong = parse_response(body("", R"([{"role": "user", "content": [
       {"type": "input_text", "text": "abc", "prompt_cache_breakpoint": 1}]}])"));
   EXPECT_EQ(std::get<ApiError>(wrong).param, "input[0].content[0].prompt_cache_breakpoint");
 }
@@ -293,12 +294,12 @@ TEST(ResponsesPrompt, GoesOnWithThePreviousConversation) {
               {R"({"role":"system","content":"Old."})", R"({"role":"user","content":"q"})",
                R"({"role":"assistant","content":"r"})"},
               /*has_instructions=*/true);
-  ApiCall same = parsed(body(R"("instructions": "Old.", "previous_response_id": "r1")"));
+  ApiCall same = parsed_response(body(R"("instructions": "Old.", "previous_response_id": "r1")"));
   EXPECT_EQ(prompt_text(same, past), "system: Old.\nuser: q\nassistant:r\nuser: Hello\nassistant:");
-  ApiCall without = parsed(body(R"("previous_response_id": "r1")"));
+  ApiCall without = parsed_response(body(R"("previous_response_id": "r1")"));
   EXPECT_EQ(prompt_text(without, past), "user: q\nassistant:r\nuser: Hello\nassistant:")
       << "instructions are not carried over";
-  ApiCall nothing = parsed(R"({"previous_response_id": "r1"})");
+  ApiCall nothing = parsed_response(R"({"previous_response_id": "r1"})");
   EXPECT_EQ(prompt_text(nothing, past), "user: q\nassistant:r\nassistant:");
 }
 
@@ -367,25 +368,25 @@ TEST(ResponsesPrompt, TruncationLeavesTheOldestOut) {
           {"type": "function_call_output", "call_id": "c", "output": "out"},
           {"role": "user", "content": "three"}])";
   const std::string rest = R"("instructions": "I", "max_output_tokens": 4, "truncation": )";
-  ApiCall disabled = parsed(body(rest + R"("disabled")", items));
+  ApiCall disabled = parsed_response(body(rest + R"("disabled")", items));
   EXPECT_EQ(prompt_text(disabled, {}, 60), "error: input");
-  ApiCall all = parsed(body(rest + R"("auto")", items));
+  ApiCall all = parsed_response(body(rest + R"("auto")", items));
   const std::string whole = prompt_text(all, {}, 400);
   EXPECT_NE(whole.find("one"), std::string::npos);
-  ApiCall some = parsed(body(rest + R"("auto")", items));
+  ApiCall some = parsed_response(body(rest + R"("auto")", items));
   const std::string part = prompt_text(some, {}, 60);
   EXPECT_TRUE(part.starts_with("system: I\n")) << part;
   EXPECT_TRUE(part.ends_with("user: three\nassistant:")) << part;
   EXPECT_EQ(part.find("one"), std::string::npos) << part;
   EXPECT_LE(part.size(), 56U);
-  ApiCall tight = parsed(body(rest + R"("auto")", items));
+  ApiCall tight = parsed_response(body(rest + R"("auto")", items));
   EXPECT_EQ(prompt_text(tight, {}, 40), "system: I\nuser: three\nassistant:");
-  ApiCall none = parsed(body(rest + R"("auto")", items));
+  ApiCall none = parsed_response(body(rest + R"("auto")", items));
   EXPECT_EQ(prompt_text(none, {}, 20), "error: input");
 }
 
 TEST(ResponsesPrompt, ReferencesArePutIn) {
-  ApiCall call = parsed(body("", R"([{"role": "user", "content": "q"},
+  ApiCall call = parsed_response(body("", R"([{"role": "user", "content": "q"},
       {"type": "item_reference", "id": "msg_1"}, {"id": "fc_1"}])"));
   ResponsesPast past;
   past.items["msg_1"] = R"({"id":"msg_1","type":"message","role":"assistant","status":"completed",)"
@@ -403,7 +404,7 @@ TEST(ResponsesPrompt, ReferencesArePutIn) {
 }
 
 TEST(ResponsesPrompt, WhatTheTemplateRefusesIsAnErrorOfTheInput) {
-  ApiCall call = parsed(body(R"("previous_response_id": "r")"));
+  ApiCall call = parsed_response(body(R"("previous_response_id": "r")"));
   const ResponsesPast past = past_of("", "", {R"({"role":"refused","content":""})"});
   EXPECT_EQ(prompt_text(call, past), "error: input");
 }

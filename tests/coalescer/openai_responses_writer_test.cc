@@ -8,6 +8,7 @@
 
 #include "coalescer/openai/responses_call.h"
 #include "coalescer/openai/responses_writer.h"
+#include "tests/coalescer/writer_parts.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -16,27 +17,18 @@ using nlohmann::json;
 
 constexpr const char* kId = "resp_0123456789abcdef0123456789abcdef";
 
-ApiCall call_of(const std::string& rest = "") {
+ApiCall response_call(const std::string& rest = "") {
   auto call = parse_call(ApiKind::kResponses, R"({"input": "q", "stream": true)" + rest + "}",
                          ParseLimits{8, 258, nullptr});
   EXPECT_TRUE(std::holds_alternative<ApiCall>(call));
   return std::move(std::get<ApiCall>(call));
 }
 
-CompletionLabel label() {
+CompletionLabel response_label() {
   CompletionLabel made;
   made.id = kId;
   made.created = 1700000000;
   made.model = "m";
-  return made;
-}
-
-ReplyPiece piece(PieceKind kind, const std::string& text, std::uint32_t call = 0) {
-  ReplyPiece made;
-  made.kind = kind;
-  made.text = text;
-  made.call = call;
-  if (kind == PieceKind::kCallStart) made.id = "call_" + std::to_string(call);
   return made;
 }
 
@@ -69,21 +61,11 @@ CompletionUsage usage() {
   return made;
 }
 
-/// The events of a stream; checks what all of them must have.
-std::vector<json> events_of(const std::string& frames) {
-  std::vector<json> events;
-  std::size_t at = 0;
-  while (at < frames.size()) {
-    const std::size_t end = frames.find("\n\n", at);
-    const std::string frame = frames.substr(at, end - at);
-    at = end + 2;
-    const std::size_t line = frame.find('\n');
-    EXPECT_TRUE(frame.starts_with("event: ")) << frame;
-    EXPECT_EQ(frame.substr(line + 1, 6), "data: ") << frame;
-    events.push_back(json::parse(frame.substr(line + 7)));
-    EXPECT_EQ(events.back()["type"], frame.substr(7, line - 7)) << frame;
-    EXPECT_EQ(events.back()["sequence_number"], events.size() - 1);
-  }
+/// The events of a stream, which are numbered.
+std::vector<json> numbered_events(const std::string& frames) {
+  std::vector<json> events = events_of(frames);
+  for (std::size_t i = 0; i < events.size(); ++i)
+    EXPECT_EQ(events[i]["sequence_number"], i);
   return events;
 }
 
@@ -98,7 +80,7 @@ std::vector<std::string> types_of(const std::vector<json>& events) {
 }
 
 std::string stream_of(const ApiCall& call, const std::vector<Delta>& deltas) {
-  ResponsesWriter writer(call, label());
+  ResponsesWriter writer(call, response_label());
   std::string out;
   writer.append_start(out, 10);
   for (const Delta& one : deltas)
@@ -108,9 +90,9 @@ std::string stream_of(const ApiCall& call, const std::vector<Delta>& deltas) {
 }
 
 TEST(ResponsesWriter, TextHasItsEventsInOrder) {
-  const auto events =
-      events_of(stream_of(call_of(), {delta({piece(PieceKind::kContent, "Hel")}),
-                                      delta({piece(PieceKind::kContent, "lo")}), last_delta()}));
+  const auto events = numbered_events(
+      stream_of(response_call(), {delta({piece(PieceKind::kContent, "Hel")}),
+                                  delta({piece(PieceKind::kContent, "lo")}), last_delta()}));
   EXPECT_EQ(
       types_of(events),
       (std::vector<std::string>{"created", "in_progress", "output_item.added", "content_part.added",
@@ -143,14 +125,15 @@ TEST(ResponsesWriter, TextHasItsEventsInOrder) {
 }
 
 TEST(ResponsesWriter, ThinkingTextAndCallsAreItemsOfTheirOwn) {
-  const auto events = events_of(stream_of(
-      call_of(), {delta({piece(PieceKind::kReasoning, "hm")}),
-                  delta({piece(PieceKind::kContent, "See:"), piece(PieceKind::kCallStart, "f", 0)}),
-                  delta({piece(PieceKind::kArguments, R"({"a")", 0)}),
-                  delta({piece(PieceKind::kArguments, R"(:1})", 0),
-                         piece(PieceKind::kCallEnd, "", 0), piece(PieceKind::kCallStart, "g", 1),
-                         piece(PieceKind::kArguments, "{}", 1), piece(PieceKind::kCallEnd, "", 1)}),
-                  last_delta("tool_calls")}));
+  const auto events = numbered_events(
+      stream_of(response_call(),
+                {delta({piece(PieceKind::kReasoning, "hm")}),
+                 delta({piece(PieceKind::kContent, "See:"), piece(PieceKind::kCallStart, "f", 0)}),
+                 delta({piece(PieceKind::kArguments, R"({"a")", 0)}),
+                 delta({piece(PieceKind::kArguments, R"(:1})", 0),
+                        piece(PieceKind::kCallEnd, "", 0), piece(PieceKind::kCallStart, "g", 1),
+                        piece(PieceKind::kArguments, "{}", 1), piece(PieceKind::kCallEnd, "", 1)}),
+                 last_delta("tool_calls")}));
   EXPECT_EQ(types_of(events), (std::vector<std::string>{"created",
                                                         "in_progress",
                                                         "output_item.added",
@@ -199,8 +182,8 @@ TEST(ResponsesWriter, ThinkingTextAndCallsAreItemsOfTheirOwn) {
 }
 
 TEST(ResponsesWriter, WhatTheLimitCutIsIncomplete) {
-  const auto events = events_of(
-      stream_of(call_of(), {delta({piece(PieceKind::kContent, "Hel")}), last_delta("length")}));
+  const auto events = numbered_events(stream_of(
+      response_call(), {delta({piece(PieceKind::kContent, "Hel")}), last_delta("length")}));
   EXPECT_EQ(events.back()["type"], "response.incomplete");
   const json& response = events.back()["response"];
   EXPECT_EQ(response["status"], "incomplete");
@@ -210,17 +193,17 @@ TEST(ResponsesWriter, WhatTheLimitCutIsIncomplete) {
 }
 
 TEST(ResponsesWriter, AnEmptyReplyIsAMessageWithoutText) {
-  const auto events = events_of(stream_of(call_of(), {last_delta()}));
+  const auto events = numbered_events(stream_of(response_call(), {last_delta()}));
   ASSERT_EQ(events.back()["response"]["output"].size(), 1U);
   EXPECT_EQ(events.back()["response"]["output"][0]["content"][0]["text"], "");
-  const auto warmed = events_of(
-      stream_of(call_of(R"(, "prompt_cache_options": {"prewarm": true})"), {last_delta("length")}));
+  const auto warmed = numbered_events(stream_of(
+      response_call(R"(, "prompt_cache_options": {"prewarm": true})"), {last_delta("length")}));
   EXPECT_EQ(warmed.back()["type"], "response.completed");
   EXPECT_TRUE(warmed.back()["response"]["output"].empty());
 }
 
 TEST(ResponsesWriter, AFailureIsAnErrorAndAFailedResponse) {
-  ResponsesWriter writer(call_of(), label());
+  ResponsesWriter writer(response_call(), response_label());
   std::string out;
   writer.append_start(out, 10);
   writer.append_delta(out, delta({piece(PieceKind::kContent, "Hel")}));
@@ -229,7 +212,7 @@ TEST(ResponsesWriter, AFailureIsAnErrorAndAFailedResponse) {
   error.code = "unavailable";
   error.message = "gone";
   writer.append_error(out, error);
-  const auto events = events_of(out);
+  const auto events = numbered_events(out);
   const json& said = events[events.size() - 2];
   EXPECT_EQ(said["type"], "error");
   EXPECT_EQ(said["code"], "unavailable");
@@ -243,11 +226,11 @@ TEST(ResponsesWriter, AFailureIsAnErrorAndAFailedResponse) {
 }
 
 TEST(ResponsesWriter, ABackgroundResponseIsQueuedFirst) {
-  ResponsesWriter writer(call_of(R"(, "background": true)"), label());
+  ResponsesWriter writer(response_call(R"(, "background": true)"), response_label());
   EXPECT_EQ(json::parse(writer.object())["status"], "queued");
   std::string out;
   writer.append_start(out, 10);
-  const auto events = events_of(out);
+  const auto events = numbered_events(out);
   EXPECT_EQ(types_of(events), (std::vector<std::string>{"created", "queued", "in_progress"}));
   EXPECT_EQ(events[1]["response"]["status"], "queued");
   EXPECT_EQ(events[2]["response"]["status"], "in_progress");
@@ -261,14 +244,14 @@ TEST(ResponsesWriter, ABackgroundResponseIsQueuedFirst) {
 }
 
 TEST(ResponsesWriter, LogprobsGoWithTheirText) {
-  const ApiCall call = call_of(R"(, "include": ["message.output_text.logprobs"])");
+  const ApiCall call = response_call(R"(, "include": ["message.output_text.logprobs"])");
   Delta thought = delta({piece(PieceKind::kReasoning, "hm")});
   thought.logprobs = {entry("hm")};
   Delta held = delta({});
   held.logprobs = {entry("He", 2)};
   Delta text = delta({piece(PieceKind::kContent, "Hello")});
   text.logprobs = {entry("llo", 2)};
-  const auto events = events_of(stream_of(call, {thought, held, text, last_delta()}));
+  const auto events = numbered_events(stream_of(call, {thought, held, text, last_delta()}));
   const json& streamed = events[10]["logprobs"];
   ASSERT_EQ(events[10]["type"], "response.output_text.delta");
   ASSERT_EQ(streamed.size(), 2U);
@@ -280,7 +263,7 @@ TEST(ResponsesWriter, LogprobsGoWithTheirText) {
   const json& output = events.back()["response"]["output"];
   EXPECT_EQ(output[1]["content"][0]["logprobs"], streamed);
 
-  ResponsesWriter writer(call, label());
+  ResponsesWriter writer(call, response_label());
   WholeChoice choice;
   choice.pieces = {piece(PieceKind::kReasoning, "hm"), piece(PieceKind::kContent, "Hello")};
   choice.logprobs = {entry("hm", 0), entry("He", 2), entry("llo", 2)};
@@ -290,15 +273,16 @@ TEST(ResponsesWriter, LogprobsGoWithTheirText) {
 }
 
 TEST(ResponsesWriter, WholeAndStreamedAreTheSame) {
-  const ApiCall call = call_of(R"(, "return_token_ids": true)");
+  const ApiCall call = response_call(R"(, "return_token_ids": true)");
   Delta first = delta({piece(PieceKind::kReasoning, "hm"), piece(PieceKind::kContent, "a")});
   first.token_ids = {1, 2};
   first.prompt_fields = R"(,"prompt_token_ids":[5])";
   Delta call_delta = delta({piece(PieceKind::kCallStart, "f"), piece(PieceKind::kArguments, "{}"),
                             piece(PieceKind::kCallEnd, "")});
   call_delta.token_ids = {3};
-  const auto events = events_of(stream_of(call, {first, call_delta, last_delta("tool_calls")}));
-  ResponsesWriter writer(call, label());
+  const auto events =
+      numbered_events(stream_of(call, {first, call_delta, last_delta("tool_calls")}));
+  ResponsesWriter writer(call, response_label());
   WholeChoice choice;
   choice.pieces = first.pieces;
   choice.pieces.insert(choice.pieces.end(), call_delta.pieces.begin(), call_delta.pieces.end());

@@ -16,13 +16,13 @@ namespace {
 
 using nlohmann::json;
 
-const ByteCodec codec;
+const ByteCodec kCodec;
 
 std::string text_of(const std::vector<TokenId>& tokens) {
-  return codec.decode(tokens, /*keep_special=*/true);
+  return kCodec.decode(tokens, /*keep_special=*/true);
 }
 
-ApiCall call_of(const std::string& messages, bool append = false, const std::string& more = "") {
+ApiCall turn_call(const std::string& messages, bool append = false, const std::string& more = "") {
   auto parsed = parse_call(ApiKind::kChat,
                            R"({"session_id": "x", "messages": )" + messages +
                                (append ? R"(, "append": true)" : "") + more + "}",
@@ -36,25 +36,25 @@ std::string user(const std::string& text) {
 }
 
 SharedState started(const std::string& messages) {
-  const ApiCall call = call_of(messages);
+  const ApiCall call = turn_call(messages);
   ChatPrompt chat = std::get<ChatPrompt>(call.prompts.front());
   chat.add_generation_prompt = false;
-  return std::get<SharedState>(state_of_messages(chat, codec, 1024));
+  return std::get<SharedState>(state_of_messages(chat, kCodec, 1024));
 }
 
 SessionTurn prepared(const ApiCall& call, const SharedState& state) {
-  auto turn = prepare_turn(call, *state, codec);
+  auto turn = prepare_turn(call, *state, kCodec);
   if (const auto* error = std::get_if<ApiError>(&turn)) throw std::runtime_error(error->message);
   return std::get<SessionTurn>(std::move(turn));
 }
 
 /// One turn whose reply is `reply`.
 SharedState after(const SharedState& state, const ApiCall& call, const std::string& reply) {
-  return finish_turn(prepared(call, state), byte_tokens(reply), call, codec);
+  return finish_turn(prepared(call, state), byte_tokens(reply), call, kCodec);
 }
 
 SharedState cut_at(const SharedState& state, const SessionCut& cut) {
-  auto left = cut_session(state, cut, "cut.", codec);
+  auto left = cut_session(state, cut, "cut.", kCodec);
   if (const auto* error = std::get_if<ApiError>(&left)) throw std::runtime_error(error->message);
   return std::get<SharedState>(left);
 }
@@ -64,25 +64,25 @@ std::string content(const SharedState& state, std::size_t message) {
 }
 
 TEST(SessionTurn, RendersAllMessagesAndReusesWhatIsCommon) {
-  SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
+  SharedState state = after(started(user("Hi")), turn_call("[]"), "Hello");
   EXPECT_EQ(text_of(state->tokens), "user: Hi\nassistant:Hello");
   EXPECT_EQ(content(state, 1), "Hello");
-  const SessionTurn turn = prepared(call_of(user("More")), state);
+  const SessionTurn turn = prepared(turn_call(user("More")), state);
   EXPECT_EQ(text_of(turn.prompt), "user: Hi\nassistant:Hello\nuser: More\nassistant:");
   EXPECT_EQ(turn.common_tokens, state->tokens.size());
 }
 
 TEST(SessionTurn, ATemplateMayDropOldThoughts) {
-  const SharedState state = after(started(user("Hi")), call_of("[]"), "<t>hm</t>Hello");
+  const SharedState state = after(started(user("Hi")), turn_call("[]"), "<t>hm</t>Hello");
   EXPECT_EQ(content(state, 1), "<t>hm</t>Hello");
-  const SessionTurn rendered = prepared(call_of(user("More")), state);
+  const SessionTurn rendered = prepared(turn_call(user("More")), state);
   EXPECT_EQ(text_of(rendered.prompt), "user: Hi\nassistant:Hello\nuser: More\nassistant:");
   EXPECT_EQ(rendered.common_tokens, std::string("user: Hi\nassistant:").size());
-  const SessionTurn appended = prepared(call_of(user("More"), true), state);
+  const SessionTurn appended = prepared(turn_call(user("More"), true), state);
   EXPECT_EQ(text_of(appended.prompt), "user: Hi\nassistant:<t>hm</t>Hello\nuser: More\nassistant:");
   EXPECT_EQ(appended.common_tokens, state->tokens.size());
   // Marks behind what the new line shares are gone.
-  const ApiCall call = call_of(user("More"));
+  const ApiCall call = turn_call(user("More"));
   const SharedState next = after(state, call, "!");
   EXPECT_EQ(next->marks.front().tokens, 9U);
   EXPECT_EQ(next->marks[1], (SessionMark{19, 1, LineEnd::kPrompted}));
@@ -91,14 +91,14 @@ TEST(SessionTurn, ATemplateMayDropOldThoughts) {
 
 TEST(SessionTurn, AppendGoesBehindARenderedMessageToo) {
   const SharedState state = started(user("Hi"));
-  EXPECT_EQ(text_of(prepared(call_of("[]", true), state).prompt), "user: Hi\nassistant:");
-  EXPECT_EQ(text_of(prepared(call_of(user("More"), true), state).prompt),
+  EXPECT_EQ(text_of(prepared(turn_call("[]", true), state).prompt), "user: Hi\nassistant:");
+  EXPECT_EQ(text_of(prepared(turn_call(user("More"), true), state).prompt),
             "user: Hi\nuser: More\nassistant:");
 }
 
 TEST(SessionTurn, AReplyGoesOn) {
-  const SharedState state = after(started(user("Hi")), call_of("[]"), "Hel");
-  const ApiCall call = call_of("[]", true);
+  const SharedState state = after(started(user("Hi")), turn_call("[]"), "Hel");
+  const ApiCall call = turn_call("[]", true);
   const SessionTurn turn = prepared(call, state);
   EXPECT_EQ(turn.prompt, state->tokens);
   EXPECT_TRUE(turn.continues_reply);
@@ -111,15 +111,15 @@ TEST(SessionTurn, AReplyGoesOn) {
 }
 
 TEST(SessionTurn, ACharacterMayLieAcrossTheSeam) {
-  const ApiCall call = call_of("[]", true);
-  const SharedState half = after(started(user("Hi")), call_of("[]"), "\xc3");
+  const ApiCall call = turn_call("[]", true);
+  const SharedState half = after(started(user("Hi")), turn_call("[]"), "\xc3");
   const SharedState whole = after(half, call, "\xa9");
   EXPECT_EQ(content(whole, 1), "é");
 }
 
 TEST(SessionTurn, ReplaceTakesTheMessagesForAll) {
-  const SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
-  const ApiCall call = call_of(
+  const SharedState state = after(started(user("Hi")), turn_call("[]"), "Hello");
+  const ApiCall call = turn_call(
       R"([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hell"},
           {"role": "user", "content": "x"}])",
       false, R"(, "replace": true)");
@@ -130,31 +130,31 @@ TEST(SessionTurn, ReplaceTakesTheMessagesForAll) {
 }
 
 TEST(SessionTurn, StopStringsAreNoPartOfTheSession) {
-  const ApiCall call = call_of("[]", false, R"(, "stop": "END")");
+  const ApiCall call = turn_call("[]", false, R"(, "stop": "END")");
   const SharedState state = after(started(user("Hi")), call, "Hello ENDx");
   EXPECT_EQ(content(state, 1), "Hello ");
   EXPECT_EQ(text_of(state->tokens), "user: Hi\nassistant:Hello ");
-  const ApiCall later = call_of("[]", false, R"(, "stop": "l", "min_tokens": 5)");
+  const ApiCall later = turn_call("[]", false, R"(, "stop": "l", "min_tokens": 5)");
   EXPECT_EQ(content(after(started(user("Hi")), later, "Hello all"), 1), "Hello a");
 }
 
 TEST(SessionTurn, ToolsOfTheSessionStay) {
-  const ApiCall first = call_of(user("a"), false, R"(, "tools": [{"function": {"name": "f"}}])");
+  const ApiCall first = turn_call(user("a"), false, R"(, "tools": [{"function": {"name": "f"}}])");
   SharedState state = after(std::make_shared<SessionState>(), first, "b");
-  EXPECT_EQ(text_of(prepared(call_of(user("c")), state).prompt),
+  EXPECT_EQ(text_of(prepared(turn_call(user("c")), state).prompt),
             "user: a\nassistant:b\nuser: c\ntools: [{\"function\":{\"name\":\"f\"}}]\nassistant:");
   EXPECT_EQ(
-      text_of(prepared(call_of(user("c"), false, R"(, "tool_choice": "none")"), state).prompt),
+      text_of(prepared(turn_call(user("c"), false, R"(, "tool_choice": "none")"), state).prompt),
       "user: a\nassistant:b\nuser: c\nassistant:");
-  EXPECT_EQ(text_of(prepared(call_of(user("c"), false, R"(, "tools": [])"), state).prompt),
+  EXPECT_EQ(text_of(prepared(turn_call(user("c"), false, R"(, "tools": [])"), state).prompt),
             "user: a\nassistant:b\nuser: c\nassistant:");
-  state = after(state, call_of(user("c"), false, R"(, "tool_choice": "none")"), "d");
+  state = after(state, turn_call(user("c"), false, R"(, "tool_choice": "none")"), "d");
   EXPECT_EQ(state->tools, R"([{"function":{"name":"f"}}])");
 }
 
 TEST(SessionCut, AtMessagesIsWhatFewerMessagesWouldHaveBeen) {
-  SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
-  state = after(state, call_of(user("More")), "Yes");
+  SharedState state = after(started(user("Hi")), turn_call("[]"), "Hello");
+  state = after(state, turn_call(user("More")), "Yes");
   ASSERT_EQ(state->messages.size(), 4U);
   for (std::uint32_t count = 1; count <= 4; ++count) {
     const SharedState left = cut_at(state, {std::nullopt, count});
@@ -164,7 +164,7 @@ TEST(SessionCut, AtMessagesIsWhatFewerMessagesWouldHaveBeen) {
     // The next turn is the one of a session that never went further.
     SessionState fresh;
     fresh.messages.assign(state->messages.begin(), state->messages.begin() + count);
-    const ApiCall call = call_of(user("Next"));
+    const ApiCall call = turn_call(user("Next"));
     EXPECT_EQ(prepared(call, left).prompt,
               prepared(call, std::make_shared<const SessionState>(fresh)).prompt);
   }
@@ -174,12 +174,12 @@ TEST(SessionCut, AtMessagesIsWhatFewerMessagesWouldHaveBeen) {
 }
 
 TEST(SessionCut, InsideAReplyKeepsItsText) {
-  const SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
+  const SharedState state = after(started(user("Hi")), turn_call("[]"), "Hello");
   const SharedState left = cut_at(state, {22, std::nullopt});
   EXPECT_EQ(text_of(left->tokens), "user: Hi\nassistant:Hel");
   EXPECT_EQ(content(left, 1), "Hel");
-  EXPECT_EQ(text_of(prepared(call_of("[]", true), left).prompt), "user: Hi\nassistant:Hel");
-  EXPECT_EQ(text_of(prepared(call_of(user("x"), true), left).prompt),
+  EXPECT_EQ(text_of(prepared(turn_call("[]", true), left).prompt), "user: Hi\nassistant:Hel");
+  EXPECT_EQ(text_of(prepared(turn_call(user("x"), true), left).prompt),
             "user: Hi\nassistant:Hel\nuser: x\nassistant:");
   const SharedState again = cut_at(left, {20, std::nullopt});
   EXPECT_EQ(content(again, 1), "H");
@@ -189,7 +189,7 @@ TEST(SessionCut, InsideAMessageRefusesAppend) {
   const SharedState state = started(user("Hi"));
   const SharedState left = cut_at(state, {3, std::nullopt});
   EXPECT_TRUE(left->messages.empty());
-  const auto turn = prepare_turn(call_of(user("x"), true), *left, codec);
+  const auto turn = prepare_turn(turn_call(user("x"), true), *left, kCodec);
   ASSERT_TRUE(std::holds_alternative<ApiError>(turn));
   EXPECT_EQ(std::get<ApiError>(turn).param, "append");
 }
@@ -197,7 +197,7 @@ TEST(SessionCut, InsideAMessageRefusesAppend) {
 TEST(SessionCut, BeyondTheEndIsNamed) {
   const SharedState state = started(user("Hi"));
   for (const SessionCut& cut : {SessionCut{10, std::nullopt}, SessionCut{std::nullopt, 2}}) {
-    const auto left = cut_session(state, cut, "cut.", codec);
+    const auto left = cut_session(state, cut, "cut.", kCodec);
     ASSERT_TRUE(std::holds_alternative<ApiError>(left));
     EXPECT_EQ(std::get<ApiError>(left).param, cut.tokens ? "cut.tokens" : "cut.messages");
   }
@@ -213,10 +213,10 @@ StoredSession written_session() {
   session.ttl = std::chrono::seconds(77);
   session.created = 1234;
   session.turns = 2;
-  SharedState state = after(started(user("Hi")), call_of("[]"), "Hello");
+  SharedState state = after(started(user("Hi")), turn_call("[]"), "Hello");
   session.checkpoints.push_back({"one", state, 1235});
-  state = after(state, call_of(user("More"), false, R"(, "tools": [{"function": {"name": "f"}}])"),
-                "Yes");
+  state = after(
+      state, turn_call(user("More"), false, R"(, "tools": [{"function": {"name": "f"}}])"), "Yes");
   session.checkpoints.push_back({"two", state, 1236});
   session.state = state;
   return session;

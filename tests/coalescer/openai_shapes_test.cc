@@ -24,7 +24,7 @@
 namespace thaw::coalescer {
 namespace {
 
-using json = nlohmann::ordered_json;
+using nlohmann::ordered_json;
 
 constexpr std::int64_t kMaxChoices = 7;
 constexpr std::int64_t kVocab = 258;  // ByteCodec's
@@ -32,7 +32,7 @@ constexpr std::int64_t kLongest = 5000;  // of lists and strings that are tried
 
 struct Body {
   const Shape* shape;
-  json base;  ///< passes as it is
+  ordered_json base;  ///< passes as it is
   std::function<std::optional<ApiError>(const std::string&)> parse;
 };
 
@@ -56,7 +56,7 @@ const ServedModels& models() {
 }
 
 std::vector<Body> bodies() {
-  const json messages = json::parse(R"([{"role": "user", "content": "x"}])");
+  const ordered_json messages = ordered_json::parse(R"([{"role": "user", "content": "x"}])");
   const auto call = [](ApiKind kind) {
     return [kind](const std::string& body) {
       return error_of(parse_call(kind, body, models(), kMaxChoices));
@@ -71,7 +71,8 @@ std::vector<Body> bodies() {
        {{"messages", messages}},
        [](const std::string& body) { return error_of(count_message_tokens(body, models())); }},
       {&kForksShape,
-       {{"trunk", {{"messages", messages}}}, {"forks", json::array({json::object()})}},
+       {{"trunk", {{"messages", messages}}},
+        {"forks", ordered_json::array({ordered_json::object()})}},
        [](const std::string& body) { return error_of(parse_forks(body, models(), kMaxChoices)); }},
       {&kTokenizeShape,
        {{"messages", messages}},
@@ -85,12 +86,12 @@ std::vector<Body> bodies() {
       {&kSessionForkShape,
        {{"n", kMaxChoices}},
        [](const std::string& body) { return error_of(parse_fork_session(body, kMaxChoices)); }},
-      {&kSessionCheckpointShape, json::object(),
+      {&kSessionCheckpointShape, ordered_json::object(),
        [](const std::string& body) { return error_of(parse_checkpoint(body)); }},
       {&kSessionRewindShape,
        {{"tokens", 1}},
        [](const std::string& body) { return error_of(parse_rewind(body)); }},
-      {&kSessionExportShape, json::object(),
+      {&kSessionExportShape, ordered_json::object(),
        [](const std::string& body) { return error_of(parse_session_file(body, false)); }},
       {&kSessionImportShape,
        {{"file", "x"}},
@@ -105,32 +106,33 @@ std::vector<Body> bodies() {
 }
 
 /// What some values only mean together with; stands beside the field, in the same object.
-json companions(const Shape& shape, std::string_view field) {
-  const json tools = json::parse(R"([{"type": "function", "function": {"name": "x"}}])");
+ordered_json companions(const Shape& shape, std::string_view field) {
+  const ordered_json tools =
+      ordered_json::parse(R"([{"type": "function", "function": {"name": "x"}}])");
   const bool is_chat = &shape == &kChatShape;
   const bool is_message = &shape == &kMessagesShape || &shape == &kCountTokensShape;
   if (field == "tool_choice" && is_message) {
-    const json schema = {{"type", "object"}};
-    return {{"tools", json::array({{{"name", "x"}, {"input_schema", schema}}})}};
+    const ordered_json schema = {{"type", "object"}};
+    return {{"tools", ordered_json::array({{{"name", "x"}, {"input_schema", schema}}})}};
   }
   if (field == "tool_choice" && &shape == &kResponsesShape)
-    return {{"tools", json::array({{{"type", "function"}, {"name", "x"}}})}};
+    return {{"tools", ordered_json::array({{{"type", "function"}, {"name", "x"}}})}};
   if (field == "top_logprobs" && is_chat) return {{"logprobs", true}};
   if ((field == "append" || field == "replace") && (is_chat || &shape == &kMessagesShape))
     return {{"session_id", "s"}};
   if (field == "tool_choice") return {{"tools", tools}};
-  if (field == "function_call") return {{"functions", json::array({tools[0]["function"]})}};
+  if (field == "function_call") return {{"functions", ordered_json::array({tools[0]["function"]})}};
   if (field == "prompt" && &shape == &kTokenizeShape) return {{"messages", nullptr}};
   if (&shape == &kRegisterShape) return {{"name", "x"}, {"path", "y"}};
   if (field == "token" && shape.name == "ForkTrunk")
     return {{"messages", nullptr}, {"response_id", "r"}};
-  return json::object();
+  return ordered_json::object();
 }
 
 /// Samples for each pattern: what it takes, and what it does not.
 struct Samples {
-  std::vector<json> inside;
-  std::vector<json> outside;
+  std::vector<ordered_json> inside;
+  std::vector<ordered_json> outside;
 };
 
 const Samples& samples_of(std::string_view pattern) {
@@ -182,10 +184,10 @@ std::int64_t most_of(const Field& field) {
   return ShapeLimits{kMaxChoices, kVocab}.most(field);
 }
 
-json smallest(const Field& field, std::size_t number = 0);
+ordered_json smallest(const Field& field, std::size_t number = 0);
 
-json smallest(const Shape& shape, std::size_t number) {
-  json out = json::object();
+ordered_json smallest(const Shape& shape, std::size_t number) {
+  ordered_json out = ordered_json::object();
   for (const auto& part : shape.parts)
     for (const Field& field : part)
       if (field.is_needed) out[std::string(field.name)] = smallest(field, number);
@@ -196,7 +198,7 @@ json smallest(const Shape& shape, std::size_t number) {
 }
 
 /// A value that fits; `number` makes names differ.
-json smallest(const Field& field, std::size_t number) {
+ordered_json smallest(const Field& field, std::size_t number) {
   switch (field.kind) {
     case ValueKind::kBoolean:
       return false;
@@ -210,7 +212,7 @@ json smallest(const Field& field, std::size_t number) {
     case ValueKind::kNumber:
       return (field.minimum + field.maximum) / 2;
     case ValueKind::kList: {
-      json out = json::array();
+      ordered_json out = ordered_json::array();
       while (out.size() < static_cast<std::size_t>(field.least))
         out.push_back(smallest(*field.item, out.size()));
       return out;
@@ -222,7 +224,7 @@ json smallest(const Field& field, std::size_t number) {
     case ValueKind::kNothing:
       return nullptr;
     default:
-      return json::object();
+      return ordered_json::object();
   }
 }
 
@@ -230,18 +232,18 @@ std::string key_of(const Field& map, std::size_t number) {
   return (map.pattern.empty() ? "k" : "") + std::to_string(number);
 }
 
-json list_of(const Field& list, std::int64_t size) {
-  json out = json::array();
+ordered_json list_of(const Field& list, std::int64_t size) {
+  ordered_json out = ordered_json::array();
   for (std::int64_t i = 0; i < size; ++i)
     out.push_back(smallest(*list.item, out.size()));
   return out;
 }
 
-std::vector<json> inside(const Field& field) {
-  std::vector<json> out;
+std::vector<ordered_json> inside(const Field& field) {
+  std::vector<ordered_json> out;
   switch (field.kind) {
     case ValueKind::kAny:
-      return {1, "x", true, json::object(), json::array()};
+      return {1, "x", true, ordered_json::object(), ordered_json::array()};
     case ValueKind::kBoolean:
       out = {false};
       if (field.most != 0) out.emplace_back(true);
@@ -273,19 +275,19 @@ std::vector<json> inside(const Field& field) {
       if (most_of(field) < kLongest) out.push_back(list_of(field, most_of(field)));
       if (most_of(field) < 2) out.erase(out.begin() + 1);
       if (most_of(field) < 1) return out;
-      for (const json& item : inside(*field.item))
-        out.push_back(json::array({item}));
+      for (const ordered_json& item : inside(*field.item))
+        out.push_back(ordered_json::array({item}));
       return out;
     case ValueKind::kMap:
-      out = {json::object()};
-      for (const json& item : inside(*field.item))
+      out = {ordered_json::object()};
+      for (const ordered_json& item : inside(*field.item))
         out.push_back({{key_of(field, 1), item}});
       return out;
     case ValueKind::kObject:
       return {smallest(*field.shape, 0)};
     case ValueKind::kOneOf:
       for (const Field& option : field.options)
-        for (json& value : inside(option))
+        for (ordered_json& value : inside(option))
           out.push_back(std::move(value));
       return out;
     case ValueKind::kNothing:
@@ -321,11 +323,12 @@ std::set<std::string> types_of(const Field& field) {
   }
 }
 
-std::vector<json> outside(const Field& field) {
-  std::vector<json> out;
+std::vector<ordered_json> outside(const Field& field) {
+  std::vector<ordered_json> out;
   const std::set<std::string> types = types_of(field);
-  for (const json& value : {json(true), json("no such value"), json(5), json::array({nullptr}),
-                            json{{"no such name", 1}}})
+  for (const ordered_json& value :
+       {ordered_json(true), ordered_json("no such value"), ordered_json(5),
+        ordered_json::array({nullptr}), ordered_json{{"no such name", 1}}})
     if (!types.contains(value.type_name())) out.push_back(value);
   switch (field.kind) {
     case ValueKind::kBoolean:
@@ -337,7 +340,7 @@ std::vector<json> outside(const Field& field) {
         out.emplace_back("");
       }
       if (!field.pattern.empty())
-        for (const json& sample : samples_of(field.pattern).outside)
+        for (const ordered_json& sample : samples_of(field.pattern).outside)
           out.push_back(sample);
       if (field.least > 0) out.emplace_back("");
       if (field.most < kLongest)
@@ -359,21 +362,21 @@ std::vector<json> outside(const Field& field) {
       for (std::int64_t i = 0; i < field.least; ++i)
         out.push_back(list_of(field, i));
       if (most_of(field) < kLongest) out.push_back(list_of(field, most_of(field) + 1));
-      for (const json& item : outside(*field.item))
-        out.push_back(json::array({item}));
+      for (const ordered_json& item : outside(*field.item))
+        out.push_back(ordered_json::array({item}));
       break;
     case ValueKind::kMap:
-      for (const json& item : outside(*field.item))
+      for (const ordered_json& item : outside(*field.item))
         out.push_back({{key_of(field, 1), item}});
       if (!field.pattern.empty())
-        for (const json& key : samples_of(field.pattern).outside)
+        for (const ordered_json& key : samples_of(field.pattern).outside)
           out.push_back({{key.get<std::string>(), smallest(*field.item)}});
       break;
     case ValueKind::kObject:
       for (const auto& part : field.shape->parts) {
         for (const Field& inner : part) {
           if (!inner.is_needed) continue;
-          json without = smallest(*field.shape, 0);
+          ordered_json without = smallest(*field.shape, 0);
           without.erase(std::string(inner.name));
           out.push_back(std::move(without));
         }
@@ -382,7 +385,7 @@ std::vector<json> outside(const Field& field) {
     case ValueKind::kOneOf:
       // Where only one of them has the type, nothing else can take the value.
       for (const Field& option : field.options) {
-        for (const json& value : outside(option)) {
+        for (const ordered_json& value : outside(option)) {
           int could_be = 0;
           for (const Field& other : field.options)
             could_be += static_cast<int>(types_of(other).contains(value.type_name()));
@@ -402,20 +405,20 @@ class Walk {
 
   void run() {
     EXPECT_EQ(body_.parse(body_.base.dump()), std::nullopt) << body_.shape->name;
-    fields(*body_.shape, json::json_pointer(), "");
+    fields(*body_.shape, ordered_json::json_pointer(), "");
   }
   int tried() const { return tried_; }
 
  private:
-  void fields(const Shape& shape, const json::json_pointer& at, const std::string& name) {
+  void fields(const Shape& shape, const ordered_json::json_pointer& at, const std::string& name) {
     for (const auto& part : shape.parts) {
       for (const Field& field : part) {
         if (shape.find(field.name) != &field) continue;  // an earlier one counts
         const std::string full = name + std::string(field.name);
-        for (const json& value : inside(field))
+        for (const ordered_json& value : inside(field))
           expect_good(shape, field, at, full, value);
         if (!field.is_needed) expect_good(shape, field, at, full, nullptr);
-        for (const json& value : outside(field))
+        for (const ordered_json& value : outside(field))
           expect_bad(shape, field, at, full, value);
         // Without a type it may be the sort of thing that needs none.
         if (field.is_needed && field.name != "type") expect_bad(shape, field, at, full, nullptr);
@@ -425,35 +428,36 @@ class Walk {
   }
 
   /// Into the objects that a field holds, each in a body of its own.
-  void descend(const Shape& shape, const Field& field, const json::json_pointer& at,
+  void descend(const Shape& shape, const Field& field, const ordered_json::json_pointer& at,
                const std::string& name) {
-    const json::json_pointer here = at / std::string(field.name);
+    const ordered_json::json_pointer here = at / std::string(field.name);
     // A field that is there already keeps what it has.
     if (field.kind == ValueKind::kObject && body_.base.contains(here))
       return fields(*field.shape, here, name + ".");
-    inside_of(field, here, name, [&](const json& value) { return with(shape, field, at, value); });
+    inside_of(field, here, name,
+              [&](const ordered_json& value) { return with(shape, field, at, value); });
   }
 
   /// Into the objects that a value may be or hold; `wrapped` makes a body of one.
-  void inside_of(const Field& one, const json::json_pointer& here, const std::string& name,
-                 const std::function<json(const json&)>& wrapped) {
+  void inside_of(const Field& one, const ordered_json::json_pointer& here, const std::string& name,
+                 const std::function<json(const ordered_json&)>& wrapped) {
     if (one.kind == ValueKind::kObject) {
-      const json old = std::exchange(body_.base, wrapped(smallest(*one.shape, 0)));
+      const ordered_json old = std::exchange(body_.base, wrapped(smallest(*one.shape, 0)));
       fields(*one.shape, here, name + ".");
       body_.base = old;
     }
     if (one.kind == ValueKind::kList) {
       inside_of(*one.item, here / 0, name + "[0]",
-                [&](const json& value) { return wrapped(json::array({value})); });
+                [&](const ordered_json& value) { return wrapped(ordered_json::array({value})); });
     }
     for (const Field& option : one.options)
       inside_of(option, here, name, wrapped);
   }
 
-  json with(const Shape& shape, const Field& field, const json::json_pointer& at,
-            const json& value) const {
-    json body = body_.base;
-    json& object = body[at];
+  ordered_json with(const Shape& shape, const Field& field, const ordered_json::json_pointer& at,
+                    const ordered_json& value) const {
+    ordered_json body = body_.base;
+    ordered_json& object = body[at];
     object.update(companions(shape, field.name));
     // Of several names that exclude each other this one stays.
     for (const ShapeRule& rule : shape.rules) {
@@ -468,8 +472,8 @@ class Walk {
     return body;
   }
 
-  void expect_good(const Shape& shape, const Field& field, const json::json_pointer& at,
-                   const std::string& name, const json& value) {
+  void expect_good(const Shape& shape, const Field& field, const ordered_json::json_pointer& at,
+                   const std::string& name, const ordered_json& value) {
     if (means_another_thing(shape, field, value)) return;
     ++tried_;
     const std::string text = with(shape, field, at, value).dump();
@@ -480,8 +484,8 @@ class Walk {
     }
   }
 
-  void expect_bad(const Shape& shape, const Field& field, const json::json_pointer& at,
-                  const std::string& name, const json& value) {
+  void expect_bad(const Shape& shape, const Field& field, const ordered_json::json_pointer& at,
+                  const std::string& name, const ordered_json& value) {
     ++tried_;
     const std::string text = with(shape, field, at, value).dump();
     const auto error = body_.parse(text);
@@ -535,7 +539,8 @@ class Walk {
   }
 
   /// Values that say nothing where a rule asks for one of several names.
-  static bool means_another_thing(const Shape& shape, const Field& field, const json& value) {
+  static bool means_another_thing(const Shape& shape, const Field& field,
+                                  const ordered_json& value) {
     for (const ShapeRule& rule : shape.rules) {
       const auto names = rule.given_names();
       if (rule.kind == ShapeRule::Kind::kUnless) {
@@ -544,7 +549,7 @@ class Walk {
       }
       if (std::find(names.begin(), names.end(), field.name) == names.end()) continue;
       if (value.is_null()) return true;
-      if (!rule.counts_empty && (value == "" || value == json::array())) return true;
+      if (!rule.counts_empty && (value == "" || value == ordered_json::array())) return true;
     }
     return false;
   }
@@ -565,12 +570,13 @@ TEST(Shapes, RulesNeedOneOfTheirNames) {
   for (const Body& body : bodies()) {
     for (const ShapeRule& rule : body.shape->rules) {
       if (rule.kind == ShapeRule::Kind::kNone) continue;
-      json none = body.base;
-      json all = body.base;
+      ordered_json none = body.base;
+      ordered_json all = body.base;
       for (const std::string_view name : rule.given_names()) {
         none.erase(std::string(name));
         all[std::string(name)] = smallest(*body.shape->find(name));
-        if (all[std::string(name)] == json::array()) all[std::string(name)] = body.base["messages"];
+        if (all[std::string(name)] == ordered_json::array())
+          all[std::string(name)] = body.base["messages"];
       }
       EXPECT_EQ(body.parse(none.dump()).value().status, 400) << body.shape->name;
       EXPECT_EQ(body.parse(all.dump()).has_value(), rule.kind == ShapeRule::Kind::kExactlyOne)

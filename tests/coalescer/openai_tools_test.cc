@@ -26,12 +26,12 @@ std::string tools(const std::string& rest = "") {
          (rest.empty() ? "" : ", " + rest);
 }
 
-ApiResult<ApiCall> parse(const std::string& rest) {
+ApiResult<ApiCall> parse_tools(const std::string& rest) {
   return parse_call(ApiKind::kChat, chat_body(rest), ParseLimits{8, 258, nullptr});
 }
 
-ApiCall parsed(const std::string& rest) {
-  auto result = parse(rest);
+ApiCall parsed_tools(const std::string& rest) {
+  auto result = parse_tools(rest);
   if (const auto* error = std::get_if<ApiError>(&result)) {
     ADD_FAILURE() << rest << ": " << error->message;
     return {};
@@ -41,7 +41,7 @@ ApiCall parsed(const std::string& rest) {
 
 /// The `param` of the error; "" where there is none.
 std::string refused(const std::string& rest) {
-  const auto result = parse(rest);
+  const auto result = parse_tools(rest);
   const auto* error = std::get_if<ApiError>(&result);
   if (error == nullptr) return "";
   EXPECT_EQ(error->status, 400);
@@ -50,7 +50,7 @@ std::string refused(const std::string& rest) {
 }
 
 TEST(Tools, AreRead) {
-  const ApiCall call = parsed(tools());
+  const ApiCall call = parsed_tools(tools());
   ASSERT_EQ(call.tools.specs.size(), 2U);
   EXPECT_EQ(call.tools.specs[0].name, "weather");
   EXPECT_TRUE(call.tools.specs[0].strict);
@@ -67,33 +67,33 @@ TEST(Tools, NoneAreNone) {
   for (const char* rest :
        {R"("tools": [])", R"("tools": null)", R"("tools": [], "tool_choice": "auto")",
         R"("tool_choice": "none")", R"("functions": [])"}) {
-    const ApiCall call = parsed(rest);
+    const ApiCall call = parsed_tools(rest);
     EXPECT_TRUE(call.tools.specs.empty());
     EXPECT_TRUE(std::get<ChatPrompt>(call.prompts[0]).tools.is_null());
   }
-  EXPECT_TRUE(
-      std::get<ChatPrompt>(parsed(tools(R"("tool_choice": "none")")).prompts[0]).tools.is_null());
+  EXPECT_TRUE(std::get<ChatPrompt>(parsed_tools(tools(R"("tool_choice": "none")")).prompts[0])
+                  .tools.is_null());
 }
 
 TEST(Tools, ChoicesAreRead) {
-  EXPECT_EQ(parsed(tools(R"("tool_choice": "required")")).tools.mode, ToolMode::kRequired);
+  EXPECT_EQ(parsed_tools(tools(R"("tool_choice": "required")")).tools.mode, ToolMode::kRequired);
   const ApiCall named =
-      parsed(tools(R"("tool_choice": {"type": "function", "function": {"name": "clock"}})"));
+      parsed_tools(tools(R"("tool_choice": {"type": "function", "function": {"name": "clock"}})"));
   EXPECT_EQ(named.tools.mode, ToolMode::kRequired);
   EXPECT_EQ(named.tools.allowed, std::vector<std::string>{"clock"});
   EXPECT_EQ(named.tools.parallel, false);
-  const ApiCall some = parsed(tools(
+  const ApiCall some = parsed_tools(tools(
       R"("tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": )"
       R"([{"type": "function", "function": {"name": "weather"}}, {"type": "function", "name": "clock"}]}},)"
       R"("parallel_tool_calls": true)"));
   EXPECT_EQ(some.tools.allowed.size(), 2U);
   EXPECT_EQ(some.tools.parallel, true);
-  const ApiCall old = parsed(
+  const ApiCall old = parsed_tools(
       R"("functions": [{"name": "clock", "parameters": {}}], "function_call": {"name": "clock"})");
   EXPECT_TRUE(old.tools.legacy);
   EXPECT_EQ(old.tools.mode, ToolMode::kRequired);
   EXPECT_EQ(std::get<ChatPrompt>(old.prompts[0]).tools[0]["type"], "function");
-  EXPECT_EQ(parsed(R"("thaw": {"tool_auto": "eager"})").tools.eager, true);
+  EXPECT_EQ(parsed_tools(R"("thaw": {"tool_auto": "eager"})").tools.eager, true);
 }
 
 TEST(Tools, ErrorsNameTheField) {
@@ -125,29 +125,30 @@ TEST(Tools, ErrorsNameTheField) {
 }
 
 TEST(OutputFormat, IsRead) {
-  EXPECT_EQ(parsed("").output.kind, OutputKind::kText);
-  EXPECT_EQ(parsed(R"("response_format": {"type": "text"})").output.kind, OutputKind::kText);
-  EXPECT_EQ(parsed(R"("response_format": {"type": "json_object"})").output.kind,
+  EXPECT_EQ(parsed_tools("").output.kind, OutputKind::kText);
+  EXPECT_EQ(parsed_tools(R"("response_format": {"type": "text"})").output.kind, OutputKind::kText);
+  EXPECT_EQ(parsed_tools(R"("response_format": {"type": "json_object"})").output.kind,
             OutputKind::kJsonObject);
   const OutputFormat schema =
-      parsed(
+      parsed_tools(
           R"("response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true,)"
           R"( "schema": {"type": "integer"}}})")
           .output;
   EXPECT_EQ(schema.kind, OutputKind::kJsonSchema);
   EXPECT_EQ(schema.schema["type"], "integer");
-  EXPECT_EQ(parsed(R"("guided_json": "{\"type\": \"null\"}")").output.schema["type"], "null");
-  EXPECT_EQ(parsed(R"("structured_outputs": {"json": {"type": "null"}})").output.kind,
+  EXPECT_EQ(parsed_tools(R"("guided_json": "{\"type\": \"null\"}")").output.schema["type"], "null");
+  EXPECT_EQ(parsed_tools(R"("structured_outputs": {"json": {"type": "null"}})").output.kind,
             OutputKind::kJsonSchema);
-  EXPECT_EQ(parsed(R"("structured_outputs": {"regex": "[ab]"})").output.pattern, "[ab]");
-  EXPECT_EQ(parsed(R"("guided_choice": ["a", "b"])").output.choices.size(), 2U);
-  EXPECT_EQ(parsed(R"("guided_grammar": "root ::= \"x\"")").output.kind, OutputKind::kGrammar);
-  EXPECT_EQ(parsed(R"("structured_outputs": {"json_object": true})").output.kind,
+  EXPECT_EQ(parsed_tools(R"("structured_outputs": {"regex": "[ab]"})").output.pattern, "[ab]");
+  EXPECT_EQ(parsed_tools(R"("guided_choice": ["a", "b"])").output.choices.size(), 2U);
+  EXPECT_EQ(parsed_tools(R"("guided_grammar": "root ::= \"x\"")").output.kind,
+            OutputKind::kGrammar);
+  EXPECT_EQ(parsed_tools(R"("structured_outputs": {"json_object": true})").output.kind,
             OutputKind::kJsonObject);
-  EXPECT_EQ(
-      parsed(R"("response_format": {"type": "structural_tag", "format": {"type": "any_text"}})")
-          .output.kind,
-      OutputKind::kStructuralTag);
+  EXPECT_EQ(parsed_tools(
+                R"("response_format": {"type": "structural_tag", "format": {"type": "any_text"}})")
+                .output.kind,
+            OutputKind::kStructuralTag);
 }
 
 TEST(OutputFormat, ErrorsNameTheField) {
@@ -196,7 +197,7 @@ json format_of(const std::string& rest, ChatForm form = {ToolForm::kHermes, true
                const std::string& prompt = "x") {
   ByteCodec codec;
   codec.chat_form = std::move(form);
-  const ApiCall call = parsed(rest);
+  const ApiCall call = parsed_tools(rest);
   auto plan = plan_reply(call, byte_tokens(prompt), "", false, codec);
   if (const auto* error = std::get_if<ApiError>(&plan)) {
     ADD_FAILURE() << error->message;

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "coalescer/core/token_trie.h"
+#include "tests/coalescer/requests.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -20,14 +21,6 @@ std::vector<TokenId> range(TokenId first, int count) {
 std::vector<TokenId> joined(std::vector<TokenId> a, const std::vector<TokenId>& b) {
   a.insert(a.end(), b.begin(), b.end());
   return a;
-}
-
-GenerateRequest request(RequestId id, std::vector<TokenId> prompt, std::string salt = "") {
-  GenerateRequest made;
-  made.id = id;
-  made.prompt = std::move(prompt);
-  made.cache_salt = std::move(salt);
-  return made;
 }
 
 TEST(CommonPrefix, AgreesWithALoop) {

@@ -5,19 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/base/manual_clock.h"
+
 namespace thaw::coalescer {
 namespace {
 
 using std::chrono::seconds;
-
-class FakeClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration by) { now_ += by; }
-
- private:
-  TimePoint now_{std::chrono::hours(1)};
-};
 
 StoredResponse response(const std::string& id, const std::string& tenant = "t",
                         std::size_t body_bytes = 0) {
@@ -29,7 +22,7 @@ StoredResponse response(const std::string& id, const std::string& tenant = "t",
 }
 
 TEST(ResponseStoreTest, OnlyItsTenantFindsAndErasesAResponse) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseStore store({}, &clock);
   store.put(response("r1", "anna"));
   EXPECT_EQ(store.find("berta", "r1"), nullptr);
@@ -43,7 +36,7 @@ TEST(ResponseStoreTest, OnlyItsTenantFindsAndErasesAResponse) {
 }
 
 TEST(ResponseStoreTest, WhatWasNotUsedForLongestGoesFirst) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseLimits limits;
   limits.max_responses = 3;
   ResponseStore store(limits, &clock);
@@ -59,7 +52,7 @@ TEST(ResponseStoreTest, WhatWasNotUsedForLongestGoesFirst) {
 }
 
 TEST(ResponseStoreTest, BytesOfEverythingAreCounted) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseLimits limits;
   limits.max_bytes = 10000;
   ResponseStore store(limits, &clock);
@@ -79,7 +72,7 @@ TEST(ResponseStoreTest, BytesOfEverythingAreCounted) {
 }
 
 TEST(ResponseStoreTest, TimeIsOverUnlessItIsUsed) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseLimits limits;
   limits.ttl = seconds(100);
   ResponseStore store(limits, &clock);
@@ -97,7 +90,7 @@ TEST(ResponseStoreTest, TimeIsOverUnlessItIsUsed) {
 }
 
 TEST(ResponseStoreTest, TheSameIdReplaces) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseStore store({}, &clock);
   store.put(response("r", "t", 100));
   const std::uint64_t before = store.bytes();
@@ -108,7 +101,7 @@ TEST(ResponseStoreTest, TheSameIdReplaces) {
 }
 
 TEST(ResponseStoreTest, NoneAreKeptWhereNoneMayBe) {
-  FakeClock clock;
+  ManualClock clock;
   ResponseLimits limits;
   limits.max_responses = 0;
   ResponseStore none(limits, &clock);

@@ -6,19 +6,12 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/base/manual_clock.h"
+
 namespace thaw::coalescer {
 namespace {
 
 using std::chrono::seconds;
-
-class FakeClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration by) { now_ += by; }
-
- private:
-  TimePoint now_{std::chrono::hours(1)};
-};
 
 SharedState line(std::vector<TokenId> tokens) {
   auto state = std::make_shared<SessionState>();
@@ -39,7 +32,7 @@ struct SessionStoreTest : testing::Test {
     session.state = std::move(state);
     return *store.create(std::move(session)).value();
   }
-  FakeClock clock;
+  ManualClock clock;
   int ids = 0;
 };
 

@@ -14,8 +14,8 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using State = ModelSchedule::State;
 
-struct Bed {
-  explicit Bed(std::vector<std::string> models, std::size_t num_slots = 1)
+struct ScheduleBed {
+  explicit ScheduleBed(std::vector<std::string> models, std::size_t num_slots = 1)
       : schedule(options(num_slots), models) {
     for (const std::string& model : models)
       schedule.add(model);
@@ -53,21 +53,21 @@ struct Bed {
 };
 
 TEST(ModelSchedule, TheFirstModelsBeginWithTheSlots) {
-  Bed bed({"a", "b", "c"}, 2);
+  ScheduleBed bed({"a", "b", "c"}, 2);
   EXPECT_EQ(bed.schedule.open_slot("a"), 0U);
   EXPECT_EQ(bed.schedule.open_slot("b"), 1U);
   EXPECT_EQ(bed.schedule.open_slot("c"), std::nullopt);
 }
 
 TEST(ModelSchedule, NobodyIsSwappedForNobody) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.pass(seconds(1000));
   EXPECT_TRUE(bed.plan().empty());
   EXPECT_EQ(bed.schedule.next_plan(), std::nullopt);
 }
 
 TEST(ModelSchedule, AnIdleSlotIsLeftAloneForALingerOnly) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.schedule.began(0, bed.now);
   bed.pass(seconds(1));
   bed.schedule.ended(0, bed.now);
@@ -86,7 +86,7 @@ TEST(ModelSchedule, AnIdleSlotIsLeftAloneForALingerOnly) {
 }
 
 TEST(ModelSchedule, ABusySlotServesItsQuantumThenTheGrace) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.schedule.began(0, bed.now);
   bed.pass(seconds(1));
   bed.wait("b");
@@ -103,7 +103,7 @@ TEST(ModelSchedule, ABusySlotServesItsQuantumThenTheGrace) {
 }
 
 TEST(ModelSchedule, AClosedSlotIsGivenAwayAsSoonAsItIsEmpty) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.schedule.began(0, bed.now);
   bed.pass(seconds(60));  // the quantum is long over
   bed.wait("b");
@@ -115,7 +115,7 @@ TEST(ModelSchedule, AClosedSlotIsGivenAwayAsSoonAsItIsEmpty) {
 }
 
 TEST(ModelSchedule, AClosedSlotOpensAgainWhereNobodyWantsItAnyMore) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.schedule.began(0, bed.now);
   bed.pass(seconds(6));
   bed.wait("b");
@@ -127,7 +127,7 @@ TEST(ModelSchedule, AClosedSlotOpensAgainWhereNobodyWantsItAnyMore) {
 }
 
 TEST(ModelSchedule, AnotherSlotThatIsFreeSparesTheOneThatIsClosing) {
-  Bed bed({"a", "b", "c"}, 2);
+  ScheduleBed bed({"a", "b", "c"}, 2);
   bed.schedule.began(0, bed.now);
   bed.schedule.began(1, bed.now);
   bed.pass(seconds(6));
@@ -141,7 +141,7 @@ TEST(ModelSchedule, AnotherSlotThatIsFreeSparesTheOneThatIsClosing) {
 }
 
 TEST(ModelSchedule, TheLeastRecentlyUsedIdleSlotGoes) {
-  Bed bed({"a", "b", "c", "d"}, 3);
+  ScheduleBed bed({"a", "b", "c", "d"}, 3);
   for (const std::size_t slot : {2U, 0U, 1U}) {
     bed.pass(seconds(1));
     bed.schedule.began(slot, bed.now);
@@ -153,7 +153,7 @@ TEST(ModelSchedule, TheLeastRecentlyUsedIdleSlotGoes) {
 }
 
 TEST(ModelSchedule, AnIdleSlotGoesBeforeABusyOne) {
-  Bed bed({"a", "b", "c"}, 2);
+  ScheduleBed bed({"a", "b", "c"}, 2);
   bed.schedule.began(0, bed.now);
   bed.pass(seconds(9));
   bed.schedule.began(1, bed.now);
@@ -164,7 +164,7 @@ TEST(ModelSchedule, AnIdleSlotGoesBeforeABusyOne) {
 }
 
 TEST(ModelSchedule, TheOldestWaitGoesFirst) {
-  Bed bed({"a", "b", "c"});
+  ScheduleBed bed({"a", "b", "c"});
   bed.schedule.began(0, bed.now);
   bed.wait("c");
   bed.pass(milliseconds(1));
@@ -177,7 +177,7 @@ TEST(ModelSchedule, TheOldestWaitGoesFirst) {
 }
 
 TEST(ModelSchedule, AFailedSwapGivesTheSlotBackAndPutsTheModelOff) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.pass(seconds(1));
   bed.wait("b");
   bed.expect_swap(0, "b");
@@ -208,7 +208,7 @@ TEST(ModelSchedule, AFailedSwapGivesTheSlotBackAndPutsTheModelOff) {
 }
 
 TEST(ModelSchedule, AModelThatFailsAtTheStartIsNotTriedForEver) {
-  ModelSchedule schedule(Bed::options(1), {"a", "b"});
+  ModelSchedule schedule(ScheduleBed::options(1), {"a", "b"});
   schedule.add("a");
   schedule.add("b");
   Clock::TimePoint now{seconds(1)};
@@ -224,7 +224,7 @@ TEST(ModelSchedule, AModelThatFailsAtTheStartIsNotTriedForEver) {
 }
 
 TEST(ModelSchedule, ARemovedModelLeavesWhenItsRequestsHaveEnded) {
-  Bed bed({"a", "b"});
+  ScheduleBed bed({"a", "b"});
   bed.schedule.began(0, bed.now);
   EXPECT_TRUE(bed.schedule.remove("a"));
   EXPECT_FALSE(bed.schedule.remove("a"));
@@ -255,7 +255,7 @@ TEST(ModelSchedule, WhatItPromisesHoldsUnderRandomLoad) {
     std::vector<std::string> models;
     for (std::size_t i = 0; i < num_models; ++i)
       models.push_back("m" + std::to_string(i));
-    Bed bed(models, num_slots);
+    ScheduleBed bed(models, num_slots);
     struct Load {
       std::size_t waiting = 0;
       Clock::TimePoint since;

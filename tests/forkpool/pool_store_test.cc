@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-constexpr std::size_t kTokens = 1024;
+constexpr std::size_t kObjectTokens = 1024;
 const std::string kUrl = "s3://bucket/kv";
 
 class PoolStoreTest : public testing::Test {
@@ -82,8 +82,8 @@ class PoolStoreTest : public testing::Test {
   FakeStore store{bucket};
   std::optional<PoolHarness> harness;
   RequestId last_id = 0;
-  const std::vector<TokenId> oldest = make_prompt(kTokens, 1);
-  const std::vector<TokenId> trunk = make_prompt(kTokens, 2);
+  const std::vector<TokenId> oldest = make_prompt(kObjectTokens, 1);
+  const std::vector<TokenId> trunk = make_prompt(kObjectTokens, 2);
 };
 
 TEST_F(PoolStoreTest, AnotherServerFindsWhatOnePut) {
@@ -92,17 +92,17 @@ TEST_F(PoolStoreTest, AnotherServerFindsWhatOnePut) {
   start(on_machine("b"));
   ASSERT_TRUE(wait_known(oldest));
   auto longer = trunk;
-  longer.resize(kTokens + 7, 3);
-  EXPECT_EQ(ask(longer), kTokens) << "fetched, restored, not prefilled";
+  longer.resize(kObjectTokens + 7, 3);
+  EXPECT_EQ(ask(longer), kObjectTokens) << "fetched, restored, not prefilled";
   const PoolStatus status = harness->pool().status();
   EXPECT_EQ(status.store.hits, 2U);
   EXPECT_EQ(status.store.entries, 2U);
-  EXPECT_GT(status.store.bytes, 2 * kTokens * 16);
-  EXPECT_GT(status.store.restored_bytes, 2 * kTokens * 16);
-  EXPECT_EQ(status.tokens_restored, kTokens);
+  EXPECT_GT(status.store.bytes, 2 * kObjectTokens * 16);
+  EXPECT_GT(status.store.restored_bytes, 2 * kObjectTokens * 16);
+  EXPECT_EQ(status.tokens_restored, kObjectTokens);
   EXPECT_EQ(files_of("b"), 2U) << "what was fetched is a file now";
   EXPECT_EQ(status.store.writes, 0U) << "and not put again";
-  EXPECT_EQ(ask(make_prompt(kTokens, 9)), 0U);
+  EXPECT_EQ(ask(make_prompt(kObjectTokens, 9)), 0U);
 }
 
 TEST_F(PoolStoreTest, ABranchOfAStoredTrunkIsFoundToo) {
@@ -110,7 +110,7 @@ TEST_F(PoolStoreTest, ABranchOfAStoredTrunkIsFoundToo) {
   start(on_machine("b"));
   ASSERT_TRUE(wait_known(oldest));
   std::vector<TokenId> branch(trunk.begin(), trunk.begin() + 800);
-  branch.resize(kTokens, 3);
+  branch.resize(kObjectTokens, 3);
   EXPECT_EQ(ask(branch), 800U);
 }
 
@@ -125,7 +125,7 @@ TEST_F(PoolStoreTest, WhatTheBudgetPushesOutComesBack) {
   start(on_machine("a", one + one / 2));
   ASSERT_TRUE(wait_status([](const PoolStatus& s) { return s.store.entries == 2; }));
   EXPECT_TRUE(wait_known(oldest));
-  EXPECT_EQ(ask(oldest), kTokens - 1);
+  EXPECT_EQ(ask(oldest), kObjectTokens - 1);
 }
 
 TEST_F(PoolStoreTest, WhatComesLaterIsFoundByTheNextLook) {
@@ -162,7 +162,7 @@ TEST_F(PoolStoreTest, AStoreThatHangsHoldsUpNobody) {
   EXPECT_TRUE(harness->wait_ended(500)) << "and it is prefilled in the end";
   EXPECT_EQ(harness->stream(500).completed->cached_tokens, 0U);
   // A put that hangs: the files are kept, and the end comes.
-  const auto another = make_prompt(kTokens, 4);
+  const auto another = make_prompt(kObjectTokens, 4);
   ask(another);
   EXPECT_TRUE(keep_trunk(harness->pool(), "pin", another));
   ASSERT_TRUE(wait_status([](const PoolStatus& s) { return s.store.waiting == 1; }));
@@ -244,7 +244,7 @@ TEST_F(PoolStoreTest, WhatIsBeyondTheBudgetGoesTheOldestFirst) {
   // One that is larger than all of it moves nothing out.
   options.spill_store_bytes = one + 100;
   start(options);
-  const auto larger = make_prompt(2 * kTokens, 5);
+  const auto larger = make_prompt(2 * kObjectTokens, 5);
   ask(larger);
   ASSERT_TRUE(keep_trunk(harness->pool(), "pin", larger));
   ASSERT_TRUE(wait_status([](const PoolStatus& s) { return s.store.waiting == 0; }));

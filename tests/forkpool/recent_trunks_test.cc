@@ -2,15 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/forkpool/fake_tokens.h"
+
 namespace thaw::forkpool {
 namespace {
-
-std::vector<TokenId> counted(std::size_t count, TokenId first = 0) {
-  std::vector<TokenId> tokens(count);
-  for (std::size_t i = 0; i < count; ++i)
-    tokens[i] = first + static_cast<TokenId>(i);
-  return tokens;
-}
 
 std::vector<TokenId> joined(std::vector<TokenId> a, const std::vector<TokenId>& b) {
   a.insert(a.end(), b.begin(), b.end());

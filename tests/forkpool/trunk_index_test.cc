@@ -3,16 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "engine/base/hash.h"
+#include "tests/forkpool/fake_tokens.h"
 
 namespace thaw::forkpool {
 namespace {
-
-std::vector<TokenId> counted(std::size_t count, TokenId first = 0) {
-  std::vector<TokenId> tokens(count);
-  for (std::size_t i = 0; i < count; ++i)
-    tokens[i] = first + static_cast<TokenId>(i);
-  return tokens;
-}
 
 class TrunkIndexTest : public testing::Test {
  protected:

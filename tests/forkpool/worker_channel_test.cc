@@ -13,6 +13,7 @@
 
 #include "forkpool/worker/channel.h"
 #include "forkpool/worker/outbox.h"
+#include "tests/forkpool/frame_kinds.h"
 
 namespace thaw::forkpool::worker {
 namespace {
@@ -57,13 +58,6 @@ kv::RadixIndex::Published block(BlockId id) {
   published.hash.bytes[0] = static_cast<std::uint8_t>(id);
   published.tokens.assign(kBlockSize, id);
   return published;
-}
-
-std::string kinds(const std::vector<Frame>& frames) {
-  std::string text;
-  for (const Frame& frame : frames)
-    text += std::string(frame_name(frame)) + " ";
-  return text;
 }
 
 TEST(WorkerChannel, CutsFramesOutOfWhateverArrives) {

@@ -16,12 +16,13 @@
 #include "engine/base/thread_pool.h"
 #include "forkpool/worker/snapshot_service.h"
 #include "kvsnap/arena.h"
+#include "tests/forkpool/frame_kinds.h"
 
 namespace thaw::forkpool::worker {
 namespace {
 
 constexpr std::uint64_t kBlockBytes = 5000;
-const Hash128 kRoot = hash_text("root");
+const Hash128 kTrunkRoot = hash_text("root");
 
 // A copy engine that has not finished until it is told to.
 class SlowPipeline final : public kvsnap::CopyPipeline {
@@ -84,13 +85,13 @@ struct Side {
       std::fill_n(memory.data() + blocks.back() * kBlockBytes, kBlockBytes,
                   static_cast<std::byte>(tokens[at]));
     }
-    index->insert(kRoot, tokens, blocks);
+    index->insert(kTrunkRoot, tokens, blocks);
     for (BlockId block : blocks)
       pool.release(block);
   }
 
   bool holds(const std::vector<TokenId>& tokens) const {
-    const auto match = index->match(kRoot, tokens);
+    const auto match = index->match(kTrunkRoot, tokens);
     if (match.full_blocks.size() * kBlockSize != tokens.size()) return false;
     for (std::size_t i = 0; i < match.full_blocks.size(); ++i) {
       const std::byte* block = memory.data() + match.full_blocks[i] * kBlockBytes;
@@ -151,13 +152,6 @@ struct Side {
   std::optional<SnapshotService> service;
 };
 
-std::string kinds(const std::vector<Frame>& frames) {
-  std::string text;
-  for (const Frame& frame : frames)
-    text += std::string(frame_name(frame)) + " ";
-  return text;
-}
-
 std::vector<TokenId> tokens_from(TokenId first, std::size_t num_blocks) {
   std::vector<TokenId> tokens(num_blocks * kBlockSize);
   for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -169,7 +163,7 @@ class SnapshotServiceTest : public testing::Test {
  protected:
   kvsnap::Manifest lease(const std::vector<TokenId>& tokens) {
     const auto lease = arena_.lease_for_writing({}, tokens.size() / kBlockSize, kBlockBytes);
-    return {kRoot, "test", kBlockSize, kBlockBytes, tokens, 0, 1, lease.value().extents};
+    return {kTrunkRoot, "test", kBlockSize, kBlockBytes, tokens, 0, 1, lease.value().extents};
   }
   // A snapshot of `tokens` in the arena, from a worker that is gone.
   kvsnap::Manifest snapshot_of(const std::vector<TokenId>& tokens) {
@@ -230,7 +224,7 @@ TEST_F(SnapshotServiceTest, WithoutRoomNothingIsEvicted) {
   Side side(6, view_);
   side.fill(tokens_from(500, 4));
   const BlockId busy = side.pool.allocate();
-  const auto match = side.index->match(kRoot, tokens_from(500, 4));
+  const auto match = side.index->match(kTrunkRoot, tokens_from(500, 4));
   const auto lock = side.index->lock(match);
   side.sent();
   EXPECT_NE(restore_error(side, manifest).find("needs 5 blocks; 1 are free and 0 evictable"),
@@ -245,10 +239,10 @@ TEST_F(SnapshotServiceTest, KeepsWhatIsAliveAndEvictsNoneOfIt) {
   Side side(5, view_);
   side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
   side.fill(tokens_from(500, 3));
-  const auto alive = side.index->match(kRoot, trunk_).full_blocks;
+  const auto alive = side.index->match(kTrunkRoot, trunk_).full_blocks;
   EXPECT_EQ(restore_error(side, manifest), "");
   EXPECT_TRUE(side.holds(trunk_));
-  const auto after = side.index->match(kRoot, trunk_).full_blocks;
+  const auto after = side.index->match(kTrunkRoot, trunk_).full_blocks;
   EXPECT_TRUE(std::equal(alive.begin(), alive.end(), after.begin()));
   side.expect_sound(5);
 }
@@ -259,7 +253,7 @@ TEST_F(SnapshotServiceTest, DamageFreesTheBlocks) {
   Side side(8, view_);
   side.fill(tokens_from(500, 2));
   EXPECT_NE(restore_error(side, manifest).find("CRC32C"), std::string::npos);
-  EXPECT_EQ(side.index->match(kRoot, trunk_).num_tokens, 0U);
+  EXPECT_EQ(side.index->match(kTrunkRoot, trunk_).num_tokens, 0U);
   EXPECT_TRUE(side.holds(tokens_from(500, 2)));
   EXPECT_EQ(side.service->num_restores(), 0U);
   side.expect_sound(2);
@@ -298,7 +292,7 @@ TEST_F(SnapshotServiceTest, SomebodyElsePublishedTheTrunkMeanwhile) {
   side.pipeline.finished = false;
   ASSERT_TRUE(side.service->restore({3, manifest}));
   ASSERT_TRUE(side.service->poll());
-  EXPECT_EQ(side.index->match(kRoot, trunk_).num_tokens, 0U);  // unpublished until verified
+  EXPECT_EQ(side.index->match(kTrunkRoot, trunk_).num_tokens, 0U);  // unpublished until verified
   EXPECT_EQ(side.pool.num_free(), 7U);
   side.fill(trunk_);
   side.pipeline.finished = true;
@@ -327,7 +321,7 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   Side source(5, view_);
   source.fill(trunk_);
   source.sent();
-  source.service->lend({7, kRoot, trunk_});
+  source.service->lend({7, kTrunkRoot, trunk_});
   const auto answers = source.sent();
   ASSERT_EQ(kinds(answers), "lent ");
   const auto& lent = std::get<LentFrame>(answers[0]);
@@ -341,7 +335,7 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   side.sent();
   side.service->meet(source.introduction(4));
   side.pipeline.finished = false;
-  ASSERT_TRUE(side.service->borrow({7, 4, kRoot, trunk_, lent.blocks}));
+  ASSERT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, lent.blocks}));
   ASSERT_TRUE(side.service->poll());
   EXPECT_TRUE(side.service->busy());
   EXPECT_EQ(kinds(side.sent()), "");  // nothing is published before all has arrived
@@ -363,14 +357,14 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
   Side source(5, view_);
   source.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});
   source.sent();
-  source.service->lend({7, kRoot, trunk_});
+  source.service->lend({7, kTrunkRoot, trunk_});
   EXPECT_NE(std::get<LentFrame>(source.sent().at(0)).error.find("32 tokens is alive"),
             std::string::npos);
   source.expect_sound(2);
 
   Side side(8, view_);
   const auto refusal = [&](std::vector<BlockId> blocks) {
-    EXPECT_TRUE(side.service->borrow({7, 4, kRoot, trunk_, std::move(blocks)}));
+    EXPECT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, std::move(blocks)}));
     EXPECT_FALSE(side.service->busy());
     return std::get<RestoreDoneFrame>(side.sent().at(0)).error;
   };

@@ -7,7 +7,7 @@
 namespace thaw::kvsnap {
 namespace {
 
-const std::string kPath = "folder/weights.thaw";
+const std::string kWeightsPath = "folder/weights.thaw";
 
 const std::vector<TestRegion> kOld{{RegionKind::kWeights, 0, random_payload(700, 1)},
                                    {RegionKind::kMetadata, 0, text_payload("{\"is\":\"old\"}")}};
@@ -29,14 +29,14 @@ class ContainerCrash : public testing::TestWithParam<bool> {
   Files before() const {
     if (!has_old()) return {};
     CrashIo io;
-    EXPECT_TRUE(write_regions(io, kPath, kOld));
-    return {{kPath, io.files().at(kPath)}};
+    EXPECT_TRUE(write_regions(io, kWeightsPath, kOld));
+    return {{kWeightsPath, io.files().at(kWeightsPath)}};
   }
 
   enum class Found { kNone, kOld, kNew, kTorn };
   Found find(Files files) {
     CrashIo io(std::move(files));
-    const auto regions = read_regions(io, kPath, threads_);
+    const auto regions = read_regions(io, kWeightsPath, threads_);
     if (!regions) return regions.error().code == Errc::kNotFound ? Found::kNone : Found::kTorn;
     if (*regions == kNew) return Found::kNew;
     return has_old() && *regions == kOld ? Found::kOld : Found::kTorn;
@@ -48,7 +48,7 @@ class ContainerCrash : public testing::TestWithParam<bool> {
 
 TEST_P(ContainerCrash, TornAtEveryByteItIsTheOldOne) {
   CrashIo io(before());
-  ASSERT_TRUE(write_regions(io, kPath, kNew, one_thread()));
+  ASSERT_TRUE(write_regions(io, kWeightsPath, kNew, one_thread()));
   std::size_t torn = 0;
   for (std::size_t call = 0; call < io.num_calls(); ++call) {
     for (std::size_t byte = 1; byte < io.written_by(call); ++byte, ++torn) {
@@ -63,7 +63,7 @@ TEST_P(ContainerCrash, TornAtEveryByteItIsTheOldOne) {
 
 TEST_P(ContainerCrash, BetweenAnyTwoCallsItIsTheOldOrTheNewOne) {
   CrashIo io(before());
-  ASSERT_TRUE(write_regions(io, kPath, kNew, one_thread()));
+  ASSERT_TRUE(write_regions(io, kWeightsPath, kNew, one_thread()));
   int news = 0;
   for (std::size_t call = 0; call <= io.num_calls(); ++call) {
     for (unsigned seed = 0; seed < 50; ++seed) {
@@ -87,7 +87,7 @@ TEST_P(ContainerCrash, WithSeveralThreadsItIsTheOldOrTheNewOneToo) {
   ContainerWriterOptions options = one_thread();
   options.num_threads = 3;
   CrashIo io(before());
-  ASSERT_TRUE(write_regions(io, kPath, kNew, options));
+  ASSERT_TRUE(write_regions(io, kWeightsPath, kNew, options));
   for (std::size_t call = 0; call <= io.num_calls(); ++call) {
     for (unsigned seed = 0; seed < 30; ++seed) {
       const std::size_t written = call < io.num_calls() ? io.written_by(call) : 0;
@@ -105,7 +105,7 @@ TEST_P(ContainerCrash, TheFirstOfTwoShardsIsNeverNewerThanTheSecond) {
   const auto write_both = [&](CrashIo& io, const std::vector<TestRegion>& regions) {
     ContainerWriterOptions options = one_thread();
     options.num_regions = regions.size();
-    auto first = ContainerWriter::create(io, kPath, options);
+    auto first = ContainerWriter::create(io, kWeightsPath, options);
     auto second = ContainerWriter::create(io, second_path, options);
     ASSERT_TRUE(first && second);
     for (const TestRegion& region : regions) {
@@ -134,7 +134,7 @@ TEST_P(ContainerCrash, TheFirstOfTwoShardsIsNeverNewerThanTheSecond) {
 TEST_P(ContainerCrash, WithoutSyncsItWouldBeTorn) {
   CrashIo io(before());
   io.ignore_syncs();
-  ASSERT_TRUE(write_regions(io, kPath, kNew, one_thread()));
+  ASSERT_TRUE(write_regions(io, kWeightsPath, kNew, one_thread()));
   bool torn = false;
   for (unsigned seed = 0; seed < 200 && !torn; ++seed)
     torn = find(io.after_crash(io.num_calls(), 0, {Survival::Kind::kRandom, seed})) == Found::kTorn;
@@ -144,12 +144,12 @@ TEST_P(ContainerCrash, WithoutSyncsItWouldBeTorn) {
 TEST_P(ContainerCrash, ADiskThatIsFullAtAnyCallLeavesTheOldOneAndNoPart) {
   const Files files = before();
   CrashIo whole(files);
-  ASSERT_TRUE(write_regions(whole, kPath, kNew, one_thread()));
+  ASSERT_TRUE(write_regions(whole, kWeightsPath, kNew, one_thread()));
   const std::size_t last = whole.num_calls() - 1;  // syncs the directory
   for (std::size_t call = 0; call < last; ++call) {
     CrashIo io(files);
     io.fail_from(call);
-    const auto written = write_regions(io, kPath, kNew, one_thread());
+    const auto written = write_regions(io, kWeightsPath, kNew, one_thread());
     ASSERT_FALSE(written) << call;
     EXPECT_EQ(written.error().code, Errc::kResourceExhausted);
     EXPECT_NE(written.error().message.find("no space left"), std::string::npos);
@@ -157,7 +157,7 @@ TEST_P(ContainerCrash, ADiskThatIsFullAtAnyCallLeavesTheOldOneAndNoPart) {
   }
   CrashIo io(files);
   io.fail_from(last);
-  EXPECT_FALSE(write_regions(io, kPath, kNew, one_thread()));
+  EXPECT_FALSE(write_regions(io, kWeightsPath, kNew, one_thread()));
   EXPECT_EQ(find(io.files()), Found::kNew);
 }
 

@@ -19,7 +19,7 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-const std::string kPath = "folder/trunk.thawkv";
+const std::string kTrunkPath = "folder/trunk.thawkv";
 constexpr std::size_t kBlockBytes = 5000;  // no multiple of a page
 
 KvDocument document(std::size_t num_blocks, TokenId first = 7) {
@@ -47,12 +47,12 @@ std::vector<Bytes> payloads(std::size_t num_blocks, unsigned seed) {
 
 Result<void> write(FileIo& io, const KvDocument& what, const std::vector<Bytes>& blocks) {
   const std::vector<std::span<const std::byte>> spans(blocks.begin(), blocks.end());
-  return write_kv_file(io, kPath, what, spans);
+  return write_kv_file(io, kTrunkPath, what, spans);
 }
 
 /// The file's first blocks, or why not.
 Result<std::vector<Bytes>> read(FileIo& io, ThreadPool& threads, std::size_t num_blocks = 0) {
-  const auto file = KvFile::open(io, kPath, threads);
+  const auto file = KvFile::open(io, kTrunkPath, threads);
   if (!file) return file.error();
   if (num_blocks == 0) num_blocks = file->document().num_blocks();
   std::vector<Bytes> blocks(num_blocks, Bytes(file->document().block_bytes));
@@ -81,7 +81,7 @@ TEST_F(KvFileTest, IsReadAsItWasWritten) {
   CrashIo io;
   const auto blocks = payloads(3, 1);
   ASSERT_TRUE(write(io, document(3), blocks));
-  const auto file = KvFile::open(io, kPath, threads);
+  const auto file = KvFile::open(io, kTrunkPath, threads);
   ASSERT_TRUE(file) << file.error().to_string();
   EXPECT_EQ(file->document().to_json().value(), document(3).to_json().value());
   EXPECT_EQ(read(io, threads).value(), blocks);
@@ -92,7 +92,7 @@ TEST_F(KvFileTest, IsReadAsItWasWritten) {
 TEST_F(KvFileTest, TheSidecarSaysWhatOtherReadersLookFor) {
   CrashIo io;
   ASSERT_TRUE(write(io, document(3), payloads(3, 1)));
-  const Bytes sidecar = io.files().at(kPath + ".meta");
+  const Bytes sidecar = io.files().at(kTrunkPath + ".meta");
   const std::string_view text(reinterpret_cast<const char*>(sidecar.data()), sidecar.size());
   ASSERT_TRUE(text.starts_with(std::string_view("THAWKV\0\0", 8)));
   std::uint32_t size = 0;
@@ -119,7 +119,7 @@ TEST_F(KvFileTest, DamagedFilesAreRefusedOrIntact) {
   int refused = 0;
   for (int i = 0; i < 3000; ++i) {
     Files damaged = files;
-    Bytes& file = damaged.at(kPath);
+    Bytes& file = damaged.at(kTrunkPath);
     if (i % 3 == 0) {
       file.resize(random() % file.size());
     } else {
@@ -165,7 +165,7 @@ TEST_F(KvFileTest, AFullDiskLeavesTheOldOneOrNothing) {
       ASSERT_FALSE(written);
       EXPECT_EQ(written.error().code, Errc::kResourceExhausted);
       Files left = io.files();
-      if (!before.empty()) left[kPath + ".meta"] = before.at(kPath + ".meta");
+      if (!before.empty()) left[kTrunkPath + ".meta"] = before.at(kTrunkPath + ".meta");
       EXPECT_EQ(left, before) << call;
     }
   }
@@ -173,12 +173,12 @@ TEST_F(KvFileTest, AFullDiskLeavesTheOldOneOrNothing) {
 
 TEST_F(KvFileTest, FilesWithoutOurMetadataSayWhatIsMissing) {
   CrashIo io;
-  ASSERT_TRUE(write_regions(io, kPath, {{RegionKind::kKvBlock, 0, random_payload(64, 1)}}));
-  const auto file = KvFile::open(io, kPath, threads);
+  ASSERT_TRUE(write_regions(io, kTrunkPath, {{RegionKind::kKvBlock, 0, random_payload(64, 1)}}));
+  const auto file = KvFile::open(io, kTrunkPath, threads);
   ASSERT_FALSE(file);
   EXPECT_EQ(file.error().code, Errc::kUnsupported);
   CrashIo none;
-  EXPECT_EQ(KvFile::open(none, kPath, threads).error().code, Errc::kNotFound);
+  EXPECT_EQ(KvFile::open(none, kTrunkPath, threads).error().code, Errc::kNotFound);
 }
 
 TEST_F(KvFileTest, RegionsMustAgreeWithTheMetadata) {
@@ -188,7 +188,7 @@ TEST_F(KvFileTest, RegionsMustAgreeWithTheMetadata) {
       regions.push_back({RegionKind::kKvBlock, static_cast<std::uint32_t>(i), Bytes(bytes)});
     regions.push_back({RegionKind::kMetadata, 0, text_payload(what.to_json().value())});
     CrashIo io;
-    EXPECT_TRUE(write_regions(io, kPath, regions));
+    EXPECT_TRUE(write_regions(io, kTrunkPath, regions));
     return io.files();
   };
   EXPECT_EQ(reason(file_of(document(2), 2, kBlockBytes)), "");

@@ -55,8 +55,6 @@ double largest_error(const Reference& reference, const std::vector<std::vector<f
   return largest;
 }
 
-const HarnessOptions kExact = {.mode = ops::ComputeMode::kExact32, .kv_dtype = ops::KvDType::kF32};
-
 class FamilyTest : public testing::TestWithParam<const char*> {
  protected:
   std::string path() const { return family_path(GetParam()); }
@@ -69,13 +67,6 @@ class FamilyTest : public testing::TestWithParam<const char*> {
     return all_logits(harness, reference().tokens, chunk);
   }
 };
-
-void expect_same_rows(const std::vector<std::vector<float>>& expected,
-                      const std::vector<std::vector<float>>& actual, const std::string& what) {
-  ASSERT_EQ(expected.size(), actual.size()) << what;
-  for (std::size_t i = 0; i < expected.size(); ++i)
-    ASSERT_TRUE(same_bits(expected[i], actual[i])) << what << ", row " << i;
-}
 
 TEST_P(FamilyTest, ExactModeAgreesWithTransformers) {
   const double error = largest_error(reference(), logits(kExact, 0));

@@ -107,8 +107,6 @@ std::string gguf_of(const ModelSource& source, const std::string& architecture,
   return file.bytes();
 }
 
-const HarnessOptions kExact = {.mode = ops::ComputeMode::kExact32, .kv_dtype = ops::KvDType::kF32};
-
 class GgufForm : public testing::Test {
  protected:
   static std::vector<std::vector<float>> logits(const ModelSource& source,

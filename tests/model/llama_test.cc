@@ -18,13 +18,6 @@ std::vector<TokenId> prompt(unsigned seed = 7, int count = kPromptTokens) {
   return random_tokens(count, 520, seed);
 }
 
-void expect_same_rows(const std::vector<std::vector<float>>& expected,
-                      const std::vector<std::vector<float>>& actual, const std::string& what) {
-  ASSERT_EQ(expected.size(), actual.size()) << what;
-  for (std::size_t i = 0; i < expected.size(); ++i)
-    ASSERT_TRUE(same_bits(expected[i], actual[i])) << what << ", row " << i;
-}
-
 double largest_error(const std::string& name, const HarnessOptions& options) {
   const checkpoint::GgufFile file = checkpoint::GgufFile::open(tiny_model_path(name)).value();
   Harness harness(tiny_model_path(name), options);

@@ -9,6 +9,8 @@
 #include <random>
 #include <stdexcept>
 
+#include <gtest/gtest.h>
+
 #include "engine/checkpoint/safetensors.h"
 
 namespace thaw::model {
@@ -107,6 +109,13 @@ std::vector<TokenId> random_tokens(int count, int vocab_size, unsigned seed) {
 
 bool same_bits(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+void expect_same_rows(const std::vector<std::vector<float>>& expected,
+                      const std::vector<std::vector<float>>& actual, const std::string& what) {
+  ASSERT_EQ(expected.size(), actual.size()) << what;
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    ASSERT_TRUE(same_bits(expected[i], actual[i])) << what << ", row " << i;
 }
 
 int argmax(std::span<const float> row) {

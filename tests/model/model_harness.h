@@ -35,6 +35,10 @@ struct HarnessOptions {
   ops::Quantize quantize = ops::Quantize::kNone;
 };
 
+/// Nothing is rounded.
+inline const HarnessOptions kExact = {.mode = ops::ComputeMode::kExact32,
+                                      .kv_dtype = ops::KvDType::kF32};
+
 /// A model with KV memory of its own and a trivial block allocator. Throws where something fails.
 class Harness {
  public:
@@ -73,6 +77,9 @@ std::vector<TokenId> random_tokens(int count, int vocab_size, unsigned seed);
 
 /// Whether two rows of floats hold the same bits.
 bool same_bits(std::span<const float> a, std::span<const float> b);
+/// Fails the test where they do not, telling `what` and the row.
+void expect_same_rows(const std::vector<std::vector<float>>& expected,
+                      const std::vector<std::vector<float>>& actual, const std::string& what);
 
 int argmax(std::span<const float> row);
 

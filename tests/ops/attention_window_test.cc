@@ -11,7 +11,7 @@ namespace {
 
 using namespace testing;  // NOLINT: the tests' own helpers
 
-constexpr int kLength = 700;  // two whole splits, a partial one, a partial block
+constexpr int kWindowedLength = 700;  // two whole splits, a partial one, a partial block
 
 class WindowTest : public ::testing::TestWithParam<std::tuple<std::string, KvDType, int, int>> {
  protected:
@@ -29,16 +29,17 @@ class WindowTest : public ::testing::TestWithParam<std::tuple<std::string, KvDTy
 
 TEST_P(WindowTest, ChunksAndSingleTokensGiveTheSameBits) {
   auto device = make_device(isa());
-  const Tokens tokens = make_tokens(shape(), kLength, 100);
+  const Tokens tokens = make_tokens(shape(), kWindowedLength, 100);
   const std::vector<BlockId> table = scattered_table(44);
   Cache whole_cache(shape());
-  const std::vector<float> whole = whole_cache.run(*device, tokens, table, 0, kLength);
+  const std::vector<float> whole = whole_cache.run(*device, tokens, table, 0, kWindowedLength);
   for (const int chunk : {1, 7, 16, 100}) {
     if (isa() == "generic" && chunk == 1) continue;
     Cache cache(shape());
     std::vector<float> pieces;
-    for (int first = 0; first < kLength; first += chunk) {
-      const auto part = cache.run(*device, tokens, table, first, std::min(chunk, kLength - first));
+    for (int first = 0; first < kWindowedLength; first += chunk) {
+      const auto part =
+          cache.run(*device, tokens, table, first, std::min(chunk, kWindowedLength - first));
       pieces.insert(pieces.end(), part.begin(), part.end());
     }
     ASSERT_TRUE(same_bits(pieces, whole)) << "chunks of " << chunk;
@@ -46,31 +47,33 @@ TEST_P(WindowTest, ChunksAndSingleTokensGiveTheSameBits) {
 }
 
 TEST_P(WindowTest, EqualsGenericAndAnyNumberOfThreads) {
-  const Tokens tokens = make_tokens(shape(), kLength, 200);
+  const Tokens tokens = make_tokens(shape(), kWindowedLength, 200);
   const std::vector<BlockId> table = scattered_table(44);
   auto generic = make_device("generic");
   Cache expected_cache(shape());
-  const std::vector<float> expected = expected_cache.run(*generic, tokens, table, 0, kLength);
+  const std::vector<float> expected =
+      expected_cache.run(*generic, tokens, table, 0, kWindowedLength);
   for (const int threads : {1, 3}) {
     auto device = make_device(isa(), threads);
     Cache cache(shape());
-    ASSERT_TRUE(same_bits(cache.run(*device, tokens, table, 0, kLength), expected)) << threads;
+    ASSERT_TRUE(same_bits(cache.run(*device, tokens, table, 0, kWindowedLength), expected))
+        << threads;
   }
 }
 
 // Rows of several sequences whose windows begin and end at different keys of the same blocks.
 TEST_P(WindowTest, RowsThatShareBlocksEqualEachAlone) {
   auto device = make_device(isa(), 2);
-  const Tokens tokens = make_tokens(shape(), kLength, 300);
+  const Tokens tokens = make_tokens(shape(), kWindowedLength, 300);
   const std::vector<BlockId> table = scattered_table(44);
   Cache cache(shape());
-  const std::vector<float> whole = cache.run(*device, tokens, table, 0, kLength);
+  const std::vector<float> whole = cache.run(*device, tokens, table, 0, kWindowedLength);
   std::vector<AttentionSequence> sequences;
   std::vector<float> q;
   std::vector<float> expected;
   for (int i = 0; i < 9; ++i) {
     const int rows = 1 + i % 3;
-    const int first = kLength - 1 - 37 * i - rows;
+    const int first = kWindowedLength - 1 - 37 * i - rows;
     sequences.push_back({table, static_cast<int>(q.size()) / width(), rows, first});
     const std::vector<float> part = cache.q_rows(tokens, first, rows);
     q.insert(q.end(), part.begin(), part.end());
@@ -84,17 +87,17 @@ TEST_P(WindowTest, RowsThatShareBlocksEqualEachAlone) {
 TEST_P(WindowTest, KeysOutsideLeakNothing) {
   auto device = make_device(isa());
   const std::vector<BlockId> table = scattered_table(44);
-  Tokens tokens = make_tokens(shape(), kLength, 400);
+  Tokens tokens = make_tokens(shape(), kWindowedLength, 400);
   Cache clean(shape());
-  const std::vector<float> expected = clean.run(*device, tokens, table, 0, kLength);
+  const std::vector<float> expected = clean.run(*device, tokens, table, 0, kWindowedLength);
   const int bad = 300;
   for (int i = bad * kv_width(); i < (bad + 1) * kv_width(); ++i) {
     tokens.k[static_cast<std::size_t>(i)] = std::numeric_limits<float>::quiet_NaN();
     tokens.v[static_cast<std::size_t>(i)] = std::numeric_limits<float>::infinity();
   }
   Cache cache(shape());
-  const std::vector<float> out = cache.run(*device, tokens, table, 0, kLength);
-  for (int position = 0; position < kLength; ++position) {
+  const std::vector<float> out = cache.run(*device, tokens, table, 0, kWindowedLength);
+  for (int position = 0; position < kWindowedLength; ++position) {
     const bool sees = position >= bad && position < bad + shape().window;
     for (int i = position * width(); i < (position + 1) * width(); ++i) {
       const auto at = static_cast<std::size_t>(i);
@@ -111,26 +114,26 @@ TEST_P(WindowTest, KeysOutsideLeakNothing) {
 // A window that covers everything is no window, bit for bit.
 TEST_P(WindowTest, AWideWindowIsFullAttention) {
   auto device = make_device(isa());
-  const Tokens tokens = make_tokens(shape(), kLength, 500);
+  const Tokens tokens = make_tokens(shape(), kWindowedLength, 500);
   Shape wide = shape();
-  wide.window = kLength;
+  wide.window = kWindowedLength;
   Shape full = shape();
   full.window = 0;
   Cache wide_cache(wide);
   Cache full_cache(full);
-  EXPECT_TRUE(same_bits(wide_cache.run(*device, tokens, scattered_table(44), 0, kLength),
-                        full_cache.run(*device, tokens, scattered_table(44), 0, kLength)));
+  EXPECT_TRUE(same_bits(wide_cache.run(*device, tokens, scattered_table(44), 0, kWindowedLength),
+                        full_cache.run(*device, tokens, scattered_table(44), 0, kWindowedLength)));
 }
 
 // The same keys alone, as a text that begins with them: other splits and so other sums, and the
 // same values but for rounding.
 TEST_P(WindowTest, IsCloseToATextThatBeginsWithTheWindow) {
   auto device = make_device(isa());
-  const Tokens tokens = make_tokens(shape(), kLength, 600);
+  const Tokens tokens = make_tokens(shape(), kWindowedLength, 600);
   const std::vector<BlockId> table = scattered_table(44);
   Cache cache(shape());
-  const std::vector<float> out = cache.run(*device, tokens, table, 0, kLength);
-  for (const int position : {kLength - 1, 512, 511, 300, 3}) {
+  const std::vector<float> out = cache.run(*device, tokens, table, 0, kWindowedLength);
+  for (const int position : {kWindowedLength - 1, 512, 511, 300, 3}) {
     const int first = std::max(0, position + 1 - shape().window);
     Tokens rest;
     rest.q.assign(tokens.q.begin() + first * width(), tokens.q.end());
@@ -148,7 +151,7 @@ TEST_P(WindowTest, IsCloseToATextThatBeginsWithTheWindow) {
   }
 }
 
-std::vector<std::tuple<std::string, KvDType, int, int>> all_params() {
+std::vector<std::tuple<std::string, KvDType, int, int>> window_params() {
   std::vector<std::tuple<std::string, KvDType, int, int>> params;
   for (const std::string& isa : available_isas()) {
     for (const int window : {1, 20, 256, 301})
@@ -158,10 +161,12 @@ std::vector<std::tuple<std::string, KvDType, int, int>> all_params() {
   return params;
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, WindowTest, ::testing::ValuesIn(all_params()), [](const auto& info) {
-  return std::get<0>(info.param) + "_" + std::to_string(std::get<2>(info.param)) + "_window_" +
-         std::to_string(std::get<3>(info.param));
-});
+INSTANTIATE_TEST_SUITE_P(Isas, WindowTest, ::testing::ValuesIn(window_params()),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" +
+                                  std::to_string(std::get<2>(info.param)) + "_window_" +
+                                  std::to_string(std::get<3>(info.param));
+                         });
 
 }  // namespace
 }  // namespace thaw::ops

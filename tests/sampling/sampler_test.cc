@@ -12,7 +12,7 @@
 namespace thaw::sampling {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kBarred = -std::numeric_limits<float>::infinity();
 
 std::vector<float> random_logits(std::size_t size, std::uint32_t seed, float spread = 3.0F) {
   std::mt19937 random(seed);
@@ -266,7 +266,7 @@ TEST_F(SamplerTest, LeavesNoTraceOfPenalties) {
 }
 
 TEST_F(SamplerTest, LogprobsAreOfTheRawDistribution) {
-  const std::vector<float> logits{std::log(0.1F), std::log(0.6F), std::log(0.3F), -kInf};
+  const std::vector<float> logits{std::log(0.1F), std::log(0.6F), std::log(0.3F), kBarred};
   params_.temperature = 0.0F;
   params_.logit_bias = {{0, 50.0F}};
   params_.top_logprobs = 2;
@@ -373,7 +373,7 @@ TEST_F(SamplerTest, AMaskIsWhatMinusInfinityWouldBe) {
     mask[0] |= 1U;
     auto barred = logits;
     for (std::size_t i = 0; i < barred.size(); ++i)
-      if ((mask[i / 32] >> (i % 32) & 1U) == 0) barred[i] = -kInf;
+      if ((mask[i / 32] >> (i % 32) & 1U) == 0) barred[i] = kBarred;
     params_ = {};
     params_.seed = seed;
     params_.temperature = seed % 4 == 0 ? 0.0F : 0.8F;

@@ -5,7 +5,7 @@ namespace {
 
 constexpr int kDefaultWindow = 4096;  ///< where config.json does not mention sliding_window
 
-void read_hf(JsonKeys& keys, ModelConfig& config) {
+void read_hf_mistral(JsonKeys& keys, ModelConfig& config) {
   read_hf_decoder(keys, config);
   read_hf_head(keys, config, /*default_tied=*/false);
   if (keys.has("sliding_window")) {
@@ -19,6 +19,6 @@ void read_hf(JsonKeys& keys, ModelConfig& config) {
 
 // Mistral: Llama with a window on every layer in the first models, none later (sliding_window:
 // null). Its GGUF files say "llama". Source: Jiang et al., arXiv:2310.06825.
-const Family kMistral = {"mistral", nullptr, "MistralForCausalLM", nullptr, read_hf};
+const Family kMistral = {"mistral", nullptr, "MistralForCausalLM", nullptr, read_hf_mistral};
 
 }  // namespace thaw::model

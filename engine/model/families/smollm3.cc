@@ -11,13 +11,13 @@ void skip_rope_every(ModelConfig& config, int interval) {
     config.layers[static_cast<std::size_t>(i)].rope = false;
 }
 
-void read_gguf(GgufKeys& keys, ModelConfig& config) {
+void read_gguf_smollm3(GgufKeys& keys, ModelConfig& config) {
   read_gguf_decoder(keys, config);
   config.rope.half_split = false;
   skip_rope_every(config, kRopeInterval);  // no key says so
 }
 
-void read_hf(JsonKeys& keys, ModelConfig& config) {
+void read_hf_smollm3(JsonKeys& keys, ModelConfig& config) {
   read_hf_decoder(keys, config, kDefaultTheta);
   read_hf_head(keys, config, /*default_tied=*/true);
   config.qkv_bias = config.o_bias = keys.flag("attention_bias", false);
@@ -44,6 +44,7 @@ void read_hf(JsonKeys& keys, ModelConfig& config) {
 
 // SmolLM3: Llama with layers that have no RoPE. Source: its model card, and Yang et al.,
 // arXiv:2501.18795, for the layers without.
-const Family kSmolLm3 = {"smollm3", "smollm3", "SmolLM3ForCausalLM", read_gguf, read_hf};
+const Family kSmolLm3 = {"smollm3", "smollm3", "SmolLM3ForCausalLM", read_gguf_smollm3,
+                         read_hf_smollm3};
 
 }  // namespace thaw::model

@@ -13,12 +13,6 @@ namespace {
 using cpu::kBlockCols;
 using cpu::kLanes;
 
-std::uint16_t read_u16(const std::byte* p) {
-  std::uint16_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
-
 float read_float(const std::byte* p) {
   float value;
   std::memcpy(&value, p, sizeof(value));

@@ -28,11 +28,6 @@ std::uint32_t read_u32(const std::byte* p) {
   std::memcpy(&value, p, sizeof(value));
   return value;
 }
-std::uint16_t read_u16(const std::byte* p) {
-  std::uint16_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
 float read_f16(const std::byte* p) {
   return f16_to_float(read_u16(p));
 }

@@ -16,10 +16,6 @@ namespace {
 
 constexpr int kMaxWidth = 10'000;
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-
 /// How one value is laid out, in either kind of format string.
 struct Spec {
   std::string fill = " ";

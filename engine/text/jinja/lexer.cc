@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/text/jinja/error.h"
+#include "engine/text/jinja/text_ops.h"
 #include "engine/text/jinja/unicode.h"
 
 namespace thaw::text::jinja {
@@ -28,9 +29,6 @@ std::string normalize_newlines(std::string_view source) {
   return result;
 }
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
 bool is_name_start(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
          static_cast<unsigned char>(c) >= 0x80;

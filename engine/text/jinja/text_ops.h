@@ -10,6 +10,10 @@
 // Python's string operations on text that keeps its origins; shared by filters and methods.
 namespace thaw::text::jinja {
 
+inline bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+
 enum class Side { kBoth, kLeft, kRight };
 
 /// Without the characters of `chars` (whitespace when absent) at the ends.
