@@ -130,6 +130,7 @@ void SnapshotService::lend(const LendFrame& frame) {
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
   if (writer_ == nullptr) return no_arena();
+  parts_.pipeline->expect();
   const kvsnap::Manifest& manifest = frame.manifest;
   const auto match = parts_.index->match(manifest.cache_root, manifest.token_ids);
   const std::size_t num_blocks = manifest.token_ids.size() / kBlockSize;
@@ -195,6 +196,7 @@ Result<void> SnapshotService::find_room(Read& read) {
 
 Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
   if (reader_ == nullptr) return no_arena();
+  parts_.pipeline->expect();
   Read read;
   read.id = frame.id;
   read.manifest = std::move(frame.manifest);
@@ -233,6 +235,7 @@ Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
   if (!copy) return copy.error();
   read.num_started = end;
   read.copies.push_back(std::move(*copy));
+  if (end < read.manifest.extents.size()) parts_.pipeline->expect();
   return {};
 }
 
@@ -279,24 +282,24 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   return read;
 }
 
-void SnapshotService::tell_parts(Write& write) {
-  if (!write.num_told) return;
+bool SnapshotService::tell_parts(Write& write) {
+  if (!write.num_told) return false;
   const std::vector<std::uint32_t> written = writer_->written(write.copy);
-  if (written.size() <= *write.num_told) return;
+  if (written.size() <= *write.num_told) return false;
   const auto first = static_cast<std::uint32_t>(*write.num_told);
   parts_.outbox->queue(
       SnapshotPartFrame{write.id, first, {written.begin() + first, written.end()}});
   write.num_told = written.size();
+  return true;
 }
 
 Result<void> SnapshotService::poll() {
   if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
-    if (!writer_->done(current->copy)) {
-      tell_parts(*current);
-      continue;
-    }
+    // The last part goes ahead of the snapshot's end, which is the longer frame and can wait.
+    const bool done = writer_->done(current->copy);
+    if (tell_parts(*current) || !done) continue;
     if (auto finished = finish_write(*current); !finished) return finished;
     writes_.erase(current);
   }
