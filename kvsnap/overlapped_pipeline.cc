@@ -99,10 +99,12 @@ std::vector<std::uint32_t> OverlappedPipeline::checked(CopyHandle handle) const 
   return found == checked_.end() ? Checksums{} : found->second;
 }
 
-void OverlappedPipeline::tell(const Job& job, const Checksums& checksums, std::size_t count) {
+void OverlappedPipeline::tell(Running& running, std::size_t count) {
+  if (count == running.told) return;
+  running.told = count;
   const std::scoped_lock lock(mutex_);
-  checked_[job.handle].assign(checksums.begin(),
-                              checksums.begin() + static_cast<std::ptrdiff_t>(count));
+  checked_[running.job.handle].assign(
+      running.checksums.begin(), running.checksums.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle) {
@@ -258,6 +260,10 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
       std::uint32_t& crc = first.checksums[chunk.extent];
       crc = crc32c_combine(crc, engine_->checksum(slot, chunk.copies), chunk.arena.size());
     }
+    if (first.job.direction == CopyDirection::kToArena) {
+      const bool is_whole = first.arrived == first.chunks.size();
+      tell(first, is_whole ? first.checksums.size() : first.chunks[first.arrived].extent);
+    }
     if (first.arrived == first.chunks.size()) {
       finish(first.job, std::move(first.checksums));
       running.pop_front();
@@ -277,12 +283,12 @@ bool OverlappedPipeline::streams(const Running& running) const {
 }
 
 bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const {
-  return job.direction == CopyDirection::kFromArena &&
+  return job.direction != CopyDirection::kFromPeer &&
          std::ranges::all_of(chunks, [&](const CopyChunk& chunk) {
            std::size_t copied = 0;  // what nobody wants is counted too, and no engine sees it
            for (const CopyPiece& copy : chunk.copies)
              copied += copy.size_bytes;
-           return copied == chunk.arena.size() && engine_->can_check(chunk.copies);
+           return copied == chunk.arena.size() && engine_->can_check(job.direction, chunk.copies);
          });
 }
 
@@ -294,7 +300,6 @@ Result<void> OverlappedPipeline::copy(Running& running) {
   if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered;
   const auto end = std::chrono::steady_clock::now() + options_.deadline;
   const Slices slices(chunks);
-  std::size_t whole = 0;  // extents, as far as somebody was told
   crew_.begin(slices.bytes);
   // What comes from the arena lies there from the beginning.
   if (job.direction == CopyDirection::kFromArena) crew_.allow(slices.bytes.size());
@@ -321,7 +326,7 @@ Result<void> OverlappedPipeline::copy(Running& running) {
     if (job.direction == CopyDirection::kToArena && folded > folded_before) {
       const std::size_t count =
           folded < slices.bytes.size() ? slices.extent[folded] : job.extents.size();
-      if (count > whole) tell(job, checksums, whole = count);
+      tell(running, count);
     }
     if (running.arrived > arrived_before || folded > folded_before) continue;
     if (std::chrono::steady_clock::now() > end)
