@@ -293,6 +293,11 @@ bool SnapshotService::tell_parts(Write& write) {
   return true;
 }
 
+bool SnapshotService::copying() const {
+  return !writes_.empty() ||
+         std::ranges::any_of(reads_, [](const Read& read) { return !read.copies.empty(); });
+}
+
 Result<void> SnapshotService::poll() {
   if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {

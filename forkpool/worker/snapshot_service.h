@@ -79,6 +79,8 @@ class SnapshotService {
   /// Reports the copies that are done. Errors, as of the two above: the device's.
   Result<void> poll();
   bool busy() const { return !writes_.empty() || !reads_.empty(); }
+  /// Whether poll() has something to look for. What is left waits for frames.
+  bool copying() const;
 
   std::uint64_t num_snapshots() const { return num_snapshots_; }
   std::uint64_t num_restores() const { return num_restores_; }
