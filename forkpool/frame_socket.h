@@ -17,8 +17,6 @@ class FrameSender {
  public:
   /// Keeps the frame's descriptors open until they are sent.
   void push(const Frame& frame);
-  /// A frame without descriptors, as encode_frame() made it.
-  void push_encoded(const std::string& bytes) { bytes_ += bytes; }
   std::size_t unsent_bytes() const { return bytes_.size() - sent_; }
   void clear();
 

@@ -7,6 +7,8 @@
 namespace thaw::kvsnap {
 namespace {
 
+constexpr std::uint64_t kEndPart = 4;  // of the longest extent, at both ends of a lease
+
 std::string name(Holder holder) {
   return "worker " + std::to_string(holder.worker) + " generation " +
          std::to_string(holder.generation);
@@ -18,17 +20,29 @@ bool same_places(const std::vector<Extent>& a, const std::vector<Extent>& b) {
   });
 }
 
-/// Pieces of whole blocks that each end where the next may begin, but for the last.
+/// Pieces of whole blocks that each end where the next may begin, but for the last. Whoever reads
+/// what another writes waits for the first, and reads the last when the other is through: these two
+/// are shorter.
 std::vector<Extent> cut(const std::vector<Extent>& extents, std::uint64_t block_bytes,
                         std::uint64_t most_bytes) {
   const std::uint64_t step = std::lcm(block_bytes, ExtentAllocator::kAlignment);
   const std::uint64_t size = most_bytes / step * step;
   if (size == 0) return extents;
+  const std::uint64_t end_size = std::max(size / kEndPart / step * step, step);
   std::vector<Extent> pieces;
-  for (Extent extent : extents) {
-    for (; extent.size_bytes > size; extent.offset += size, extent.size_bytes -= size)
-      pieces.push_back({extent.offset, size, 0});
-    pieces.push_back(extent);
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    Extent left = extents[i];
+    const auto take = [&](std::uint64_t bytes) {
+      pieces.push_back({left.offset, bytes, 0});
+      left.offset += bytes;
+      left.size_bytes -= bytes;
+    };
+    if (i == 0 && left.size_bytes > end_size) take(end_size);
+    while (left.size_bytes > size)
+      take(size);
+    if (i + 1 == extents.size() && left.size_bytes > end_size)
+      take((left.size_bytes - end_size + step - 1) / step * step);
+    pieces.push_back(left);
   }
   return pieces;
 }

@@ -76,9 +76,10 @@ class Arena {
 
   /// Room for `num_blocks` blocks of `block_bytes`, in as few extents as the free space allows,
   /// none longer than `max_extent_bytes` where that is not 0 and whole blocks can end on a page
-  /// there. Evicts published snapshots that nobody pins or reads when it must: the most bytes per
-  /// prefill token saved first, then the least recently used. Errors: kResourceExhausted with the
-  /// sizes; kUnavailable for a generation that has exited.
+  /// there, the first and the last a quarter of that. Evicts published snapshots that nobody pins
+  /// or reads when it must: the most bytes per prefill token saved first, then the least recently
+  /// used. Errors: kResourceExhausted with the sizes; kUnavailable for a generation that has
+  /// exited.
   Result<WriteLease> lease_for_writing(Holder holder, std::uint64_t num_blocks,
                                        std::uint64_t block_bytes,
                                        std::uint64_t max_extent_bytes = 0);

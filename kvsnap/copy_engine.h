@@ -33,11 +33,13 @@ class CopyEngine {
                              std::span<const CopyPiece> copies) = 0;
   /// Whether what was started last in that slot is done. Errors: the device's.
   virtual Result<bool> finished(std::size_t slot) = 0;
-  /// Whether the engine itself computes the checksum of such a chunk on its way from the arena,
-  /// from the bytes that have arrived: then nobody reads the arena's.
-  virtual bool can_check(std::span<const CopyPiece> /*copies*/) const { return false; }
-  /// CRC32C of the chunk's destinations, one after another. REQUIRES: `copies` are what was started
-  /// last in that slot, from the arena; can_check(copies); finished(slot).
+  /// Whether the engine itself computes the checksum of such a chunk to or from the arena, of the
+  /// bytes in KV memory: what was there, or what has arrived. Then nobody reads the arena's.
+  virtual bool can_check(CopyDirection /*direction*/, std::span<const CopyPiece> /*copies*/) const {
+    return false;
+  }
+  /// CRC32C of the chunk's pieces, one after another. REQUIRES: `copies` are what was started last
+  /// in that slot; can_check() of them; finished(slot).
   virtual std::uint32_t checksum(std::size_t /*slot*/, std::span<const CopyPiece> /*copies*/) {
     return 0;
   }

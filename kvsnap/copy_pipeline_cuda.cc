@@ -66,6 +66,11 @@ class CopyBatch {
   std::vector<std::size_t> sizes_;
 };
 
+DeviceChecksum::End device_end(CopyDirection direction) {
+  return direction == CopyDirection::kToArena ? DeviceChecksum::End::kSource
+                                              : DeviceChecksum::End::kDestination;
+}
+
 /// Turns what the calls below throw into a Result.
 template <typename F>
 auto caught(F&& body) -> Result<decltype(body())> try {
@@ -106,8 +111,10 @@ class CudaCopyEngine final : public CopyEngine {
 
   Result<void> wait_for(const Fence& fence) override {
     return caught([&] {
+      const cuda::Event& reached = static_cast<const CudaFence&>(fence).event();
       for (const cuda::Stream& stream : streams_)
-        static_cast<const CudaFence&>(fence).event().wait(stream);
+        reached.wait(stream);
+      reached.wait(sent_checks_);
     });
   }
 
@@ -130,22 +137,29 @@ class CudaCopyEngine final : public CopyEngine {
       } else {
         copy_whole(copies, direction, stream);
       }
-      if (direction == CopyDirection::kFromArena && can_check(copies))
-        checksum_.enqueue(copies, results_[slot], stream);
+      const bool is_checked = can_check(direction, copies);
+      if (is_checked && direction == CopyDirection::kFromArena)
+        checksum_.enqueue(copies, DeviceChecksum::End::kDestination, results_[slot], stream);
       events_[slot].record(stream);
+      // After the copies: what has no address was refused there.
+      if (is_checked && direction == CopyDirection::kToArena) {
+        checksum_.enqueue(copies, DeviceChecksum::End::kSource, results_[slot], sent_checks_);
+        sent_check_events_[slot].record(sent_checks_);
+      }
     });
   }
 
-  bool can_check(std::span<const CopyPiece> copies) const override {
-    // Blocks in parts arrive in another order than that of the arena.
-    return split_.parts.empty() && DeviceChecksum::can_check(copies);
+  bool can_check(CopyDirection direction, std::span<const CopyPiece> copies) const override {
+    // Blocks in parts lie in another order than that of the arena.
+    return direction != CopyDirection::kFromPeer && split_.parts.empty() &&
+           DeviceChecksum::can_check(copies, device_end(direction));
   }
   std::uint32_t checksum(std::size_t slot, std::span<const CopyPiece> copies) override {
     return DeviceChecksum::checksum(copies, results_[slot]);
   }
 
   Result<bool> finished(std::size_t slot) override {
-    return caught([&] { return events_[slot].done(); });
+    return caught([&] { return events_[slot].done() && sent_check_events_[slot].done(); });
   }
 
  private:
@@ -195,6 +209,10 @@ class CudaCopyEngine final : public CopyEngine {
   std::array<cuda::Stream, kStreams> streams_;
   std::array<cuda::Event, kSlots> events_;
   CopyBatch batch_;
+  // What is sent is checked beside its copy, so that no copy waits until a step has multiprocessors
+  // to spare.
+  cuda::Stream sent_checks_;
+  std::array<cuda::Event, kSlots> sent_check_events_;
   DeviceChecksum checksum_{streams_[0]};
   cuda::PinnedBuffer<DeviceChecksum::Results> results_{kSlots};
   int device_;

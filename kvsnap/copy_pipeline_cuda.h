@@ -13,11 +13,11 @@ namespace thaw::kvsnap {
 
 /// The GPU's pipeline: whole blocks by the copy engine, in chunks on two non-blocking streams of
 /// the current device; out of a peer's memory by a kernel (PeerCopy) where they lie scattered.
-/// Checksums on the way to the arena by CPU threads meanwhile, on the way from it by a kernel
-/// behind each chunk, from what has arrived (OverlappedPipeline). Each copy begins after what
-/// `compute` held when it was launched: a snapshot reads what those steps write, a restore writes
-/// where they may still write. Nothing here synchronises the device. Only whole blocks move, so the
-/// copies are megabytes each and no kernel gathers anything.
+/// Checksums by a kernel, of the bytes in the device's memory: beside each chunk that is sent,
+/// behind each that arrives; of blocks in parts by CPU threads (OverlappedPipeline). Each copy
+/// begins after what `compute` held when it was launched: a snapshot reads what those steps write,
+/// a restore writes where they may still write. Nothing here synchronises the device. Only whole
+/// blocks move, so the copies are megabytes each and no kernel gathers anything.
 ///
 /// The arena's memory must be pinned (PinnedRange), or every copy blocks and goes through a staging
 /// buffer of the driver; `compute` must outlive the pipeline. Errors: the device has no more

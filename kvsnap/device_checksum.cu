@@ -86,12 +86,16 @@ __global__ void __launch_bounds__(kThreads)
   out[blockIdx.x] = sum;
 }
 
-/// f(begin, size) for each slice of the copies' destinations, in order.
+const std::byte* end_of(const CopyPiece& copy, DeviceChecksum::End end) {
+  return end == DeviceChecksum::End::kSource ? copy.source : copy.destination;
+}
+
+/// f(copy, offset, size) for each slice of the copies, in order.
 template <typename F>
 void for_each_slice(std::span<const CopyPiece> copies, F&& f) {
   for (const CopyPiece& copy : copies) {
     for (std::size_t at = 0; at < copy.size_bytes; at += DeviceChecksum::kSliceBytes)
-      f(copy.destination + at, std::min(DeviceChecksum::kSliceBytes, copy.size_bytes - at));
+      f(copy, at, std::min(DeviceChecksum::kSliceBytes, copy.size_bytes - at));
   }
 }
 
@@ -112,23 +116,23 @@ DeviceChecksum::DeviceChecksum(cuda::StreamView stream) {
   stream.synchronize();
 }
 
-bool DeviceChecksum::can_check(std::span<const CopyPiece> copies) {
+bool DeviceChecksum::can_check(std::span<const CopyPiece> copies, End end) {
   std::size_t slices = 0;
   for (const CopyPiece& copy : copies) {
     if (copy.destination == nullptr || copy.size_bytes % kUnitBytes != 0 ||
-        reinterpret_cast<std::uintptr_t>(copy.destination) % kUnitBytes != 0)
+        reinterpret_cast<std::uintptr_t>(end_of(copy, end)) % kUnitBytes != 0)
       return false;
     slices += (copy.size_bytes + kSliceBytes - 1) / kSliceBytes;
   }
   return slices <= kMostSlices;
 }
 
-void DeviceChecksum::enqueue(std::span<const CopyPiece> copies, Results& results,
+void DeviceChecksum::enqueue(std::span<const CopyPiece> copies, End end, Results& results,
                              cuda::StreamView stream) const {
   SliceList list{};
   unsigned count = 0;
-  for_each_slice(copies, [&](const std::byte* begin, std::size_t size) {
-    list.data[count] = reinterpret_cast<const uint4*>(begin);
+  for_each_slice(copies, [&](const CopyPiece& copy, std::size_t at, std::size_t size) {
+    list.data[count] = reinterpret_cast<const uint4*>(end_of(copy, end) + at);
     list.units[count] = static_cast<std::uint32_t>(size / kUnitBytes);
     ++count;
   });
@@ -142,7 +146,7 @@ std::uint32_t DeviceChecksum::checksum(std::span<const CopyPiece> copies, const 
   constexpr std::uint32_t kOnes = 0xffffffff;  // where a checksum begins, and what it is xored with
   std::uint32_t crc = 0;
   std::size_t slice = 0;
-  for_each_slice(copies, [&](const std::byte* /*begin*/, std::size_t size) {
+  for_each_slice(copies, [&](const CopyPiece& /*copy*/, std::size_t /*at*/, std::size_t size) {
     const Crc32cCombiner append = size == kSliceBytes ? append_slice : Crc32cCombiner(size);
     crc = append(crc, results[slice++] ^ append(kOnes, kOnes));
   });

@@ -16,6 +16,8 @@ namespace thaw::kvsnap {
 /// Not thread-safe; the current device is the one it was made on.
 class DeviceChecksum {
  public:
+  /// Which end of a copy lies in device memory.
+  enum class End { kSource, kDestination };
   /// Of one call: what two pinned words a slice can hold.
   static constexpr std::size_t kMostSlices = 128;
   static constexpr std::size_t kSliceBytes = std::size_t{64} << 10;
@@ -24,12 +26,13 @@ class DeviceChecksum {
   /// Throws where the device is full.
   explicit DeviceChecksum(cuda::StreamView stream);
 
-  /// Whether enqueue() can take the destinations of `copies`: aligned, all wanted, not too many.
-  static bool can_check(std::span<const CopyPiece> copies);
-  /// Enqueues the sums of all destinations; `results` is pinned memory. REQUIRES: can_check().
-  void enqueue(std::span<const CopyPiece> copies, Results& results, cuda::StreamView stream) const;
-  /// CRC32C of the destinations one after another, from what enqueue() left in `results` once the
-  /// stream is past it.
+  /// Whether enqueue() can take that end of `copies`: aligned, all wanted, not too many.
+  static bool can_check(std::span<const CopyPiece> copies, End end);
+  /// Enqueues the sums of all of them; `results` is pinned memory. REQUIRES: can_check().
+  void enqueue(std::span<const CopyPiece> copies, End end, Results& results,
+               cuda::StreamView stream) const;
+  /// CRC32C of them one after another, from what enqueue() left in `results` once the stream is
+  /// past it.
   static std::uint32_t checksum(std::span<const CopyPiece> copies, const Results& results);
 
  private:

@@ -21,6 +21,15 @@ constexpr std::chrono::microseconds kEngineNap{10};
 constexpr std::chrono::microseconds kExpectation{500};
 constexpr std::chrono::seconds kCollectMargin{5};
 
+/// As long, but not a moment longer: a thread that sleeps may wake up several naps later. Whoever
+/// else wants the core has it.
+void stay_awake() {
+  const auto end = std::chrono::steady_clock::now() + kEngineNap;
+  do {
+    std::this_thread::yield();
+  } while (std::chrono::steady_clock::now() < end);
+}
+
 /// Which slices the chunks are cut into, for the crew; in order.
 struct Slices {
   std::vector<std::span<const std::byte>> bytes;
@@ -100,10 +109,12 @@ std::vector<std::uint32_t> OverlappedPipeline::checked(CopyHandle handle) const 
   return found == checked_.end() ? Checksums{} : found->second;
 }
 
-void OverlappedPipeline::tell(const Job& job, const Checksums& checksums, std::size_t count) {
+void OverlappedPipeline::tell(Running& running, std::size_t count) {
+  if (count == running.told) return;
+  running.told = count;
   const std::scoped_lock lock(mutex_);
-  checked_[job.handle].assign(checksums.begin(),
-                              checksums.begin() + static_cast<std::ptrdiff_t>(count));
+  checked_[running.job.handle].assign(
+      running.checksums.begin(), running.checksums.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 Result<std::vector<std::uint32_t>> OverlappedPipeline::collect(CopyHandle handle) {
@@ -144,7 +155,7 @@ void OverlappedPipeline::serve() {
       const auto end = std::chrono::steady_clock::now() + kExpectation;
       while (queue_.empty() && !stopping_ && std::chrono::steady_clock::now() < end) {
         lock.unlock();
-        std::this_thread::sleep_for(kEngineNap);
+        stay_awake();
         lock.lock();
       }
       expecting_ = false;
@@ -259,6 +270,10 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
       std::uint32_t& crc = first.checksums[chunk.extent];
       crc = crc32c_combine(crc, engine_->checksum(slot, chunk.copies), chunk.arena.size());
     }
+    if (first.job.direction == CopyDirection::kToArena) {
+      const bool is_whole = first.arrived == first.chunks.size();
+      tell(first, is_whole ? first.checksums.size() : first.chunks[first.arrived].extent);
+    }
     if (first.arrived == first.chunks.size()) {
       finish(first.job, std::move(first.checksums));
       running.pop_front();
@@ -266,7 +281,7 @@ Result<void> OverlappedPipeline::stream(std::deque<Running>& running) {
     } else if (first.arrived == arrived_before) {
       if (std::chrono::steady_clock::now() > end)
         return late(first.arrived, first.chunks.size(), options_.deadline);
-      std::this_thread::sleep_for(kEngineNap);
+      stay_awake();
     }
   }
   return {};
@@ -278,12 +293,12 @@ bool OverlappedPipeline::streams(const Running& running) const {
 }
 
 bool OverlappedPipeline::engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const {
-  return job.direction == CopyDirection::kFromArena &&
+  return job.direction != CopyDirection::kFromPeer &&
          std::ranges::all_of(chunks, [&](const CopyChunk& chunk) {
            std::size_t copied = 0;  // what nobody wants is counted too, and no engine sees it
            for (const CopyPiece& copy : chunk.copies)
              copied += copy.size_bytes;
-           return copied == chunk.arena.size() && engine_->can_check(chunk.copies);
+           return copied == chunk.arena.size() && engine_->can_check(job.direction, chunk.copies);
          });
 }
 
@@ -295,7 +310,6 @@ Result<void> OverlappedPipeline::copy(Running& running) {
   if (auto ordered = engine_->wait_for(*job.fence); !ordered) return ordered;
   const auto end = std::chrono::steady_clock::now() + options_.deadline;
   const Slices slices(chunks);
-  std::size_t whole = 0;  // extents, as far as somebody was told
   crew_.begin(slices.bytes);
   // What comes from the arena lies there from the beginning.
   if (job.direction == CopyDirection::kFromArena) crew_.allow(slices.bytes.size());
@@ -322,7 +336,7 @@ Result<void> OverlappedPipeline::copy(Running& running) {
     if (job.direction == CopyDirection::kToArena && folded > folded_before) {
       const std::size_t count =
           folded < slices.bytes.size() ? slices.extent[folded] : job.extents.size();
-      if (count > whole) tell(job, checksums, whole = count);
+      tell(running, count);
     }
     if (running.arrived > arrived_before || folded > folded_before) continue;
     if (std::chrono::steady_clock::now() > end)

@@ -32,12 +32,12 @@ struct OverlapOptions {
 /// Copies by an engine, checksums by CPU threads from the arena's bytes while it copies: of every
 /// chunk right after it has arrived on the way to the arena, of all bytes at once on the way from
 /// it: to pace those by the copies, or the copies by them, costs more than it gains (measured). An
-/// engine that can check what has arrived does so instead of them, on the way from the arena. What
-/// comes from a peer has no checksums. A
-/// thread of its own feeds the engine and watches it, so launch() costs its caller a mark on the
-/// device's work and nothing else. Copies are served one after another; where the engine alone sees
-/// to them, the next one starts while the last chunks of the one before are on their way, so that
-/// parts of a snapshot cost no more than the whole.
+/// engine that can check its device's bytes does so instead of them, and leaves the memory's rate
+/// to the copies. What comes from a peer has no checksums. A thread of its own feeds the engine and
+/// watches it, so launch() costs its caller a mark on the device's work and nothing else. Copies
+/// are served one after another; where the engine alone sees to them, the next one starts while the
+/// last chunks of the one before are on their way, so that parts of a snapshot cost no more than
+/// the whole.
 ///
 /// After an error (the device's, or a missed deadline) the engine may still write: every copy from
 /// then on fails, and the memory named by the failed one must stay until this process has ended.
@@ -71,6 +71,7 @@ class OverlappedPipeline final : public CopyPipeline {
     Checksums checksums;
     std::size_t started = 0;  ///< chunks
     std::size_t arrived = 0;
+    std::size_t told = 0;  ///< extents to the arena, as far as somebody was told
   };
 
   void serve();
@@ -89,7 +90,7 @@ class OverlappedPipeline final : public CopyPipeline {
   /// Whether nobody but the engine looks at the bytes.
   bool streams(const Running& running) const;
   /// The first `count` extents of a copy to the arena are whole.
-  void tell(const Job& job, const Checksums& checksums, std::size_t count);
+  void tell(Running& running, std::size_t count);
   /// Whether the engine can check all of the chunks.
   bool engine_checks(const Job& job, const std::vector<CopyChunk>& chunks) const;
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <stdexcept>
@@ -70,7 +71,9 @@ int main(int argc, char** argv) try {
       throw std::invalid_argument(flag + " is unknown");
     }
   }
-  thaw::set_log_level("warn");
+  // At debug the pool and its workers tell what each move of a trunk took, part by part.
+  const char* level = std::getenv("THAW_LOG_LEVEL");
+  thaw::set_log_level(level != nullptr ? level : "warn");
   const fs::path prepared = directory / "thaw-ranks-bench";
   served.prepared = prepared.string();
   thaw::bench::prepare_served(served);

@@ -31,6 +31,8 @@ struct EngineStats {
   std::uint64_t blocks_free = 0;  ///< free or evictable
   std::uint64_t running = 0;  ///< sequences
   std::uint64_t waiting = 0;
+
+  bool operator==(const EngineStats&) const = default;
 };
 
 /// What only grows; the rest is of the present process.

@@ -21,7 +21,7 @@ std::size_t blocks_to_lose(const Node* node, const RadixIndex::IsKept& is_kept) 
 
 RadixIndex::ColdPath path_to(const Node* node, std::size_t num_to_lose) {
   RadixIndex::ColdPath path;
-  path.root = root_of(node)->hash;
+  path.root = node->root->hash;
   path.num_to_lose = num_to_lose;
   for (; !node->is_root(); node = node->parent) {
     path.hashes.push_back(node->hash);

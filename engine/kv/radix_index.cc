@@ -76,13 +76,7 @@ RadixIndex::Handle RadixIndex::insert(const Hash128& root, std::span<const Token
   }
   if (tokens.empty()) return Handle();
   State& state = *state_;
-  std::unique_ptr<Node>& root_node = state.roots[root];
-  if (!root_node) {
-    root_node = std::make_unique<Node>();
-    root_node->state = &state;
-    root_node->hash = root;
-  }
-  Node* node = root_node.get();
+  Node* node = &state.root(root);
   for (std::size_t begin = 0; begin < tokens.size(); begin += kBlockSize) {
     const auto part =
         tokens.subspan(begin, std::min<std::size_t>(kBlockSize, tokens.size() - begin));
@@ -139,17 +133,11 @@ std::size_t RadixIndex::adopt(std::span<const Published> entries) {
     if (!in_pool || !state.pool.is_free(entry.block) || entry.tokens.size() != kBlockSize) continue;
     Node* parent = nullptr;
     if (entry.parent == entry.root) {
-      std::unique_ptr<Node>& root_node = state.roots[entry.root];
-      if (!root_node) {
-        root_node = std::make_unique<Node>();
-        root_node->state = &state;
-        root_node->hash = entry.root;
-      }
-      parent = root_node.get();
+      parent = &state.root(entry.root);
     } else if (const auto found = taken.find(entry.parent); found != taken.end()) {
       parent = found->second;
     }
-    if (parent == nullptr || root_of(parent)->hash != entry.root) continue;
+    if (parent == nullptr || parent->root->hash != entry.root) continue;
     if (best_child(*parent, entry.tokens).num_tokens == kBlockSize) continue;
     state.pool.take(entry.block);
     Node* node = state.add_child(parent, entry.tokens, entry.block);

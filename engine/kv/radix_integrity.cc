@@ -44,7 +44,7 @@ Result<void> check_children(const RadixIndex::State& state, const Node& node, To
   std::uint32_t locks = 0;
   const Node* before = nullptr;
   for (const auto& child : node.children) {
-    if (child->parent != &node || child->state != &state)
+    if (child->parent != &node || child->root != node.root || child->state != &state)
       return inconsistent("a child of block " + std::to_string(node.block) + " has another parent");
     if (before != nullptr) {
       const auto left = before->tokens();

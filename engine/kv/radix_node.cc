@@ -43,10 +43,15 @@ BestChild best_child(const Node& node, std::span<const TokenId> query) {
   return best.num_tokens == 0 ? BestChild{} : best;
 }
 
-const Node* root_of(const Node* node) {
-  while (node->parent != nullptr)
-    node = node->parent;
-  return node;
+Node& RadixIndex::State::root(const Hash128& name) {
+  std::unique_ptr<Node>& root = roots[name];
+  if (!root) {
+    root = std::make_unique<Node>();
+    root->state = this;
+    root->root = root.get();
+    root->hash = name;
+  }
+  return *root;
 }
 
 void RadixIndex::State::update_leaf(Node* node, std::uint64_t last_used) {
@@ -80,6 +85,7 @@ Node* RadixIndex::State::add_child(Node* parent, std::span<const TokenId> tokens
   auto node = std::make_unique<Node>();
   node->state = this;
   node->parent = parent;
+  node->root = parent->root;
   node->block = block;
   node->num_tokens = static_cast<std::uint32_t>(tokens.size());
   std::copy(tokens.begin(), tokens.end(), node->token_ids.begin());
@@ -133,7 +139,7 @@ bool RadixIndex::State::remove_leaf(Node* leaf) {
 
 void RadixIndex::State::publish(const Node& node) {
   if (!listener.on_publish) return;
-  listener.on_publish({root_of(&node)->hash, node.parent->hash, node.hash, node.block,
+  listener.on_publish({node.root->hash, node.parent->hash, node.hash, node.block,
                        std::vector<TokenId>(node.tokens().begin(), node.tokens().end())});
 }
 

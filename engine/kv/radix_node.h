@@ -18,6 +18,7 @@ namespace thaw::kv {
 struct RadixIndex::Node {
   State* state = nullptr;
   Node* parent = nullptr;
+  const Node* root = nullptr;  ///< of its tree; itself of a root
   Hash128 hash;  ///< of a root or a full node
   BlockId block = -1;
   std::uint32_t num_tokens = 0;
@@ -50,6 +51,8 @@ struct RadixIndex::State {
   std::size_t num_unlocked = 0;  ///< of these, with no handle on them or below
   std::uint64_t tick = 0;
 
+  /// The cache root of that name, made where there is none.
+  Node& root(const Hash128& name);
   /// `is_use`: it becomes the most recently used one, at both ends.
   void lock(Node* node, bool is_use);
   void unlock(Node* node, bool is_use);
@@ -71,7 +74,5 @@ struct BestChild {
   std::size_t num_tokens = 0;
 };
 BestChild best_child(const RadixIndex::Node& node, std::span<const TokenId> query);
-
-const RadixIndex::Node* root_of(const RadixIndex::Node* node);
 
 }  // namespace thaw::kv

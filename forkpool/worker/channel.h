@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <string>
 
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
@@ -20,7 +19,6 @@ class Channel {
 
   /// Appends a frame to the out-buffer; sends nothing yet.
   void queue(const Frame& frame) { out_.push(frame); }
-  void queue_encoded(const std::string& bytes) { out_.push_encoded(bytes); }
   std::size_t pending_bytes() const { return out_.unsent_bytes(); }
 
   /// Sends what the socket takes now. Errors: kIo.

@@ -65,10 +65,9 @@ Result<void> Outbox::flush_evictions() {
 Result<void> Outbox::flush(const EngineStats& stats) {
   queue_published();
   queue_evicted();
-  std::string encoded = encode_frame(StatsFrame{stats});
-  if (encoded != last_stats_) {
-    channel_->queue_encoded(encoded);
-    last_stats_ = std::move(encoded);
+  if (stats != last_stats_) {
+    channel_->queue(StatsFrame{stats});
+    last_stats_ = stats;
   }
   queue_events();
   if (auto written = channel_->write_some(); !written) return written;

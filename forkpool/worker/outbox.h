@@ -1,8 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
+#include <optional>
 
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
@@ -46,7 +45,7 @@ class Outbox {
   PublishFrame published_;
   EvictFrame evicted_;
   bool unsent_evictions_ = false;  ///< in evicted_ or in the channel's buffer
-  std::string last_stats_;  ///< encoded
+  std::optional<EngineStats> last_stats_;
 };
 
 }  // namespace thaw::forkpool::worker

@@ -73,7 +73,9 @@ Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
   const auto wrong = [&](Error error) { read->failed = std::move(error); };
   std::vector<kvsnap::Extent>& extents = read->manifest.extents;
   if (!frame.error.empty()) {
-    wrong(make_error(Errc::kDataLoss, "the snapshot was not written: " + frame.error));
+    wrong(make_error(Errc::kDataLoss, "the KV is not there: " + frame.error));
+  } else if (read->peer != nullptr) {
+    read->lent = true;
   } else if (frame.first_extent != read->num_started ||
              frame.crc32c.size() > extents.size() - read->num_started) {
     wrong(make_error(Errc::kProtocol, "extents " + std::to_string(frame.first_extent) + " and " +
@@ -128,6 +130,7 @@ void SnapshotService::lend(const LendFrame& frame) {
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
   if (writer_ == nullptr) return no_arena();
+  parts_.pipeline->expect();
   const kvsnap::Manifest& manifest = frame.manifest;
   const auto match = parts_.index->match(manifest.cache_root, manifest.token_ids);
   const std::size_t num_blocks = manifest.token_ids.size() / kBlockSize;
@@ -187,11 +190,13 @@ Result<void> SnapshotService::find_room(Read& read) {
   auto fresh = allocate(tokens.size() / kBlockSize - read.num_alive);
   if (!fresh) return fresh.error();
   read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
+  read.found_room = Clock::now();
   return {};
 }
 
 Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
   if (reader_ == nullptr) return no_arena();
+  parts_.pipeline->expect();
   Read read;
   read.id = frame.id;
   read.manifest = std::move(frame.manifest);
@@ -230,6 +235,7 @@ Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
   if (!copy) return copy.error();
   read.num_started = end;
   read.copies.push_back(std::move(*copy));
+  if (end < read.manifest.extents.size()) parts_.pipeline->expect();
   return {};
 }
 
@@ -258,6 +264,7 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   read.manifest.cache_root = frame.cache_root;
   read.manifest.token_ids = std::move(frame.token_ids);
   read.peer = peer.memory;
+  read.lent = false;
   if (auto room = find_room(read); !room) return room.error();
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
@@ -275,24 +282,29 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   return read;
 }
 
-void SnapshotService::tell_parts(Write& write) {
-  if (!write.num_told) return;
+bool SnapshotService::tell_parts(Write& write) {
+  if (!write.num_told) return false;
   const std::vector<std::uint32_t> written = writer_->written(write.copy);
-  if (written.size() <= *write.num_told) return;
+  if (written.size() <= *write.num_told) return false;
   const auto first = static_cast<std::uint32_t>(*write.num_told);
   parts_.outbox->queue(
       SnapshotPartFrame{write.id, first, {written.begin() + first, written.end()}});
   write.num_told = written.size();
+  return true;
+}
+
+bool SnapshotService::copying() const {
+  return !writes_.empty() ||
+         std::ranges::any_of(reads_, [](const Read& read) { return !read.copies.empty(); });
 }
 
 Result<void> SnapshotService::poll() {
   if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
-    if (!writer_->done(current->copy)) {
-      tell_parts(*current);
-      continue;
-    }
+    // The last part goes ahead of the snapshot's end, which is the longer frame and can wait.
+    const bool done = writer_->done(current->copy);
+    if (tell_parts(*current) || !done) continue;
     if (auto finished = finish_write(*current); !finished) return finished;
     writes_.erase(current);
   }
@@ -326,6 +338,7 @@ Result<void> SnapshotService::finish_write(Write& write) {
 Result<void> SnapshotService::finish_copy(Read& read) {
   const kvsnap::SnapshotReader::Pending copy = std::move(read.copies.front());
   read.copies.pop_front();
+  read.arrived = Clock::now();
   Result<void> verified;
   if (read.peer != nullptr) {
     if (const auto arrived = parts_.pipeline->collect(copy.copy); !arrived)
@@ -343,14 +356,20 @@ void SnapshotService::finish_read(Read& read) {
   const std::vector<TokenId>& tokens = read.manifest.token_ids;
   if (!read.failed) {
     ++num_restores_;
+    const auto inserting = Clock::now();
     // The index takes its own references. Where an equal block was published meanwhile, it keeps
     // that one, and ours is free again.
     parts_.index->insert(read.manifest.cache_root, tokens, read.blocks, read.names);
-    const std::chrono::duration<double, std::milli> took =
-        std::chrono::steady_clock::now() - read.started;
-    logger("worker")->debug("restore={} tokens={} copied_blocks={} straight={} ms={:.2f}", read.id,
-                            tokens.size(), read.blocks.size() - read.num_alive,
-                            read.peer != nullptr, took.count());
+    const auto now = Clock::now();
+    const auto milliseconds = [](Clock::duration time) {
+      return std::chrono::duration<double, std::milli>(time).count();
+    };
+    logger("worker")->debug(
+        "restore={} tokens={} copied_blocks={} straight={} room_ms={:.3f} copy_ms={:.3f} "
+        "index_ms={:.3f} ms={:.3f}",
+        read.id, tokens.size(), read.blocks.size() - read.num_alive, read.peer != nullptr,
+        milliseconds(read.found_room - read.started), milliseconds(read.arrived - read.found_room),
+        milliseconds(now - inserting), milliseconds(now - read.started));
   } else {
     logger("worker")->warn("restore={} failed error=\"{}\"", read.id, read.failed->message);
   }

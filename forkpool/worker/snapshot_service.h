@@ -61,7 +61,8 @@ class SnapshotService {
   /// Blocks that are alive already are kept, not copied again. Errors (reported): no room; what
   /// SnapshotReader finds.
   Result<void> restore(RestoreFrame frame);
-  /// More of a snapshot that is being restored has been written. One that has ended is ignored.
+  /// More of a snapshot that is being restored has been written, or what is being borrowed has been
+  /// lent. One that has ended is ignored.
   Result<void> arrive(const ArriveFrame& frame);
 
   /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
@@ -70,19 +71,22 @@ class SnapshotService {
   /// Keeps the blocks of the tokens until take_back(). Errors (reported): not all are alive here.
   void lend(const LendFrame& frame);
   void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
-  /// Copies a peer's blocks into fresh ones and, once all have arrived, into the index; those that
-  /// are alive already are not copied. Errors (reported): an unknown peer or one of another
-  /// layout, a block outside of its memory, no room.
+  /// Copies a peer's blocks into fresh ones and, once all have arrived and the peer has lent them
+  /// (arrive), into the index; those that are alive already are not copied. Errors (reported): an
+  /// unknown peer or one of another layout, a block outside of its memory, no room.
   Result<void> borrow(BorrowFrame frame);
 
   /// Reports the copies that are done. Errors, as of the two above: the device's.
   Result<void> poll();
   bool busy() const { return !writes_.empty() || !reads_.empty(); }
+  /// Whether poll() has something to look for. What is left waits for frames.
+  bool copying() const;
 
   std::uint64_t num_snapshots() const { return num_snapshots_; }
   std::uint64_t num_restores() const { return num_restores_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Write {
     std::uint64_t id = 0;
     std::optional<std::size_t> num_told;  ///< extents, where parts are told
@@ -101,10 +105,13 @@ class SnapshotService {
     std::vector<Hash128> names;  ///< of them
     std::size_t num_alive = 0;  ///< the first ones, which the index owns
     std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
-    std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
+    bool lent = true;  ///< false: the peer may be writing there, until arrive() knows better
+    Clock::time_point started = Clock::now();
+    Clock::time_point found_room = {};
+    Clock::time_point arrived = {};  ///< when the last copy was seen to be done
 
     bool over() const {
-      return copies.empty() && (failed || num_started == manifest.extents.size());
+      return copies.empty() && (failed || (lent && num_started == manifest.extents.size()));
     }
   };
   struct Peer {
@@ -122,7 +129,8 @@ class SnapshotService {
   /// While the copy runs: the index would do it once all has arrived.
   static void name_blocks(Read& read);
   void take(Result<Read> read, std::uint64_t id);
-  void tell_parts(Write& write);
+  /// Whether there was anything to tell.
+  bool tell_parts(Write& write);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
   Result<void> finish_write(Write& write);
   Result<void> finish_copy(Read& read);

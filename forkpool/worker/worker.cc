@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -27,7 +28,6 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kBootDeadline{60000};
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
-constexpr std::chrono::microseconds kCopyWait{20};  // a copy engine at work does not wake us
 constexpr milliseconds kFarewellDeadline{5000};
 constexpr std::chrono::microseconds kRestWait{2000};
 
@@ -79,7 +79,7 @@ class Server {
       : channel_(&channel), outbox_(&outbox), engine_(&engine) {}
 
   Result<void> run() {
-    // Or the kernel adds as much again to kCopyWait.
+    // Or the kernel adds 50 microseconds to every nap of a wait for the device.
     (void)::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
     outbox_->queue(engine_->ready());
     while (true) {
@@ -99,8 +99,11 @@ class Server {
  private:
   Result<void> wait_unless_busy() {
     if (engine_->scheduler().has_work()) return {};
-    if (engine_->snapshots().busy()) return channel_->wait(kCopyWait);
-    return channel_->wait(kIdleWait);
+    if (!engine_->snapshots().copying()) return channel_->wait(kIdleWait);
+    // A copy engine at work does not wake us, and whoever sleeps for microseconds oversleeps by
+    // more than these copies have to lose.
+    std::this_thread::yield();
+    return channel_->wait(std::chrono::microseconds(0));
   }
 
   // False: it is time to go. The branches of a fork come in one go, and more of them than the

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "forkpool/wire.h"
 #include "tests/forkpool/random_frames.h"
 
 namespace thaw::forkpool {
@@ -132,7 +133,7 @@ TEST(Protocol, FloatsKeepTheirBits) {
 
 TEST(Protocol, BytesOfACancelFrame) {
   const std::string bytes = encode_frame(CancelFrame{7});
-  const std::string expected("\x03\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
+  const std::string expected("\x04\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
   EXPECT_EQ(bytes, expected);
 }
 
@@ -299,6 +300,83 @@ TEST(Protocol, DeepOrHugePayloadsCostNothing) {
   EXPECT_FALSE(decode(frame_bytes(17, std::string("\x81\xa1k\x01\x02", 5))));  // trailing byte
   EXPECT_THAT(decode(frame_bytes(4, std::string("\x82\xa1k\x01\xa1k\x01", 7))).error().message,
               HasSubstr("twice"));
+}
+
+TEST(Protocol, EveryWidthOfEveryMessagePackTypeIsRead) {
+  const auto hex = [](const std::string& digits) {
+    std::string bytes;
+    for (std::size_t i = 0; i < digits.size(); i += 2)
+      bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+    return bytes;
+  };
+  for (const std::string digits : {"00",
+                                   "7f",
+                                   "80",
+                                   "81a16bc0",
+                                   "8fa0",
+                                   "90",
+                                   "9201ff",
+                                   "a0",
+                                   "a26162",
+                                   "c0",
+                                   "c2",
+                                   "c3",
+                                   "c400",
+                                   "c403010203",
+                                   "c500020102",
+                                   "c60000000101",
+                                   "ca3fc00000",
+                                   "cb3ff8000000000000",
+                                   "cbc000000000000000",
+                                   "ccff",
+                                   "cd0100",
+                                   "cdffff",
+                                   "ce00010000",
+                                   "ceffffffff",
+                                   "cf0000000100000000",
+                                   "cfffffffffffffffff",
+                                   "d080",
+                                   "d07f",
+                                   "d18000",
+                                   "d17fff",
+                                   "d280000000",
+                                   "d27fffffff",
+                                   "d38000000000000000",
+                                   "d37fffffffffffffff",
+                                   "d90161",
+                                   "da000161",
+                                   "db0000000161",
+                                   "dc000102",
+                                   "dd0000000102",
+                                   "de0001a16b02",
+                                   "de0001d9016b02",
+                                   "de0001da00016b02",
+                                   "df00000001db000000016b02",
+                                   "e0",
+                                   "ff",
+                                   "c1",
+                                   "d40161",
+                                   "c7010161",
+                                   "8101c0",
+                                   "81",
+                                   "a261",
+                                   "c40301",
+                                   "cd01",
+                                   "dc0002c0",
+                                   "c0c0",
+                                   ""}) {
+    SCOPED_TRACE(digits);
+    const std::string bytes = hex(digits);
+    const Json expected = Json::from_msgpack(bytes, true, false);
+    const bool is_extension = expected.is_binary() && expected.get_binary().has_subtype();
+    if (expected.is_discarded() || is_extension) {
+      EXPECT_THROW(wire::parse(bytes), Exception);
+      continue;
+    }
+    const Json read = wire::parse(bytes);
+    EXPECT_EQ(read, expected);
+    EXPECT_EQ(read.type(), expected.type());
+  }
 }
 
 TEST(Protocol, MutatedBytesNeverCrash) {

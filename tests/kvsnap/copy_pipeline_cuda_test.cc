@@ -127,31 +127,42 @@ TEST_F(CudaPipelineTest, TheDeviceComputesTheChecksumsOfTheHost) {
   const DeviceChecksum device(*compute_);
   const cuda::PinnedBuffer<DeviceChecksum::Results> results(1);
   std::byte* const at = kv_[0].data();
+  using End = DeviceChecksum::End;
+  std::byte elsewhere{};  // is not looked at
+  const auto piece_at = [&](std::size_t first, std::size_t size, End end) {
+    return end == End::kSource ? CopyPiece{at + first, &elsewhere, size}
+                               : CopyPiece{&elsewhere, at + first, size};
+  };
   const auto expect = [&](const std::vector<std::pair<std::size_t, std::size_t>>& ranges) {
-    std::vector<CopyPiece> copies;
-    std::uint32_t crc = 0;
-    for (const auto& [first, size] : ranges) {
-      copies.push_back({nullptr, at + first, size});
-      crc = crc32c(std::span(contents_).subspan(first, size), crc);
+    for (const End end : {End::kSource, End::kDestination}) {
+      std::vector<CopyPiece> copies;
+      std::uint32_t crc = 0;
+      for (const auto& [first, size] : ranges) {
+        copies.push_back(piece_at(first, size, end));
+        crc = crc32c(std::span(contents_).subspan(first, size), crc);
+      }
+      ASSERT_TRUE(DeviceChecksum::can_check(copies, end));
+      device.enqueue(copies, end, results[0], *compute_);
+      compute_->synchronize();
+      EXPECT_EQ(DeviceChecksum::checksum(copies, results[0]), crc)
+          << ranges.size() << " ranges, the first of " << ranges[0].second << " bytes";
     }
-    ASSERT_TRUE(DeviceChecksum::can_check(copies));
-    device.enqueue(copies, results[0], *compute_);
-    compute_->synchronize();
-    EXPECT_EQ(DeviceChecksum::checksum(copies, results[0]), crc)
-        << ranges.size() << " ranges, the first of " << ranges[0].second << " bytes";
   };
   for (const std::size_t size : {16, 32, 4080, 4096, 4112, 65520, 65536, 65552, 1000000, 4194304})
     expect({{48, size}});
   expect({{0, 368640}, {5 * 368640, 368640}, {1024, 16}});
   const auto can = [&](std::size_t first, std::size_t size) {
-    const std::vector<CopyPiece> copies = {{nullptr, at + first, size}};
-    return DeviceChecksum::can_check(copies);
+    const auto can_at = [&](End end) {
+      return DeviceChecksum::can_check(std::vector{piece_at(first, size, end)}, end);
+    };
+    EXPECT_EQ(can_at(End::kSource), can_at(End::kDestination));
+    return can_at(End::kSource);
   };
   EXPECT_FALSE(can(8, 1024));
   EXPECT_FALSE(can(0, 1000));
   EXPECT_FALSE(can(0, DeviceChecksum::kSliceBytes * DeviceChecksum::kMostSlices + 16));
   const std::vector<CopyPiece> unwanted = {{at, nullptr, 1024}};
-  EXPECT_FALSE(DeviceChecksum::can_check(unwanted));
+  EXPECT_FALSE(DeviceChecksum::can_check(unwanted, End::kDestination));
 }
 
 // From another allocation, as from a peer: scattered blocks by a kernel, long runs by the engine.

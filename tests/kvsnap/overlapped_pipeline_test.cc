@@ -55,12 +55,12 @@ class LazyEngine final : public CopyEngine {
     EXPECT_EQ(static_cast<const NumberedFence&>(fence).number, ++control_->waits);
     return {};
   }
-  Result<void> start(std::size_t slot, CopyDirection /*direction*/,
+  Result<void> start(std::size_t slot, CopyDirection direction,
                      std::span<const CopyPiece> copies) override {
     EXPECT_GT(control_->waits, 0) << "copies before their fence";
     if (control_->starts++ == control_->fail_at_start) return make_error(Errc::kCuda, "no start");
     EXPECT_FALSE(slots_[slot].in_flight);
-    slots_[slot] = {{copies.begin(), copies.end()}, true, false};
+    slots_[slot] = {{copies.begin(), copies.end()}, direction, true, false};
     std::size_t in_flight = 0;
     for (const Slot& other : slots_)
       in_flight += other.in_flight ? 1 : 0;
@@ -79,13 +79,17 @@ class LazyEngine final : public CopyEngine {
     asked.in_flight = false;
     return true;
   }
-  bool can_check(std::span<const CopyPiece> /*copies*/) const override { return control_->checks; }
+  bool can_check(CopyDirection /*direction*/,
+                 std::span<const CopyPiece> /*copies*/) const override {
+    return control_->checks;
+  }
   std::uint32_t checksum(std::size_t slot, std::span<const CopyPiece> copies) override {
     EXPECT_FALSE(slots_[slot].in_flight);
     ++control_->checked;
+    const bool to_arena = slots_[slot].direction == CopyDirection::kToArena;
     std::uint32_t crc = 0;
     for (const CopyPiece& copy : copies)
-      crc = crc32c({copy.destination, copy.size_bytes}, crc);
+      crc = crc32c({to_arena ? copy.source : copy.destination, copy.size_bytes}, crc);
     return crc;
   }
 
@@ -93,6 +97,7 @@ class LazyEngine final : public CopyEngine {
   static constexpr std::size_t kSlots = 3;
   struct Slot {
     std::vector<CopyPiece> copies;
+    CopyDirection direction = CopyDirection::kToArena;
     bool in_flight = false;
     bool seen = false;
   };
@@ -168,13 +173,16 @@ TEST_F(OverlappedPipelineTest, ThereAndBackWithChecksums) {
   EXPECT_EQ(back[7 * kBlockBytes], std::byte{0xAA});
 }
 
-TEST_F(OverlappedPipelineTest, AnEngineChecksWhatHasArrivedOnTheWayFromTheArena) {
+TEST_F(OverlappedPipelineTest, AnEngineChecksWhatLiesInKvMemory) {
   control_.checks = true;
+  control_.damage_at = 50;  // on the way, in the second extent
   auto pipeline = make();
   const auto there = pipeline.collect(pipeline.launch(CopyDirection::kToArena, to_arena()).value());
   ASSERT_TRUE(there);
   EXPECT_EQ((*there)[0], arena_crc(0, kBlocks / 2));
-  EXPECT_EQ(control_.checked, 0);
+  EXPECT_NE((*there)[1], arena_crc(kBlocks / 2, kBlocks / 2));  // so that nobody restores it
+  EXPECT_GT(control_.checked, 0);
+  control_.checked = 0;
   std::vector<std::byte> back(kv_.size());
   const auto restored = [&](std::size_t unwanted) {
     std::vector<ExtentCopy> extents = from_arena(back);
@@ -264,19 +272,25 @@ TEST_F(OverlappedPipelineTest, DestructionDropsWhatWaits) {
 }
 
 TEST_F(OverlappedPipelineTest, WholeExtentsAreToldWhileTheOthersAreCopied) {
-  control_.held_after = 35;  // of 30 chunks an extent
-  OverlappedPipeline pipeline = make();
-  const CopyHandle handle = pipeline.launch(CopyDirection::kToArena, to_arena()).value();
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (pipeline.checked(handle).empty() && std::chrono::steady_clock::now() < end)
-    std::this_thread::yield();
-  EXPECT_EQ(pipeline.checked(handle), std::vector{arena_crc(0, kBlocks / 2)});
-  EXPECT_FALSE(pipeline.done(handle));
-  control_.held_after = 1 << 30;
-  const auto sums = pipeline.collect(handle);
-  ASSERT_TRUE(sums) << sums.error().to_string();
-  EXPECT_EQ(*sums, (std::vector{arena_crc(0, kBlocks / 2), arena_crc(kBlocks / 2, kBlocks / 2)}));
-  EXPECT_TRUE(pipeline.checked(handle).empty());
+  for (const bool engine_checks : {false, true}) {
+    SCOPED_TRACE(engine_checks);
+    control_.checks = engine_checks;
+    control_.arrivals = 0;
+    control_.waits = control_.fences = 0;
+    control_.held_after = 35;  // of 30 chunks an extent
+    OverlappedPipeline pipeline = make();
+    const CopyHandle handle = pipeline.launch(CopyDirection::kToArena, to_arena()).value();
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (pipeline.checked(handle).empty() && std::chrono::steady_clock::now() < end)
+      std::this_thread::yield();
+    EXPECT_EQ(pipeline.checked(handle), std::vector{arena_crc(0, kBlocks / 2)});
+    EXPECT_FALSE(pipeline.done(handle));
+    control_.held_after = 1 << 30;
+    const auto sums = pipeline.collect(handle);
+    ASSERT_TRUE(sums) << sums.error().to_string();
+    EXPECT_EQ(*sums, (std::vector{arena_crc(0, kBlocks / 2), arena_crc(kBlocks / 2, kBlocks / 2)}));
+    EXPECT_TRUE(pipeline.checked(handle).empty());
+  }
 }
 
 TEST_F(OverlappedPipelineTest, NobodyChecksWhatComesFromAPeer) {
