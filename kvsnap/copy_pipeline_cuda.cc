@@ -93,6 +93,12 @@ class CudaFence final : public CopyEngine::Fence {
   cuda::Event event_;
 };
 
+constexpr OverlapOptions kDefaults;
+static_assert(kDefaults.from_arena_chunks.max_bytes / DeviceChecksum::kSliceBytes +
+                      kDefaults.from_arena_chunks.max_copies <=
+                  DeviceChecksum::kMostSlices,
+              "the device checks every chunk of a restore, whatever its blocks' size");
+
 class CudaCopyEngine final : public CopyEngine {
  public:
   CudaCopyEngine(cuda::StreamView compute, SplitBlocks split)
@@ -165,10 +171,11 @@ class CudaCopyEngine final : public CopyEngine {
  private:
   void copy_whole(std::span<const CopyPiece> copies, CopyDirection direction,
                   cuda::StreamView stream) {
-    const bool known = std::ranges::all_of(copies, [](const CopyPiece& copy) {
-      return is_known(copy.source, copy.size_bytes) && is_known(copy.destination, copy.size_bytes);
-    });
-    if (known && copies.size() > 1) {
+    const bool known = copies.size() > 1 && std::ranges::all_of(copies, [](const CopyPiece& copy) {
+                         return is_known(copy.source, copy.size_bytes) &&
+                                is_known(copy.destination, copy.size_bytes);
+                       });
+    if (known) {
       batch_.enqueue(copies, stream);
       return;
     }

@@ -18,8 +18,8 @@ class DeviceChecksum {
  public:
   /// Which end of a copy lies in device memory.
   enum class End { kSource, kDestination };
-  /// Of one call: what two pinned words a slice can hold.
-  static constexpr std::size_t kMostSlices = 128;
+  /// Of one call: 8 MiB in 32 pieces, each with a slice of its own that is not full.
+  static constexpr std::size_t kMostSlices = 160;
   static constexpr std::size_t kSliceBytes = std::size_t{64} << 10;
   using Results = std::array<std::uint32_t, kMostSlices>;
 

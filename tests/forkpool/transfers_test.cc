@@ -12,14 +12,14 @@ namespace thaw::forkpool {
 namespace {
 
 constexpr std::uint64_t kBlockBytes = 4096;
-constexpr std::size_t kNumBlocks = 6;
+constexpr std::size_t kSentBlocks = 6;
 
 // Worker 0 writes a snapshot of a prefix, part by part, and worker 1 restores it. Nobody answers
 // but the test.
 class TransfersTest : public ::testing::Test {
  protected:
   TransfersTest() {
-    for (std::size_t i = 0; i < kNumBlocks * kBlockSize; ++i)
+    for (std::size_t i = 0; i < kSentBlocks * kBlockSize; ++i)
       prompt_.push_back(static_cast<TokenId>(i));
     transfers_.part_bytes = 4 * kBlockBytes;  // extents of 1, 4 and 1 blocks
   }
@@ -28,7 +28,7 @@ class TransfersTest : public ::testing::Test {
   void restore_all() {
     PrefixNames names(root_, prompt_);
     transfers_.start({{0, 1}, "layout", kBlockBytes}, {{1, 1}, "layout", kBlockBytes}, names,
-                     kNumBlocks, std::chrono::milliseconds(10000),
+                     kSentBlocks, std::chrono::milliseconds(10000),
                      [this](Result<std::uint32_t> tokens) { done_ = std::move(tokens); });
     const auto snapshot = std::get<SnapshotFrame>(sent(0));
     manifest_ = snapshot.manifest;
@@ -54,7 +54,7 @@ class TransfersTest : public ::testing::Test {
   std::uint64_t write_id_ = 0;
   std::uint64_t restore_id_ = 0;
   Loop loop_;
-  kvsnap::Arena arena_ = kvsnap::Arena::create(kNumBlocks * kBlockBytes).value();
+  kvsnap::Arena arena_ = kvsnap::Arena::create(kSentBlocks * kBlockBytes).value();
   TrunkIndex trunks_;
   Transfers transfers_{loop_, &arena_, trunks_, [this](std::uint32_t worker, const Frame& frame) {
                          frames_.emplace_back(worker, frame);

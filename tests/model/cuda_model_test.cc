@@ -229,6 +229,33 @@ TEST_P(CudaModelTest, GraphsAreDirectLaunches) {
   }
 }
 
+TEST_P(CudaModelTest, GraphsOfASharedTrunkAreDirectLaunches) {
+  CudaHarness with(weights(), options(true), 200);
+  CudaHarness without(weights(), options(false), 200);
+  const std::vector<int> only = {0};
+  constexpr int kTrunk = 288;  // of two splits, and whole blocks
+  std::vector<BlockId> trunk(kTrunk / kBlockSize);
+  std::iota(trunk.begin(), trunk.end(), 0);
+  for (CudaHarness* harness : {&with, &without})
+    harness->run(tokens, trunk, 0, kTrunk, 32, {});
+  // Few rows and many in turn: the items of attention change their width.
+  for (const int sequences : {2, 20, 3, 18, 20}) {
+    std::vector<Logits> found;
+    for (CudaHarness* harness : {&with, &without}) {
+      std::vector<std::vector<BlockId>> tables(static_cast<std::size_t>(sequences), trunk);
+      Batch batch;
+      for (int i = 0; i < sequences; ++i) {
+        tables[i].push_back(static_cast<BlockId>(100 + i));
+        batch.sequences.push_back({std::span(tokens).subspan(i, 1), kTrunk, tables[i], only});
+      }
+      found.push_back(harness->step(batch));
+    }
+    ASSERT_EQ(found[0].size(), static_cast<std::size_t>(sequences));
+    for (int i = 0; i < sequences; ++i)
+      EXPECT_TRUE(same_bits(found[0][i], found[1][i])) << sequences << " rows, row " << i;
+  }
+}
+
 TEST_P(CudaModelTest, ADrawAwaitsItsMask) {
   CudaHarness harness(weights(), options(), 100);
   Model& model = harness.model();

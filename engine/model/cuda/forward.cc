@@ -99,13 +99,18 @@ void fill_rope(const ModelConfig& config, const std::vector<double>& frequencies
 }  // namespace
 
 LayerWindows::LayerWindows(const ModelConfig& config, int max_positions) {
-  for (const LayerConfig& layer : config.layers) {
-    // One that covers every position is none.
-    const int window = layer.window < max_positions ? layer.window : 0;
-    const auto found = std::ranges::find(windows, window);
-    of_layer.push_back(static_cast<int>(found - windows.begin()));
-    if (found == windows.end()) windows.push_back(window);
-  }
+  // One that covers every position is none.
+  const auto window_of = [&](const LayerConfig& layer) {
+    return layer.window < max_positions ? layer.window : 0;
+  };
+  for (const LayerConfig& layer : config.layers)
+    if (std::ranges::find(windows, window_of(layer)) == windows.end())
+      windows.push_back(window_of(layer));
+  // All keys first: what rows share of them settles the width of every plan's items.
+  std::ranges::stable_partition(windows, [](int window) { return window == 0; });
+  for (const LayerConfig& layer : config.layers)
+    of_layer.push_back(
+        static_cast<int>(std::ranges::find(windows, window_of(layer)) - windows.begin()));
 }
 
 Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,

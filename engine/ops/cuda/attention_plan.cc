@@ -4,7 +4,6 @@
 #include <cstring>
 #include <map>
 #include <string>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -186,6 +185,9 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   const std::vector<std::int32_t> zeros(static_cast<std::size_t>(counters));
   const std::int32_t counters_at = writer.append(zeros.data(), zeros.size());
   std::vector<AttentionItem> items;
+  int num_rows = 0;
+  for (const AttentionSequence& sequence : sequences)
+    num_rows = std::max(num_rows, sequence.first_row + sequence.num_rows);
   const bool shared = std::ranges::any_of(groups, [&](const auto& rows) {
     return rows.second.size() * static_cast<std::size_t>(group) > kItemRows;
   });
@@ -193,11 +195,11 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   const bool wide = header.width == ItemWidth::kWide;
   const int warps = wide ? kWideItemWarps : kItemWarps;
   const auto most = static_cast<std::size_t>((wide ? kWideItemRows : kItemRows) / group);
-  std::unordered_map<std::int32_t, int> merging;  // row -> split
+  std::vector<int> merging(static_cast<std::size_t>(num_rows));  // row -> split
   for (const auto& [key, entries] : groups)
     for (std::size_t i = 0; i < entries.size(); ++i)
       if (key.first == entries[i].position / kSplitKeys)
-        merging[entries[i].row] =
+        merging[static_cast<std::size_t>(entries[i].row)] =
             merging_split(entries[i], static_cast<int>(i % most), group, warps, window);
   for (auto& [key, entries] : groups) {
     const std::vector<BlockId>& blocks = key.second;
@@ -212,7 +214,8 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
       std::uint64_t merged = 0;
       for (std::size_t i = at; i < at + count; ++i) {
         last = std::max(last, entries[i].position);
-        if (num_splits(entries[i].position, window) > 1 && merging[entries[i].row] == key.first)
+        if (num_splits(entries[i].position, window) > 1 &&
+            merging[static_cast<std::size_t>(entries[i].row)] == key.first)
           merged |= std::uint64_t{1} << (i - at);
       }
       writer.align();
