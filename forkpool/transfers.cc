@@ -48,8 +48,6 @@ void Transfers::start(const End& from, const End& to, PrefixNames& names, std::s
   const Trunk* known = trunks_.find(names.name(num_blocks - 1));
   moves_.at(id).wrote = known == nullptr || !known->snapshot;
   const auto read_it = [this, id](const Result<TrunkId>& trunk) {
-    const auto move = moves_.find(id);
-    if (move != moves_.end() && move->second.restored) return finish(id, *move->second.restored);
     if (!trunk) return finish(id, trunk.error());
     read(id, *trunk);
   };
@@ -128,11 +126,9 @@ void Transfers::follow(Writing& writing, std::size_t num_written) {
     const auto found = moves_.find(id);
     if (found == moves_.end()) continue;
     Move& move = found->second;
-    move.complete = loop_.now();
     if (std::exchange(move.following, true)) {
       send_(move.to.process.worker, ArriveFrame{id, static_cast<std::uint32_t>(first), fresh, ""});
     } else {
-      move.told = move.complete;
       move.payload_bytes = writing.manifest.payload_bytes();
       send_(move.to.process.worker,
             RestoreFrame{id, writing.manifest, static_cast<std::uint32_t>(num_written)});
@@ -172,7 +168,6 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
   for (const std::uint64_t id : writing.followers) {
     const auto found_move = moves_.find(id);
     if (found_move == moves_.end() || !found_move->second.following) continue;
-    if (found_move->second.restored) continue;
     const auto lease = arena_->lease_for_reading(*snapshot, found_move->second.to.process);
     if (lease) found_move->second.reading = lease->id;
   }
@@ -203,7 +198,6 @@ void Transfers::read(std::uint64_t id, TrunkId trunk) {
   if (!lease) return finish(id, std::move(lease).error());
   move.reading = lease->id;
   move.payload_bytes = lease->manifest.payload_bytes();
-  move.told = move.complete = loop_.now();
   send_(move.to.process.worker, RestoreFrame{id, std::move(lease->manifest)});
 }
 
@@ -220,19 +214,8 @@ void Transfers::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& fr
   }
   ++num_reads_;
   read_bytes_ += move.payload_bytes;
-  const auto now = loop_.now();
-  if (move.wrote && on_measured) on_measured(move.payload_bytes, now - move.started);
-  const auto milliseconds = [&](Clock::TimePoint time) {
-    return std::chrono::duration<double, std::milli>(time - move.started).count();
-  };
-  logger("pool")->debug("transfer to={} bytes={} told_ms={:.3f} complete_ms={:.3f} ms={:.3f}",
-                        worker, move.payload_bytes, milliseconds(move.told),
-                        milliseconds(move.complete), milliseconds(now));
-  // It is done when the snapshot is there, too, which is about to be said.
-  if (move.following && !move.reading)
-    move.restored = frame.num_tokens;
-  else
-    finish(frame.id, frame.num_tokens);
+  if (move.wrote && on_measured) on_measured(move.payload_bytes, loop_.now() - move.started);
+  finish(frame.id, frame.num_tokens);
 }
 
 void Transfers::on_exit(kvsnap::Holder process) {

@@ -83,12 +83,9 @@ class Transfers {
     Done done;
     std::optional<kvsnap::LeaseId> reading;
     bool following = false;  ///< restores what is still being written
-    std::optional<std::uint32_t> restored;  ///< tokens, where the source has not ended yet
     std::uint64_t payload_bytes = 0;
     bool wrote = false;  ///< its snapshot was written for it
     Clock::TimePoint started;
-    Clock::TimePoint told;  ///< when the target was told to restore
-    Clock::TimePoint complete;  ///< and when of all that there is
     std::unique_ptr<Loop::Timer> timer;
   };
 

@@ -130,7 +130,6 @@ void SnapshotService::lend(const LendFrame& frame) {
 
 Result<SnapshotService::Write> SnapshotService::start_write(SnapshotFrame frame) {
   if (writer_ == nullptr) return no_arena();
-  parts_.pipeline->expect();
   const kvsnap::Manifest& manifest = frame.manifest;
   const auto match = parts_.index->match(manifest.cache_root, manifest.token_ids);
   const std::size_t num_blocks = manifest.token_ids.size() / kBlockSize;
@@ -196,7 +195,6 @@ Result<void> SnapshotService::find_room(Read& read) {
 
 Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
   if (reader_ == nullptr) return no_arena();
-  parts_.pipeline->expect();
   Read read;
   read.id = frame.id;
   read.manifest = std::move(frame.manifest);
@@ -235,7 +233,6 @@ Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
   if (!copy) return copy.error();
   read.num_started = end;
   read.copies.push_back(std::move(*copy));
-  if (end < read.manifest.extents.size()) parts_.pipeline->expect();
   return {};
 }
 
@@ -282,15 +279,14 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   return read;
 }
 
-bool SnapshotService::tell_parts(Write& write) {
-  if (!write.num_told) return false;
+void SnapshotService::tell_parts(Write& write) {
+  if (!write.num_told) return;
   const std::vector<std::uint32_t> written = writer_->written(write.copy);
-  if (written.size() <= *write.num_told) return false;
+  if (written.size() <= *write.num_told) return;
   const auto first = static_cast<std::uint32_t>(*write.num_told);
   parts_.outbox->queue(
       SnapshotPartFrame{write.id, first, {written.begin() + first, written.end()}});
   write.num_told = written.size();
-  return true;
 }
 
 bool SnapshotService::copying() const {
@@ -302,9 +298,10 @@ Result<void> SnapshotService::poll() {
   if (busy()) parts_.pipeline->advance();
   for (auto write = writes_.begin(); write != writes_.end();) {
     const auto current = write++;
-    // The last part goes ahead of the snapshot's end, which is the longer frame and can wait.
-    const bool done = writer_->done(current->copy);
-    if (tell_parts(*current) || !done) continue;
+    if (!writer_->done(current->copy)) {
+      tell_parts(*current);
+      continue;
+    }
     if (auto finished = finish_write(*current); !finished) return finished;
     writes_.erase(current);
   }

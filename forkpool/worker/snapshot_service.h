@@ -129,8 +129,7 @@ class SnapshotService {
   /// While the copy runs: the index would do it once all has arrived.
   static void name_blocks(Read& read);
   void take(Result<Read> read, std::uint64_t id);
-  /// Whether there was anything to tell.
-  bool tell_parts(Write& write);
+  void tell_parts(Write& write);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
   Result<void> finish_write(Write& write);
   Result<void> finish_copy(Read& read);

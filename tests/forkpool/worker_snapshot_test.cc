@@ -435,9 +435,6 @@ TEST_F(SnapshotServiceTest, PartsAreToldAndRestoredAsTheyCome) {
   EXPECT_EQ(parts[0].crc32c.size(), 2U);
   EXPECT_EQ(parts[1].first_extent, 2U);
   source.pipeline.finished = true;
-  source.pipeline.num_checked = 5;
-  ASSERT_TRUE(source.service->poll());
-  ASSERT_EQ(kinds(source.sent()), "snapshot_part ");  // the last one, too: nobody waits for the end
   ASSERT_TRUE(source.service->poll());
   const auto done = std::get<SnapshotDoneFrame>(source.sent().at(0)).manifest;
 
