@@ -30,11 +30,10 @@ void Ledger::publish(std::vector<BlockEntry> blocks) {
       entries_.erase(older->second);
     }
     if (const auto same = entries_.find(block.hash); same != entries_.end()) {
-      by_block_.erase(same->second.block.block);
+      by_block_.erase(same->second.block);
     }
     by_block_[block.block] = block.hash;
-    Entry& entry = entries_[block.hash];
-    entry = {std::move(block), ++num_publications_};
+    entries_[block.hash] = std::move(block);
   }
 }
 
@@ -42,7 +41,7 @@ void Ledger::evict(std::span<const Hash128> hashes) {
   for (const Hash128& hash : hashes) {
     const auto found = entries_.find(hash);
     if (found == entries_.end()) continue;
-    by_block_.erase(found->second.block.block);
+    by_block_.erase(found->second.block);
     entries_.erase(found);
   }
 }
@@ -52,41 +51,26 @@ void Ledger::clear() {
   by_block_.clear();
 }
 
-const Ledger::Entry* Ledger::find(PrefixNames& names, std::size_t block) const {
-  const auto found = entries_.find(names.name(block));
-  if (found == entries_.end()) return nullptr;
-  return std::ranges::equal(found->second.block.tokens, names.tokens(block)) ? &found->second
-                                                                             : nullptr;
-}
-
 std::uint32_t Ledger::alive_tokens(PrefixNames& names) const {
   if (entries_.empty()) return 0;
   std::size_t block = 0;
-  while (block < names.num_blocks() && find(names, block) != nullptr)
-    ++block;
-  return static_cast<std::uint32_t>(block * kBlockSize);
-}
-
-Ledger::Place Ledger::place(PrefixNames& names, std::size_t num_blocks) const {
-  Place place;
-  for (std::size_t block = 0; block < num_blocks; ++block) {
-    const Entry* entry = find(names, block);
-    if (entry == nullptr) return {};
-    place.blocks.push_back(entry->block.block);
-    place.newest = std::max(place.newest, entry->publication);
+  for (; block < names.num_blocks(); ++block) {
+    const auto found = entries_.find(names.name(block));
+    if (found == entries_.end() || !std::ranges::equal(found->second.tokens, names.tokens(block))) {
+      break;
+    }
   }
-  return place;
+  return static_cast<std::uint32_t>(block * kBlockSize);
 }
 
 std::vector<BlockEntry> Ledger::adoptable(std::size_t max_blocks) {
   std::unordered_map<Hash128, std::vector<const BlockEntry*>, Hash128Hasher> children;
   std::vector<const BlockEntry*> reached;
   for (const auto& [hash, entry] : entries_) {
-    const BlockEntry& block = entry.block;
-    if (block.parent == block.root) {
-      reached.push_back(&block);
+    if (entry.parent == entry.root) {
+      reached.push_back(&entry);
     } else {
-      children[block.parent].push_back(&block);
+      children[entry.parent].push_back(&entry);
     }
   }
   for (std::size_t i = 0; i < reached.size(); ++i) {

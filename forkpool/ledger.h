@@ -52,31 +52,13 @@ class Ledger {
   /// Leading tokens of a prompt that are alive, in whole blocks.
   std::uint32_t alive_tokens(PrefixNames& names) const;
 
-  /// Where blocks lie, as of the ledger that says so.
-  struct Place {
-    std::vector<BlockId> blocks;
-    std::uint64_t newest = 0;  ///< the last of their publications, counted over all blocks
-    bool operator==(const Place&) const = default;
-  };
-  /// Of a prompt's first blocks; of none unless all of them are alive. While it stays the same none
-  /// of them was evicted, not even to come back to where it was.
-  Place place(PrefixNames& names, std::size_t num_blocks) const;
-
   /// Every block whose chain down to its root is whole, parents before children, at most
   /// `max_blocks`. The rest, which no one could reach, is dropped from the ledger.
   std::vector<BlockEntry> adoptable(std::size_t max_blocks);
 
  private:
-  struct Entry {
-    BlockEntry block;
-    std::uint64_t publication = 0;
-  };
-  /// Null: it is not alive.
-  const Entry* find(PrefixNames& names, std::size_t block) const;
-
-  std::unordered_map<Hash128, Entry, Hash128Hasher> entries_;
+  std::unordered_map<Hash128, BlockEntry, Hash128Hasher> entries_;
   std::unordered_map<BlockId, Hash128> by_block_;  // a block's bytes have one name
-  std::uint64_t num_publications_ = 0;
 };
 
 }  // namespace thaw::forkpool

@@ -28,32 +28,16 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
   for (std::size_t block = 0; block < num_blocks; ++block) {
     const auto tokens = names.tokens(block);
     copy.token_ids.insert(copy.token_ids.end(), tokens.begin(), tokens.end());
-    copy.names.push_back(names.name(block));
   }
-  copy.place = slots_.ledger(from.process.worker).place(names, num_blocks);
   copy.done = std::move(done);
   copy.started = loop_.now();
   copy.timer = std::make_unique<Loop::Timer>(loop_);
   copy.timer->start(copy.started + deadline, [this, id] {
     const auto late = copies_.find(id);
     if (late == copies_.end()) return;
-    const Error error = make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time");
-    if (late->second.lent)
-      report(late->second, error);
-    else
-      refuse(id, error);
+    report(late->second, make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time"));
   });
   slots_.hold(from.process.worker, true);
-  if (copy.place.blocks.size() < num_blocks) {
-    return loop_.post([this, id, worker = from.process.worker] {
-      finish(id, make_error(Errc::kNotFound,
-                            "worker " + std::to_string(worker) + " has not all of the blocks"));
-    });
-  }
-  // The target first: what the source does is done in the shadow of the copy.
-  introduce(copy);
-  slots_.send(to.process.worker, BorrowFrame{id, from.process.worker, copy.cache_root,
-                                             copy.token_ids, copy.place.blocks});
   slots_.send(from.process.worker, LendFrame{id, copy.cache_root, copy.token_ids});
 }
 
@@ -68,66 +52,57 @@ void PeerCopies::introduce(const Copy& copy) {
 
 void PeerCopies::on_lent(std::uint32_t worker, const LentFrame& frame) {
   const auto found = copies_.find(frame.id);
-  if (found == copies_.end() || found->second.from.process.worker != worker || found->second.lent ||
-      found->second.refused) {
+  if (found == copies_.end() || found->second.from.process.worker != worker ||
+      found->second.borrowing) {
     return;
   }
   Copy& copy = found->second;
   if (!frame.error.empty()) {
-    return refuse(frame.id, make_error(Errc::kNotFound, "worker " + std::to_string(worker) +
+    return finish(frame.id, make_error(Errc::kNotFound, "worker " + std::to_string(worker) +
                                                             " lends nothing: " + frame.error));
   }
-  // An eviction is in the socket before the block's bytes change, so it would be known by now.
-  PrefixNames names(copy.cache_root, copy.token_ids, copy.names);
-  if (frame.blocks != copy.place.blocks ||
-      slots_.ledger(worker).place(names, names.num_blocks()) != copy.place) {
-    return refuse(frame.id, make_error(Errc::kNotFound, "the blocks moved before they were lent"));
+  if (frame.blocks.size() != copy.token_ids.size() / kBlockSize) {
+    return finish(frame.id, make_error(Errc::kProtocol, "other blocks were lent than asked for"));
   }
-  copy.lent = loop_.now();
-  slots_.send(copy.to.process.worker, ArriveFrame{frame.id, 0, {}, ""});
+  copy.borrowing = true;
+  introduce(copy);
+  slots_.send(copy.to.process.worker,
+              BorrowFrame{frame.id, worker, copy.cache_root, copy.token_ids, frame.blocks});
 }
 
 void PeerCopies::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame) {
   const auto found = copies_.find(frame.id);
-  if (found == copies_.end() || found->second.to.process.worker != worker) return;
+  if (found == copies_.end() || found->second.to.process.worker != worker ||
+      !found->second.borrowing) {
+    return;
+  }
   const Copy& copy = found->second;
-  if (copy.refused) return finish(frame.id, make_error(Errc::kUnavailable, frame.error));
   int& failures = failures_[{copy.from.process.worker, worker}];
-  if (!frame.error.empty() || !copy.lent) {
+  if (!frame.error.empty()) {
     ++failures;
     return finish(frame.id,
-                  make_error(Errc::kUnsupported,
-                             "worker " + std::to_string(worker) + " borrowed nothing: " +
-                                 (frame.error.empty() ? "it did not wait" : frame.error)));
+                  make_error(Errc::kUnsupported, "worker " + std::to_string(worker) +
+                                                     " borrowed nothing: " + frame.error));
   }
   failures = 0;
   ++num_copies_;
   const std::uint64_t bytes = copy.token_ids.size() / kBlockSize * copy.to.block_bytes;
   copied_bytes_ += bytes;
-  const auto now = loop_.now();
-  if (on_measured) on_measured(bytes, now - copy.started);
-  using Milliseconds = std::chrono::duration<double, std::milli>;
-  logger("pool")->debug("peer copy from={} to={} tokens={} lent_ms={:.3f} ms={:.3f}",
-                        copy.from.process.worker, worker, copy.token_ids.size(),
-                        Milliseconds(*copy.lent - copy.started).count(),
-                        Milliseconds(now - copy.started).count());
+  if (on_measured) on_measured(bytes, loop_.now() - copy.started);
   finish(frame.id, frame.num_tokens);
 }
 
 void PeerCopies::on_exit(kvsnap::Holder process) {
   std::vector<std::uint64_t> ended;
-  std::vector<std::uint64_t> not_lent;
   for (const auto& [id, copy] : copies_) {
-    if (copy.to.process == process) ended.push_back(id);
-    // What has been lent goes on: the bytes are there, and stay.
-    if (copy.from.process == process && !copy.lent && !copy.refused) not_lent.push_back(id);
+    // What is being copied out of a dead source's memory goes on: the bytes are there.
+    if (copy.to.process == process || (copy.from.process == process && !copy.borrowing))
+      ended.push_back(id);
   }
-  const Error error = make_error(Errc::kUnavailable, "worker " + std::to_string(process.worker) +
-                                                         " died while its KV was copied");
-  for (const std::uint64_t id : ended)
-    finish(id, error);
-  for (const std::uint64_t id : not_lent)
-    refuse(id, error);
+  for (const std::uint64_t id : ended) {
+    finish(id, make_error(Errc::kUnavailable, "worker " + std::to_string(process.worker) +
+                                                  " died while its KV was copied"));
+  }
   std::erase_if(failures_, [&](const auto& entry) {
     return entry.first.first == process.worker || entry.first.second == process.worker;
   });
@@ -142,13 +117,6 @@ void PeerCopies::on_exit(kvsnap::Holder process) {
   });
 }
 
-void PeerCopies::refuse(std::uint64_t id, const Error& error) {
-  Copy& copy = copies_.at(id);
-  copy.refused = true;
-  slots_.send(copy.to.process.worker, ArriveFrame{id, 0, {}, error.message});
-  report(copy, error);
-}
-
 void PeerCopies::finish(std::uint64_t id, Result<std::uint32_t> result) {
   auto found = copies_.extract(id);
   if (found.empty()) return;
@@ -156,7 +124,7 @@ void PeerCopies::finish(std::uint64_t id, Result<std::uint32_t> result) {
   slots_.send(copy.from.process.worker, TakeBackFrame{id});
   slots_.hold(copy.from.process.worker, false);
   if (!result) ++num_failures_;
-  if (!copy.refused) report(copy, std::move(result));
+  report(copy, std::move(result));
 }
 
 void PeerCopies::report(Copy& copy, Result<std::uint32_t> result) {

@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,19 +17,16 @@
 namespace thaw::forkpool {
 
 /// Copies prefixes straight out of one worker's KV memory into another's, where no process in
-/// between touches a byte: from one GPU to the next, or between memory files. The target, which
-/// maps the source's memory by the descriptor that the pool holds, copies the blocks from where the
-/// ledger says they lie; meanwhile the source lends them, so that they stay what they are. Where
-/// the source has them at that place, and no eviction has been heard of since the target was told,
-/// they were what they are all the time: the target may publish them. The source takes them back
-/// when it has.
+/// between touches a byte: from one GPU to the next, or between memory files. The source lends the
+/// blocks, so that they stay what they are; the target, which maps the source's memory by the
+/// descriptor that the pool holds, copies them and publishes them once they are there; the source
+/// takes them back.
 ///
-///     pool ─[peer] borrow─► target ─────────(copies)───────► restore_done─► pool ─take_back─►
-///     source pool ─lend─► source ─lent─► pool ─arrive─► target
+///     pool ─lend─► source ─lent─► pool ─[peer] borrow─► target ─restore_done─► pool ─take_back─►
+///     source
 ///
-/// The memory outlives its process, so a source that dies in the middle costs nothing once it has
-/// lent: no successor is started before the target has answered or is gone. Belongs to the loop's
-/// thread.
+/// The memory outlives its process, so a source that dies in the middle costs nothing: no successor
+/// is started before the target has answered or is gone. Belongs to the loop's thread.
 class PeerCopies {
  public:
   using End = Transfers::End;
@@ -39,7 +35,6 @@ class PeerCopies {
   struct Slots {
     Transfers::Send send;  ///< to one that is ready, else nowhere
     std::function<DeviceMemory(std::uint32_t worker)> kv_memory;
-    std::function<const Ledger&(std::uint32_t worker)> ledger;
     std::function<void(std::uint32_t worker, bool held)> hold;
   };
 
@@ -52,8 +47,8 @@ class PeerCopies {
 
   /// Copies the first `num_blocks` blocks of `names`. `done` is called once, from the loop, not
   /// from within this call; at the latest after `deadline`, when the copy itself may go on. Errors:
-  /// kUnavailable where an end died, kNotFound where the source has not all of them, kUnsupported
-  /// where the target cannot map the memory or has no room: the arena may serve then.
+  /// kUnavailable where an end died, kUnsupported where the target cannot map the memory or has no
+  /// room: the arena may serve then.
   void start(const End& from, const End& to, PrefixNames& names, std::size_t num_blocks,
              std::chrono::milliseconds deadline, Done done);
 
@@ -76,11 +71,8 @@ class PeerCopies {
     End to;
     Hash128 cache_root;
     std::vector<TokenId> token_ids;
-    std::vector<Hash128> names;  ///< of their blocks
-    Ledger::Place place;  ///< at the source, when the target was told
     Done done;
-    std::optional<Clock::TimePoint> lent;  ///< the target may publish
-    bool refused = false;  ///< it may not, and will say so
+    bool borrowing = false;  ///< the target has been told
     Clock::TimePoint started;
     std::unique_ptr<Loop::Timer> timer;
   };
@@ -91,8 +83,6 @@ class PeerCopies {
   };
 
   void introduce(const Copy& copy);
-  /// It is over, but for the target, which may still read.
-  void refuse(std::uint64_t id, const Error& error);
   void finish(std::uint64_t id, Result<std::uint32_t> result);
   void report(Copy& copy, Result<std::uint32_t> result);
 

@@ -20,7 +20,7 @@ namespace thaw::forkpool {
 /// Frames between pool and worker. docs/protocol.md is the specification; payloads are MessagePack
 /// maps. Header, 8 bytes little-endian: u8 version, u8 type, u8 descriptors that travel with the
 /// frame, u8 zero, u32 payload bytes.
-inline constexpr std::uint8_t kProtocolVersion = 4;
+inline constexpr std::uint8_t kProtocolVersion = 3;
 inline constexpr std::size_t kFrameHeaderBytes = 8;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;
 

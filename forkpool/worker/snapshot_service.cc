@@ -73,9 +73,7 @@ Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
   const auto wrong = [&](Error error) { read->failed = std::move(error); };
   std::vector<kvsnap::Extent>& extents = read->manifest.extents;
   if (!frame.error.empty()) {
-    wrong(make_error(Errc::kDataLoss, "the KV is not there: " + frame.error));
-  } else if (read->peer != nullptr) {
-    read->lent = true;
+    wrong(make_error(Errc::kDataLoss, "the snapshot was not written: " + frame.error));
   } else if (frame.first_extent != read->num_started ||
              frame.crc32c.size() > extents.size() - read->num_started) {
     wrong(make_error(Errc::kProtocol, "extents " + std::to_string(frame.first_extent) + " and " +
@@ -189,7 +187,6 @@ Result<void> SnapshotService::find_room(Read& read) {
   auto fresh = allocate(tokens.size() / kBlockSize - read.num_alive);
   if (!fresh) return fresh.error();
   read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
-  read.found_room = Clock::now();
   return {};
 }
 
@@ -261,7 +258,6 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   read.manifest.cache_root = frame.cache_root;
   read.manifest.token_ids = std::move(frame.token_ids);
   read.peer = peer.memory;
-  read.lent = false;
   if (auto room = find_room(read); !room) return room.error();
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
@@ -335,7 +331,6 @@ Result<void> SnapshotService::finish_write(Write& write) {
 Result<void> SnapshotService::finish_copy(Read& read) {
   const kvsnap::SnapshotReader::Pending copy = std::move(read.copies.front());
   read.copies.pop_front();
-  read.arrived = Clock::now();
   Result<void> verified;
   if (read.peer != nullptr) {
     if (const auto arrived = parts_.pipeline->collect(copy.copy); !arrived)
@@ -353,20 +348,14 @@ void SnapshotService::finish_read(Read& read) {
   const std::vector<TokenId>& tokens = read.manifest.token_ids;
   if (!read.failed) {
     ++num_restores_;
-    const auto inserting = Clock::now();
     // The index takes its own references. Where an equal block was published meanwhile, it keeps
     // that one, and ours is free again.
     parts_.index->insert(read.manifest.cache_root, tokens, read.blocks, read.names);
-    const auto now = Clock::now();
-    const auto milliseconds = [](Clock::duration time) {
-      return std::chrono::duration<double, std::milli>(time).count();
-    };
-    logger("worker")->debug(
-        "restore={} tokens={} copied_blocks={} straight={} room_ms={:.3f} copy_ms={:.3f} "
-        "index_ms={:.3f} ms={:.3f}",
-        read.id, tokens.size(), read.blocks.size() - read.num_alive, read.peer != nullptr,
-        milliseconds(read.found_room - read.started), milliseconds(read.arrived - read.found_room),
-        milliseconds(now - inserting), milliseconds(now - read.started));
+    const std::chrono::duration<double, std::milli> took =
+        std::chrono::steady_clock::now() - read.started;
+    logger("worker")->debug("restore={} tokens={} copied_blocks={} straight={} ms={:.2f}", read.id,
+                            tokens.size(), read.blocks.size() - read.num_alive,
+                            read.peer != nullptr, took.count());
   } else {
     logger("worker")->warn("restore={} failed error=\"{}\"", read.id, read.failed->message);
   }

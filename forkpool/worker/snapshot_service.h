@@ -61,8 +61,7 @@ class SnapshotService {
   /// Blocks that are alive already are kept, not copied again. Errors (reported): no room; what
   /// SnapshotReader finds.
   Result<void> restore(RestoreFrame frame);
-  /// More of a snapshot that is being restored has been written, or what is being borrowed has been
-  /// lent. One that has ended is ignored.
+  /// More of a snapshot that is being restored has been written. One that has ended is ignored.
   Result<void> arrive(const ArriveFrame& frame);
 
   /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
@@ -71,9 +70,9 @@ class SnapshotService {
   /// Keeps the blocks of the tokens until take_back(). Errors (reported): not all are alive here.
   void lend(const LendFrame& frame);
   void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
-  /// Copies a peer's blocks into fresh ones and, once all have arrived and the peer has lent them
-  /// (arrive), into the index; those that are alive already are not copied. Errors (reported): an
-  /// unknown peer or one of another layout, a block outside of its memory, no room.
+  /// Copies a peer's blocks into fresh ones and, once all have arrived, into the index; those that
+  /// are alive already are not copied. Errors (reported): an unknown peer or one of another
+  /// layout, a block outside of its memory, no room.
   Result<void> borrow(BorrowFrame frame);
 
   /// Reports the copies that are done. Errors, as of the two above: the device's.
@@ -86,7 +85,6 @@ class SnapshotService {
   std::uint64_t num_restores() const { return num_restores_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
   struct Write {
     std::uint64_t id = 0;
     std::optional<std::size_t> num_told;  ///< extents, where parts are told
@@ -105,13 +103,10 @@ class SnapshotService {
     std::vector<Hash128> names;  ///< of them
     std::size_t num_alive = 0;  ///< the first ones, which the index owns
     std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
-    bool lent = true;  ///< false: the peer may be writing there, until arrive() knows better
-    Clock::time_point started = Clock::now();
-    Clock::time_point found_room = {};
-    Clock::time_point arrived = {};  ///< when the last copy was seen to be done
+    std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
 
     bool over() const {
-      return copies.empty() && (failed || (lent && num_started == manifest.extents.size()));
+      return copies.empty() && (failed || num_started == manifest.extents.size());
     }
   };
   struct Peer {

@@ -52,8 +52,6 @@ struct Rules {
   bool die_in_parts = false;  ///< after telling the first
   bool no_lending = false;  ///< answers with an error
   bool die_at_lend = false;
-  bool stall_lending = false;  ///< never answers
-  bool lend_others = false;  ///< answers with other blocks than it published
   bool no_borrowing = false;  ///< answers with an error
   bool die_at_borrow = false;
   bool stall_borrowing = false;  ///< never answers
@@ -97,8 +95,6 @@ struct Rules {
       if (what == "die_in_parts") rules.parts = rules.die_in_parts = true;
       if (what == "no_lending") rules.no_lending = true;
       if (what == "die_at_lend") rules.die_at_lend = true;
-      if (what == "stall_lending") rules.stall_lending = true;
-      if (what == "lend_others") rules.lend_others = true;
       if (what == "no_borrowing") rules.no_borrowing = true;
       if (what == "die_at_borrow") rules.die_at_borrow = true;
       if (what == "stall_borrowing") rules.stall_borrowing = true;
@@ -193,7 +189,7 @@ class FakeWorker {
       meet(*peer);
     } else if (const auto* lend = std::get_if<LendFrame>(&frame)) {
       if (rules_.die_at_lend) ::raise(SIGKILL);
-      if (!rules_.stall_lending) this->lend(*lend);
+      this->lend(*lend);
     } else if (const auto* borrow = std::get_if<BorrowFrame>(&frame)) {
       if (rules_.die_at_borrow) ::raise(SIGKILL);
       if (!rules_.stall_borrowing) this->borrow(*borrow);
@@ -529,12 +525,6 @@ class FakeWorker {
   }
 
   void arrive(const ArriveFrame& frame) {
-    if (const auto loan = borrowing_.extract(frame.id)) {
-      if (frame.error.empty())
-        copy(loan.mapped());
-      else
-        send(RestoreDoneFrame{frame.id, "it was not lent", 0});
-    }
     const auto found = restoring_.find(frame.id);
     if (found == restoring_.end()) return;
     RestoreFrame& restore = found->second;
@@ -567,24 +557,17 @@ class FakeWorker {
       if (found != index_.end()) answer.blocks.push_back(found->second.block);
     }
     if (!answer.error.empty()) answer.blocks.clear();
-    if (rules_.lend_others) std::ranges::reverse(answer.blocks);
     send(answer);
   }
 
   void borrow(const BorrowFrame& frame) {
-    if (rules_.no_borrowing)
-      send(RestoreDoneFrame{frame.id, "the fake borrows nothing", 0});
-    else
-      borrowing_[frame.id] = frame;
-  }
-
-  void copy(const BorrowFrame& frame) {
     std::vector<std::span<const std::byte>> blocks;
     for (const BlockId block : frame.blocks) {
       blocks.push_back(peers_.at(frame.from)
                            .subspan(static_cast<std::size_t>(block) * kBlockBytes, kBlockBytes));
     }
-    take_blocks({frame.id, "", 0}, frame.cache_root, frame.token_ids, blocks);
+    take_blocks({frame.id, rules_.no_borrowing ? "the fake borrows nothing" : "", 0},
+                frame.cache_root, frame.token_ids, blocks);
   }
 
   void read_snapshot(const RestoreFrame& frame) {
@@ -647,7 +630,6 @@ class FakeWorker {
   std::vector<GenerateEvent> events_;
   std::map<Hash128, BlockEntry> index_;
   std::map<std::uint64_t, RestoreFrame> restoring_;
-  std::map<std::uint64_t, BorrowFrame> borrowing_;
   std::map<std::uint32_t, std::span<std::byte>> peers_;
   BlockId next_block_ = 0;
   EngineStats stats_;

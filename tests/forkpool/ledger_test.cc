@@ -55,28 +55,6 @@ TEST(Ledger, CountsLeadingWholeBlocks) {
   EXPECT_EQ(ledger.size(), 2U);
 }
 
-TEST(Ledger, APlaceIsAnotherAfterAnEviction) {
-  RandomFrames random(kSeed);
-  const auto prompt = random.tokens(3 * kBlockSize);
-  PrefixNames names(root(1), prompt);
-  Ledger ledger;
-  const auto blocks = entries(root(1), prompt, 5);
-  ledger.publish({blocks[0], blocks[1]});
-  EXPECT_TRUE(ledger.place(names, 3).blocks.empty());
-  ledger.publish({blocks[2]});
-  const Ledger::Place place = ledger.place(names, 3);
-  EXPECT_EQ(place.blocks, (std::vector<BlockId>{5, 6, 7}));
-  ledger.publish(entries(root(2), prompt, 8));  // others do not matter
-  ledger.evict(std::vector{entries(root(2), prompt, 8)[0].hash});
-  EXPECT_EQ(ledger.place(names, 3), place);
-  EXPECT_EQ(ledger.place(names, 2).blocks, (std::vector<BlockId>{5, 6}));
-  ledger.evict(std::vector{blocks[1].hash});
-  EXPECT_TRUE(ledger.place(names, 3).blocks.empty());
-  ledger.publish({blocks[1]});  // back to where it was
-  EXPECT_EQ(ledger.place(names, 3).blocks, place.blocks);
-  EXPECT_NE(ledger.place(names, 3), place);
-}
-
 TEST(Ledger, TheTokensDecideNotOnlyTheName) {
   const std::vector<TokenId> prompt(kBlockSize, 5);
   auto blocks = entries(root(1), prompt, 0);

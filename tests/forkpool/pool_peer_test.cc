@@ -128,29 +128,6 @@ TEST(PoolPeer, AnEndThatDiesFailsTheCopyAndHoldsNothing) {
   }
 }
 
-TEST(PoolPeer, BlocksThatAreNotWhereTheyWereAreNotPublished) {
-  Moved moved("0:lend_others");
-  const auto tokens = moved.move(TransferWay::kPeer);
-  ASSERT_FALSE(tokens);
-  EXPECT_EQ(tokens.error().code, Errc::kNotFound);
-  EXPECT_EQ(moved.ask(1), 0U);
-  EXPECT_EQ(moved.harness.pool().status().worker_deaths, 0U);
-}
-
-TEST(PoolPeer, ASourceThatDoesNotLendInTimeIsNotWaitedFor) {
-  Moved moved("0.0:stall_lending");
-  for (int i = 0; i < 3; ++i) {  // which says nothing against the target
-    const auto late = moved.move(TransferWay::kPeer, milliseconds(50));
-    ASSERT_FALSE(late);
-    EXPECT_EQ(late.error().code, Errc::kDeadlineExceeded);
-  }
-  ASSERT_TRUE(moved.harness.kill_worker(0));
-  ASSERT_TRUE(moved.harness.wait_ready());  // nothing is held of its memory
-  const auto tokens = moved.move(TransferWay::kPeer);
-  ASSERT_TRUE(tokens) << tokens.error().to_string();
-  EXPECT_EQ(moved.ask(1), kWhole);
-}
-
 // What is being read may not be written: the source's next process waits for the reader.
 TEST(PoolPeer, NoSuccessorStartsWhileItsMemoryIsRead) {
   Moved moved("1.0:stall_borrowing");

@@ -342,10 +342,6 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   side.service->meet({4, {}});  // what copies out of it keeps the mapping
   side.pipeline.finished = true;
   ASSERT_TRUE(side.service->poll());
-  EXPECT_EQ(kinds(side.sent()), "");  // nor before it has been lent
-  EXPECT_TRUE(side.service->busy());
-  ASSERT_TRUE(side.service->arrive({7, 0, {}, ""}));
-  ASSERT_TRUE(side.service->poll());
   const auto frames = side.sent();
   ASSERT_EQ(kinds(frames), "publish restore_done ");
   EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).num_tokens, trunk_.size());
@@ -355,33 +351,6 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   source.service->take_back({7});
   source.expect_sound(5);
   EXPECT_EQ(source.index->evict(5), 5U);
-}
-
-TEST_F(SnapshotServiceTest, WhatWasNotLentIsNotPublished) {
-  Side source(5, view_);
-  source.fill(trunk_);
-  for (const bool is_early : {true, false}) {  // before the copy has ended, or behind it
-    SCOPED_TRACE(is_early);
-    Side side(5, view_);
-    side.reachable = &source;
-    side.service->meet(source.introduction(4));
-    side.pipeline.finished = !is_early;
-    ASSERT_TRUE(side.service->borrow({7, 4, kRoot, trunk_, {0, 1, 2, 3, 4}}));
-    ASSERT_TRUE(side.service->poll());
-    EXPECT_EQ(side.pool.num_free(), 0U);
-    ASSERT_TRUE(side.service->arrive({7, 0, {}, "it has moved"}));
-    ASSERT_TRUE(side.service->poll());
-    EXPECT_EQ(side.service->busy(), is_early);
-    side.pipeline.finished = true;
-    ASSERT_TRUE(side.service->poll());
-    const auto frames = side.sent();
-    ASSERT_EQ(kinds(frames), "restore_done ");
-    EXPECT_NE(std::get<RestoreDoneFrame>(frames[0]).error.find("it has moved"), std::string::npos);
-    EXPECT_FALSE(side.service->busy());
-    EXPECT_EQ(side.pool.num_free(), 5U);
-    side.expect_sound(0);
-    ASSERT_TRUE(side.service->arrive({7, 0, {}, ""}));  // too late: ignored
-  }
 }
 
 TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
