@@ -39,7 +39,7 @@ wheel: setup  ## the Python package's wheel, whole, in build/dist (PYTHONS="pyth
 sdist: setup  ## its sources and a wheel built from them, in build/dist
 	@$(PYTHON) scripts/build_wheel.py --sdist $(PYTHONS)
 
-test: build model templates  ## every test (on two cores 15 minutes with a warm compiler cache, 30 from nothing)
+test: build model templates  ## every test (on two cores 15 minutes with a warm compiler cache, 25 from nothing)
 	@scripts/run_tests.sh $(BUILD)
 
 test-long: test-kills test-tools test-schemas test-openapi test-python-long test-exact test-tokenizers test-tidy test-asan test-tsan  ## all of the long checks below

@@ -31,7 +31,7 @@ struct ExtentCopy {
 using CopyHandle = std::uint64_t;
 
 /// Moves whole KV blocks between KV memory and the arena and computes the CRC32C of every extent's
-/// bytes in the arena along the way. A copy engine works while its caller goes on: launch, ask
+/// bytes along the way, at whichever end of the copies that costs least. A copy engine works while its caller goes on: launch, ask
 /// done(), collect each handle once. Not thread-safe.
 class CopyPipeline {
  public:

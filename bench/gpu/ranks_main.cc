@@ -73,7 +73,9 @@ int main(int argc, char** argv) try {
   }
   // At debug the pool and its workers tell what each move of a trunk took, part by part.
   const char* level = std::getenv("THAW_LOG_LEVEL");
-  thaw::set_log_level(level != nullptr ? level : "warn");
+  if (!thaw::set_log_level(level != nullptr ? level : "warn"))
+    throw std::invalid_argument(std::string("THAW_LOG_LEVEL is ") + level +
+                                "; trace, debug, info, warn, error or off is right");
   const fs::path prepared = directory / "thaw-ranks-bench";
   served.prepared = prepared.string();
   thaw::bench::prepare_served(served);

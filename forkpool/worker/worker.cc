@@ -114,7 +114,7 @@ class Server {
     while (true) {
       Result<bool> going_on = take_what_came();
       if (!going_on || !*going_on || !channel_->has_part()) return going_on;
-      if (!was_idle || engine_->snapshots().busy()) return going_on;
+      if (!was_idle || engine_->snapshots().copying()) return going_on;
       const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
           end - std::chrono::steady_clock::now());
       if (left.count() <= 0) return going_on;
