@@ -31,8 +31,8 @@ struct ExtentCopy {
 using CopyHandle = std::uint64_t;
 
 /// Moves whole KV blocks between KV memory and the arena and computes the CRC32C of every extent's
-/// bytes along the way, at whichever end of the copies that costs least. A copy engine works while its caller goes on: launch, ask
-/// done(), collect each handle once. Not thread-safe.
+/// bytes along the way, at whichever end of the copies that costs least. A copy engine works while
+/// its caller goes on: launch, ask done(), collect each handle once. Not thread-safe.
 class CopyPipeline {
  public:
   virtual ~CopyPipeline() = default;

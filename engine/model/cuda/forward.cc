@@ -107,7 +107,8 @@ LayerWindows::LayerWindows(const ModelConfig& config, int max_positions) {
     if (std::ranges::find(windows, window_of(layer)) == windows.end())
       windows.push_back(window_of(layer));
   // All keys first: what rows share of them settles the width of every plan's items.
-  std::ranges::stable_partition(windows, [](int window) { return window == 0; });
+  if (const auto all = std::ranges::find(windows, 0); all != windows.end())
+    std::iter_swap(windows.begin(), all);
   for (const LayerConfig& layer : config.layers)
     of_layer.push_back(
         static_cast<int>(std::ranges::find(windows, window_of(layer)) - windows.begin()));
