@@ -10,147 +10,86 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "token arrays are copied as they lie");
 
-/// Reads one value, and counts while it does. A byte string is copied as a whole, which the
-/// library's reader does byte by byte: nearly all that travels is tokens.
-class Reader {
+/// Builds the document and counts while it does.
+class Builder final : public nlohmann::json_sax<Json> {
  public:
-  explicit Reader(std::span<const char> payload) : payload_(payload) {}
+  Json take() { return std::move(root_); }
+  const std::string& error() const { return error_; }
 
-  Json whole() {
-    Json json = value(0);
-    if (at_ < payload_.size()) malformed();
-    return json;
+  bool null() override { return add(Json(nullptr)); }
+  bool boolean(bool value) override { return add(Json(value)); }
+  bool number_integer(number_integer_t value) override { return add(Json(value)); }
+  bool number_unsigned(number_unsigned_t value) override { return add(Json(value)); }
+  bool number_float(number_float_t value, const string_t& /*text*/) override {
+    return add(Json(value));
+  }
+  bool string(string_t& value) override { return add(Json(std::move(value))); }
+  bool binary(binary_t& value) override {
+    if (value.has_subtype()) {
+      error_ = "a MessagePack extension, which no frame has";
+      return false;
+    }
+    return add(Json(std::move(value)));
+  }
+  bool start_object(std::size_t /*size*/) override { return open(Json::object()); }
+  bool key(string_t& name) override {
+    Json& object = *stack_.back();
+    auto [slot, inserted] = object.get_ref<Json::object_t&>().try_emplace(name, nullptr);
+    if (!inserted) {
+      error_ = "field " + name + " appears twice";
+      return false;
+    }
+    slot_ = &slot->second;
+    return true;
+  }
+  bool end_object() override { return close(); }
+  bool start_array(std::size_t /*size*/) override { return open(Json::array()); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t position, const std::string& /*token*/,
+                   const nlohmann::detail::exception& /*error*/) override {
+    error_ = "not MessagePack at byte " + std::to_string(position);
+    return false;
   }
 
  private:
-  /// `depth`: containers around it.
-  Json value(std::size_t depth) {
-    if (++num_values_ > kMaxValues)
-      fail("payload: more than " + std::to_string(kMaxValues) + " values");
-    const auto type = number<std::uint8_t>();
-    if (type <= 0x7f) return static_cast<std::uint64_t>(type);
-    if (type <= 0x8f) return map(type & 0x0f, depth);
-    if (type <= 0x9f) return array(type & 0x0f, depth);
-    if (type <= 0xbf) return text(type & 0x1f);
-    if (type >= 0xe0) return static_cast<std::int64_t>(static_cast<std::int8_t>(type));
-    switch (type) {
-      case 0xc0:
-        return nullptr;
-      case 0xc2:
-        return false;
-      case 0xc3:
-        return true;
-      case 0xc4:
-        return binary(number<std::uint8_t>());
-      case 0xc5:
-        return binary(number<std::uint16_t>());
-      case 0xc6:
-        return binary(number<std::uint32_t>());
-      case 0xca:
-        return static_cast<double>(std::bit_cast<float>(number<std::uint32_t>()));
-      case 0xcb:
-        return std::bit_cast<double>(number<std::uint64_t>());
-      case 0xcc:
-        return static_cast<std::uint64_t>(number<std::uint8_t>());
-      case 0xcd:
-        return static_cast<std::uint64_t>(number<std::uint16_t>());
-      case 0xce:
-        return static_cast<std::uint64_t>(number<std::uint32_t>());
-      case 0xcf:
-        return number<std::uint64_t>();
-      case 0xd0:
-        return static_cast<std::int64_t>(static_cast<std::int8_t>(number<std::uint8_t>()));
-      case 0xd1:
-        return static_cast<std::int64_t>(static_cast<std::int16_t>(number<std::uint16_t>()));
-      case 0xd2:
-        return static_cast<std::int64_t>(static_cast<std::int32_t>(number<std::uint32_t>()));
-      case 0xd3:
-        return static_cast<std::int64_t>(number<std::uint64_t>());
-      case 0xd9:
-        return text(number<std::uint8_t>());
-      case 0xda:
-        return text(number<std::uint16_t>());
-      case 0xdb:
-        return text(number<std::uint32_t>());
-      case 0xdc:
-        return array(number<std::uint16_t>(), depth);
-      case 0xdd:
-        return array(number<std::uint32_t>(), depth);
-      case 0xde:
-        return map(number<std::uint16_t>(), depth);
-      case 0xdf:
-        return map(number<std::uint32_t>(), depth);
-      default:  // 0xc1, and extensions, which no frame has
-        malformed();
+  Json* place(Json value) {
+    if (++num_values_ > kMaxValues) {
+      error_ = "more than " + std::to_string(kMaxValues) + " values";
+      return nullptr;
     }
-  }
-
-  Json map(std::size_t size, std::size_t depth) {
-    check_depth(depth);
-    Json object = Json::object();
-    auto& fields = object.get_ref<Json::object_t&>();
-    for (std::size_t i = 0; i < size; ++i) {
-      const auto [field, is_new] = fields.try_emplace(key(), nullptr);
-      if (!is_new) fail("payload: field " + field->first + " appears twice");
-      field->second = value(depth + 1);
+    if (stack_.empty()) {
+      root_ = std::move(value);
+      return &root_;
     }
-    return object;
+    Json& parent = *stack_.back();
+    if (parent.is_array()) {
+      parent.push_back(std::move(value));
+      return &parent.back();
+    }
+    *slot_ = std::move(value);
+    return slot_;
+  }
+  bool add(Json value) { return place(std::move(value)) != nullptr; }
+  bool open(Json container) {
+    if (stack_.size() == kMaxDepth) {
+      error_ = "nested deeper than " + std::to_string(kMaxDepth);
+      return false;
+    }
+    Json* placed = place(std::move(container));
+    if (placed == nullptr) return false;
+    stack_.push_back(placed);
+    return true;
+  }
+  bool close() {
+    stack_.pop_back();
+    return true;
   }
 
-  Json array(std::size_t size, std::size_t depth) {
-    check_depth(depth);
-    Json items = Json::array();
-    for (std::size_t i = 0; i < size; ++i)
-      items.push_back(value(depth + 1));
-    return items;
-  }
-
-  Json binary(std::size_t size) {
-    const auto bytes = take(size);
-    const auto* first = reinterpret_cast<const std::uint8_t*>(bytes.data());
-    return Json::binary({first, first + bytes.size()});
-  }
-
-  std::string text(std::size_t size) {
-    const auto bytes = take(size);
-    return {bytes.begin(), bytes.end()};
-  }
-
-  std::string key() {
-    const auto type = number<std::uint8_t>();
-    if (type >= 0xa0 && type <= 0xbf) return text(type & 0x1f);
-    if (type == 0xd9) return text(number<std::uint8_t>());
-    if (type == 0xda) return text(number<std::uint16_t>());
-    if (type == 0xdb) return text(number<std::uint32_t>());
-    malformed();
-  }
-
-  template <typename Number>
-  Number number() {
-    std::uint64_t number = 0;  // big-endian
-    for (const char byte : take(sizeof(Number)))
-      number = number << 8 | static_cast<unsigned char>(byte);
-    return static_cast<Number>(number);
-  }
-
-  std::span<const char> take(std::size_t size) {
-    if (size > payload_.size() - at_) malformed();
-    const auto bytes = payload_.subspan(at_, size);
-    at_ += size;
-    return bytes;
-  }
-
-  static void check_depth(std::size_t depth) {
-    if (depth == kMaxDepth) fail("payload: nested deeper than " + std::to_string(kMaxDepth));
-  }
-
-  [[noreturn]] void malformed() const {
-    fail("payload: not MessagePack at byte " + std::to_string(at_));
-  }
-
-  std::span<const char> payload_;
-  std::size_t at_ = 0;
+  Json root_;
+  std::vector<Json*> stack_;  // open containers; a parent is not touched while a child is open
+  Json* slot_ = nullptr;  // where the value of the last key goes
   std::size_t num_values_ = 0;
+  std::string error_;
 };
 
 }  // namespace
@@ -160,7 +99,11 @@ void fail(const std::string& what) {
 }
 
 Json parse(std::span<const char> payload) {
-  return Reader(payload).whole();
+  Builder builder;
+  if (!Json::sax_parse(payload.begin(), payload.end(), &builder, Json::input_format_t::msgpack)) {
+    fail("payload: " + builder.error());
+  }
+  return builder.take();
 }
 
 Json pack(const Hash128& hash) {
