@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <stdexcept>
@@ -71,11 +70,7 @@ int main(int argc, char** argv) try {
       throw std::invalid_argument(flag + " is unknown");
     }
   }
-  // At debug the pool and its workers tell what each move of a trunk took, part by part.
-  const char* level = std::getenv("THAW_LOG_LEVEL");
-  if (!thaw::set_log_level(level != nullptr ? level : "warn"))
-    throw std::invalid_argument(std::string("THAW_LOG_LEVEL is ") + level +
-                                "; trace, debug, info, warn, error or off is right");
+  thaw::set_log_level("warn");
   const fs::path prepared = directory / "thaw-ranks-bench";
   served.prepared = prepared.string();
   thaw::bench::prepare_served(served);

@@ -50,7 +50,7 @@ enum class ItemWidth : std::int32_t { kNarrow, kWide };
 /// memory, so that a captured graph serves every batch that fits.
 struct AttentionPlanHeader {
   std::int32_t num_tiles = 0;  ///< of prefill
-  std::int32_t num_items = 0;  ///< (split, up to item_rows query rows) of decode
+  std::int32_t num_items = 0;  ///< (split, up to 32 or 64 query rows) of decode
   ItemWidth width = ItemWidth::kNarrow;  ///< of all items
   std::int32_t num_split_rows = 0;  ///< rows that the items serve
   std::int32_t tiles_at = 0;  ///< word offsets of the arrays
