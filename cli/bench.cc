@@ -45,6 +45,7 @@ Result<void> run_bench_gpu(const BenchSettings& settings) {
   for (const std::string& part : settings.parts)
     add("--part", part);
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words)
     argv.push_back(word.data());
   argv.push_back(nullptr);
