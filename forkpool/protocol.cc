@@ -440,21 +440,25 @@ std::vector<int> frame_descriptors(const Frame& frame) {
 }
 
 std::string encode_frame(const Frame& frame) {
+  Json payload = std::visit(PayloadOf{}, frame);
+  const std::string tail = wire::lift(payload);
   std::string bytes(kFrameHeaderBytes, '\0');
-  Json::to_msgpack(std::visit(PayloadOf{}, frame), bytes);
+  Json::to_msgpack(payload, bytes);
   const std::size_t payload_bytes = bytes.size() - kFrameHeaderBytes;
-  if (payload_bytes > kMaxPayloadBytes) {
+  if (payload_bytes + tail.size() > kMaxPayloadBytes) {
     throw Exception(make_error(Errc::kInternal, std::string(frame_name(frame)) + " frame of " +
-                                                    std::to_string(payload_bytes) +
+                                                    std::to_string(payload_bytes + tail.size()) +
                                                     " bytes; at most " +
                                                     std::to_string(kMaxPayloadBytes)));
   }
   bytes[0] = static_cast<char>(kProtocolVersion);
   bytes[1] = static_cast<char>(frame_type(frame));
   bytes[2] = static_cast<char>(frame_descriptors(frame).size());
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     bytes[4 + i] = static_cast<char>(payload_bytes >> (8 * i));
-  return bytes;
+    bytes[8 + i] = static_cast<char>(tail.size() >> (8 * i));
+  }
+  return bytes += tail;
 }
 
 void FrameDecoder::feed(std::span<const char> bytes, std::vector<UniqueFd> descriptors) {
@@ -495,7 +499,8 @@ Result<FrameDecoder::Next> FrameDecoder::next() {
     return make_error(Errc::kProtocol, std::string(info->name) + " frame: bytes 2 and 3 of the " +
                                            "header are not a number of descriptors and zero");
   }
-  const std::size_t payload_bytes = read_u32(header + 4);
+  const std::size_t map_bytes = read_u32(header + 4);
+  const std::size_t payload_bytes = map_bytes + read_u32(header + 8);
   if (payload_bytes > kMaxPayloadBytes) {
     return make_error(Errc::kProtocol, std::string(info->name) + " frame of " +
                                            std::to_string(payload_bytes) + " bytes; at most " +
@@ -503,7 +508,8 @@ Result<FrameDecoder::Next> FrameDecoder::next() {
   }
   if (available - kFrameHeaderBytes < payload_bytes) return wait_for_bytes();
   try {
-    const Json payload = wire::parse({header + kFrameHeaderBytes, payload_bytes});
+    const std::span<const char> body(header + kFrameHeaderBytes, payload_bytes);
+    const Json payload = wire::parse(body.first(map_bytes), body.subspan(map_bytes));
     Next next{true, read_frame(type, info->name, payload)};
     if (descriptors_.size() < num_descriptors) {
       wire::fail("it announces " + std::to_string(num_descriptors) + " descriptors; " +

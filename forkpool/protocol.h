@@ -18,11 +18,12 @@
 namespace thaw::forkpool {
 
 /// Frames between pool and worker. docs/protocol.md is the specification; payloads are MessagePack
-/// maps. Header, 8 bytes little-endian: u8 version, u8 type, u8 descriptors that travel with the
-/// frame, u8 zero, u32 payload bytes.
-inline constexpr std::uint8_t kProtocolVersion = 3;
-inline constexpr std::size_t kFrameHeaderBytes = 8;
-inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;
+/// maps, with their long byte strings behind them. Header, 12 bytes little-endian: u8 version, u8
+/// type, u8 descriptors that travel with the frame, u8 zero, u32 bytes of the map, u32 bytes behind
+/// it.
+inline constexpr std::uint8_t kProtocolVersion = 4;
+inline constexpr std::size_t kFrameHeaderBytes = 12;
+inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;  ///< both together
 
 /// Caps on what one frame may hold. The codec refuses more, so nothing larger may be sent.
 inline constexpr std::size_t kMaxTokens = std::size_t{8} << 20;  ///< in one token array

@@ -8,13 +8,17 @@
 namespace thaw::forkpool::wire {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "token arrays are copied as they lie");
+static_assert(std::endian::native == std::endian::little,
+              "token arrays and lengths are copied as they lie");
 
 /// Builds the document and counts while it does.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
+  explicit Builder(std::span<const char> tail) : tail_(tail) {}
+
   Json take() { return std::move(root_); }
   const std::string& error() const { return error_; }
+  std::size_t num_tail_bytes() const { return tail_.size(); }  ///< that nothing has taken
 
   bool null() override { return add(Json(nullptr)); }
   bool boolean(bool value) override { return add(Json(value)); }
@@ -25,11 +29,7 @@ class Builder final : public nlohmann::json_sax<Json> {
   }
   bool string(string_t& value) override { return add(Json(std::move(value))); }
   bool binary(binary_t& value) override {
-    if (value.has_subtype()) {
-      error_ = "a MessagePack extension, which no frame has";
-      return false;
-    }
-    return add(Json(std::move(value)));
+    return value.has_subtype() ? add_lifted(value) : add(Json(std::move(value)));
   }
   bool start_object(std::size_t /*size*/) override { return open(Json::object()); }
   bool key(string_t& name) override {
@@ -70,6 +70,22 @@ class Builder final : public nlohmann::json_sax<Json> {
     return slot_;
   }
   bool add(Json value) { return place(std::move(value)) != nullptr; }
+  bool add_lifted(const binary_t& extension) {
+    std::uint32_t size = 0;
+    if (extension.subtype() != kLiftedType || extension.size() != sizeof size) {
+      error_ = "a MessagePack extension that is no length of what lies behind the payload";
+      return false;
+    }
+    std::memcpy(&size, extension.data(), sizeof size);
+    if (size > tail_.size()) {
+      error_ = "a byte string of " + std::to_string(size) + " bytes, and " +
+               std::to_string(tail_.size()) + " more behind the payload";
+      return false;
+    }
+    const auto bytes = tail_.first(size);
+    tail_ = tail_.subspan(size);
+    return add(pack_bytes({bytes.data(), bytes.size()}));
+  }
   bool open(Json container) {
     if (stack_.size() == kMaxDepth) {
       error_ = "nested deeper than " + std::to_string(kMaxDepth);
@@ -89,8 +105,23 @@ class Builder final : public nlohmann::json_sax<Json> {
   std::vector<Json*> stack_;  // open containers; a parent is not touched while a child is open
   Json* slot_ = nullptr;  // where the value of the last key goes
   std::size_t num_values_ = 0;
+  std::span<const char> tail_;  // what is left of it
   std::string error_;
 };
+
+void lift_into(Json& value, std::string& tail) {
+  if (value.is_structured()) {
+    for (Json& item : value)
+      lift_into(item, tail);
+  } else if (value.is_binary() && value.get_binary().size() >= kMinLiftedBytes) {
+    const auto& bytes = value.get_binary();
+    const auto size = static_cast<std::uint32_t>(bytes.size());
+    tail.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    std::vector<std::uint8_t> length(sizeof size);
+    std::memcpy(length.data(), &size, sizeof size);
+    value = Json::binary(std::move(length), kLiftedType);
+  }
+}
 
 }  // namespace
 
@@ -98,12 +129,21 @@ void fail(const std::string& what) {
   throw Exception(make_error(Errc::kProtocol, what));
 }
 
-Json parse(std::span<const char> payload) {
-  Builder builder;
+Json parse(std::span<const char> payload, std::span<const char> tail) {
+  Builder builder(tail);
   if (!Json::sax_parse(payload.begin(), payload.end(), &builder, Json::input_format_t::msgpack)) {
     fail("payload: " + builder.error());
   }
+  if (builder.num_tail_bytes() > 0) {
+    fail(std::to_string(builder.num_tail_bytes()) + " bytes behind the payload that are not its");
+  }
   return builder.take();
+}
+
+std::string lift(Json& payload) {
+  std::string tail;
+  lift_into(payload, tail);
+  return tail;
 }
 
 Json pack(const Hash128& hash) {

@@ -25,7 +25,15 @@ using Json = nlohmann::json;
 /// memory can be exhausted by a small payload.
 inline constexpr std::size_t kMaxDepth = 8;
 inline constexpr std::size_t kMaxValues = std::size_t{4} << 20;
-Json parse(std::span<const char> payload);
+/// `tail`: the byte strings that lift() took out; all of them must be taken.
+Json parse(std::span<const char> payload, std::span<const char> tail = {});
+
+/// Takes the long byte strings out of a payload and returns them, one after the other. An extension
+/// of kLiftedType stands for each and holds its length: readers of MessagePack go through a byte
+/// string byte by byte, and prompts are long.
+inline constexpr std::size_t kMinLiftedBytes = 256;
+inline constexpr std::uint8_t kLiftedType = 1;
+std::string lift(Json& payload);
 
 /// Hashes and token arrays travel as byte strings: 16 bytes, and little-endian u32 each.
 Json pack(const Hash128& hash);

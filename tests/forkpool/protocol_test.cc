@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include <gmock/gmock.h>
@@ -26,11 +27,14 @@ Result<FrameDecoder::Next> decode(const std::string& bytes) {
   return decoder.next();
 }
 
-std::string frame_bytes(std::uint8_t type, const std::string& payload) {
+std::string frame_bytes(std::uint8_t type, const std::string& payload,
+                        const std::string& tail = "") {
   std::string bytes{static_cast<char>(kProtocolVersion), static_cast<char>(type), 0, 0};
-  for (int i = 0; i < 4; ++i)
-    bytes += static_cast<char>(payload.size() >> (8 * i));
-  return bytes + payload;
+  for (const std::size_t size : {payload.size(), tail.size()}) {
+    for (int i = 0; i < 4; ++i)
+      bytes += static_cast<char>(size >> (8 * i));
+  }
+  return bytes + payload + tail;
 }
 
 std::string frame_bytes(std::uint8_t type, const Json& payload) {
@@ -42,7 +46,10 @@ std::string frame_bytes(std::uint8_t type, const Json& payload) {
 /// The payload of a valid frame of this kind, to be spoilt.
 Json payload_of(const Frame& frame) {
   const std::string bytes = encode_frame(frame);
-  return Json::from_msgpack(bytes.substr(kFrameHeaderBytes));
+  const std::string_view body = std::string_view(bytes).substr(kFrameHeaderBytes);
+  std::uint32_t map_bytes = 0;
+  std::memcpy(&map_bytes, bytes.data() + 4, sizeof map_bytes);
+  return wire::parse(body.substr(0, map_bytes), body.substr(map_bytes));
 }
 
 std::vector<UniqueFd> copies_of(const std::vector<int>& descriptors) {
@@ -133,7 +140,8 @@ TEST(Protocol, FloatsKeepTheirBits) {
 
 TEST(Protocol, BytesOfACancelFrame) {
   const std::string bytes = encode_frame(CancelFrame{7});
-  const std::string expected("\x03\x04\x00\x00\x0a\x00\x00\x00\x81\xa7request\x07", 18);
+  const std::string expected("\x04\x04\x00\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x81\xa7request\x07",
+                             22);
   EXPECT_EQ(bytes, expected);
 }
 
@@ -192,7 +200,7 @@ TEST(Protocol, BadHeadersAreNamed) {
 
 TEST(Protocol, AnErrorIsFinal) {
   FrameDecoder decoder;
-  decoder.feed(std::string(8, '\xff'));
+  decoder.feed(std::string(kFrameHeaderBytes, '\xff'));
   EXPECT_FALSE(decoder.next());
   decoder.feed(encode_frame(CancelFrame{7}));
   EXPECT_FALSE(decoder.next());
@@ -289,6 +297,48 @@ TEST(Protocol, UnknownFieldsAreIgnored) {
   const auto next = decode(frame_bytes(frame_type(CancelFrame{}), payload));
   ASSERT_TRUE(next);
   EXPECT_EQ(std::get<CancelFrame>(next->frame).request, 7U);
+}
+
+TEST(Protocol, LongByteStringsLieBehindThePayload) {
+  LendFrame lend{7, {}, {}};
+  for (TokenId token = 0; token < 64; ++token)  // of 256 bytes
+    lend.token_ids.push_back(token);
+  const std::string bytes = encode_frame(lend);
+  const std::string tail = bytes.substr(bytes.size() - 256);
+  EXPECT_EQ(bytes.find(std::string("\xa9token_ids\xd6\x01\x00\x01\x00\x00", 16)),
+            bytes.size() - 256 - 16);
+  EXPECT_EQ(tail.substr(0, 8), std::string("\x00\x00\x00\x00\x01\x00\x00\x00", 8));
+  const auto next = decode(bytes);
+  ASSERT_TRUE(next) << next.error().to_string();
+  EXPECT_EQ(std::get<LendFrame>(next->frame).token_ids, lend.token_ids);
+
+  // Whoever sends them inside of it, or lifts shorter ones, is understood as well.
+  Json payload = payload_of(lend);
+  EXPECT_TRUE(decode(frame_bytes(10, payload)));
+  const std::string root =
+      "\xaa"
+      "cache_root\xd6\x01\x10" +
+      std::string(3, '\0');
+  const std::string ids = "\xa9token_ids\xd6\x01" + std::string("\x40\x00\x00\x00", 4);
+  const std::string map = "\x83" + root + "\xa2id\x07" + ids;
+  const std::string strings = std::string(16, 'r') + tail.substr(0, 64);
+  const auto lifted = decode(frame_bytes(10, map, strings));
+  ASSERT_TRUE(lifted) << lifted.error().to_string();
+  EXPECT_EQ(std::get<LendFrame>(lifted->frame).cache_root.bytes[15], 'r');
+  EXPECT_EQ(std::get<LendFrame>(lifted->frame).token_ids.size(), 16U);
+
+  // Each byte of the tail is one string's.
+  const auto message = [&](const std::string& behind) {
+    const auto wrong = decode(frame_bytes(10, map, behind));
+    EXPECT_FALSE(wrong);
+    return wrong ? "" : wrong.error().message;
+  };
+  EXPECT_THAT(message(strings + "x"), HasSubstr("1 bytes behind the payload"));
+  EXPECT_THAT(message(strings.substr(1)), HasSubstr("of 64 bytes, and 63 more"));
+  EXPECT_THAT(message(""), HasSubstr("of 16 bytes, and 0 more"));
+  std::string huge = frame_bytes(10, map, strings);
+  huge[11] = 0x40;  // 1 GiB
+  EXPECT_THAT(decode(huge).error().message, HasSubstr("at most 67108864"));
 }
 
 TEST(Protocol, DeepOrHugePayloadsCostNothing) {

@@ -61,7 +61,7 @@ class RandomFrames {
     request.ttl = std::chrono::seconds(number(1 << 20));
     request.grammar = text();
     if (number(1)) request.worker = u32();
-    request.prompt = tokens(1 + number(40));
+    request.prompt = tokens(1 + number(150));
     request.num_choices = 1 + static_cast<std::uint32_t>(number(4));
     SamplingParams& sampling = request.sampling;
     sampling.temperature = f32();
@@ -132,7 +132,7 @@ class RandomFrames {
     manifest.kv_layout = text();
     manifest.block_size = kBlockSize;
     manifest.block_bytes = u64();
-    manifest.token_ids = tokens(kBlockSize * number(3));
+    manifest.token_ids = tokens(kBlockSize * number(9));
     manifest.tp_rank = u32();
     manifest.tp_size = u32();
     for (std::uint64_t i = number(3); i > 0; --i)
