@@ -248,11 +248,8 @@ void Dispatcher::move(const Transfers::End& from, const Transfers::End& to, Pref
   if (!straight) return transfers_.start(from, to, names, num_blocks, deadline, std::move(done));
   if (way == TransferWay::kPeer)
     return peers_.start(from, to, names, num_blocks, deadline, std::move(done));
-  auto tokens = std::make_shared<std::vector<TokenId>>();
-  for (std::size_t block = 0; block < num_blocks; ++block) {
-    const auto some = names.tokens(block);
-    tokens->insert(tokens->end(), some.begin(), some.end());
-  }
+  const auto whole = names.first_tokens(num_blocks);
+  const auto tokens = std::make_shared<std::vector<TokenId>>(whole.begin(), whole.end());
   const auto until = loop_.now() + deadline;
   peers_.start(from, to, names, num_blocks, deadline,
                [this, from, to, tokens, root = names.root(), until,

@@ -31,6 +31,9 @@ class PrefixNames {
   std::span<const TokenId> tokens(std::size_t block) const {
     return prompt_.subspan(block * kBlockSize, kBlockSize);
   }
+  std::span<const TokenId> first_tokens(std::size_t num_blocks) const {
+    return prompt_.first(num_blocks * kBlockSize);
+  }
   const Hash128& root() const { return root_; }
 
  private:

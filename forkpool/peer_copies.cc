@@ -24,11 +24,7 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
   Copy& copy = copies_[id];
   copy.from = from;
   copy.to = to;
-  copy.cache_root = names.root();
-  for (std::size_t block = 0; block < num_blocks; ++block) {
-    const auto tokens = names.tokens(block);
-    copy.token_ids.insert(copy.token_ids.end(), tokens.begin(), tokens.end());
-  }
+  copy.num_blocks = num_blocks;
   copy.done = std::move(done);
   copy.started = loop_.now();
   copy.timer = std::make_unique<Loop::Timer>(loop_);
@@ -38,7 +34,12 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
     report(late->second, make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time"));
   });
   slots_.hold(from.process.worker, true);
-  slots_.send(from.process.worker, LendFrame{id, copy.cache_root, copy.token_ids});
+  const auto tokens = names.first_tokens(num_blocks);
+  LendFrame lend{id, names.root(), {tokens.begin(), tokens.end()}};
+  slots_.send(from.process.worker, lend);
+  introduce(copy);
+  slots_.send(to.process.worker,
+              BorrowFrame{id, from.process.worker, lend.cache_root, std::move(lend.token_ids)});
 }
 
 void PeerCopies::introduce(const Copy& copy) {
@@ -52,30 +53,23 @@ void PeerCopies::introduce(const Copy& copy) {
 
 void PeerCopies::on_lent(std::uint32_t worker, const LentFrame& frame) {
   const auto found = copies_.find(frame.id);
-  if (found == copies_.end() || found->second.from.process.worker != worker ||
-      found->second.borrowing) {
+  if (found == copies_.end() || found->second.from.process.worker != worker || found->second.lent)
     return;
-  }
   Copy& copy = found->second;
   if (!frame.error.empty()) {
     return finish(frame.id, make_error(Errc::kNotFound, "worker " + std::to_string(worker) +
                                                             " lends nothing: " + frame.error));
   }
-  if (frame.blocks.size() != copy.token_ids.size() / kBlockSize) {
+  if (frame.blocks.size() != copy.num_blocks) {
     return finish(frame.id, make_error(Errc::kProtocol, "other blocks were lent than asked for"));
   }
-  copy.borrowing = true;
-  introduce(copy);
-  slots_.send(copy.to.process.worker,
-              BorrowFrame{frame.id, worker, copy.cache_root, copy.token_ids, frame.blocks});
+  copy.lent = true;
+  slots_.send(copy.to.process.worker, frame);
 }
 
 void PeerCopies::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame) {
   const auto found = copies_.find(frame.id);
-  if (found == copies_.end() || found->second.to.process.worker != worker ||
-      !found->second.borrowing) {
-    return;
-  }
+  if (found == copies_.end() || found->second.to.process.worker != worker) return;
   const Copy& copy = found->second;
   int& failures = failures_[{copy.from.process.worker, worker}];
   if (!frame.error.empty()) {
@@ -84,9 +78,13 @@ void PeerCopies::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& f
                   make_error(Errc::kUnsupported, "worker " + std::to_string(worker) +
                                                      " borrowed nothing: " + frame.error));
   }
+  if (!copy.lent) {
+    return finish(frame.id, make_error(Errc::kProtocol, "worker " + std::to_string(worker) +
+                                                            " borrowed what was not lent"));
+  }
   failures = 0;
   ++num_copies_;
-  const std::uint64_t bytes = copy.token_ids.size() / kBlockSize * copy.to.block_bytes;
+  const std::uint64_t bytes = copy.num_blocks * copy.to.block_bytes;
   copied_bytes_ += bytes;
   if (on_measured) on_measured(bytes, loop_.now() - copy.started);
   finish(frame.id, frame.num_tokens);
@@ -96,7 +94,7 @@ void PeerCopies::on_exit(kvsnap::Holder process) {
   std::vector<std::uint64_t> ended;
   for (const auto& [id, copy] : copies_) {
     // What is being copied out of a dead source's memory goes on: the bytes are there.
-    if (copy.to.process == process || (copy.from.process == process && !copy.borrowing))
+    if (copy.to.process == process || (copy.from.process == process && !copy.lent))
       ended.push_back(id);
   }
   for (const std::uint64_t id : ended) {
@@ -121,6 +119,9 @@ void PeerCopies::finish(std::uint64_t id, Result<std::uint32_t> result) {
   auto found = copies_.extract(id);
   if (found.empty()) return;
   Copy& copy = found.mapped();
+  if (!copy.lent && !result) {
+    slots_.send(copy.to.process.worker, LentFrame{id, result.error().message, {}});
+  }
   slots_.send(copy.from.process.worker, TakeBackFrame{id});
   slots_.hold(copy.from.process.worker, false);
   if (!result) ++num_failures_;

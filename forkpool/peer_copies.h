@@ -19,14 +19,14 @@ namespace thaw::forkpool {
 /// Copies prefixes straight out of one worker's KV memory into another's, where no process in
 /// between touches a byte: from one GPU to the next, or between memory files. The source lends the
 /// blocks, so that they stay what they are; the target, which maps the source's memory by the
-/// descriptor that the pool holds, copies them and publishes them once they are there; the source
-/// takes them back.
+/// descriptor that the pool holds and has been told meanwhile what will come, copies them and
+/// publishes them once they are there; the source takes them back.
 ///
-///     pool ─lend─► source ─lent─► pool ─[peer] borrow─► target ─restore_done─► pool ─take_back─►
-///     source
+///     pool ─lend─► source ─lent─► pool ─lent─► target ─restore_done─► pool ─take_back─► source
+///       └─[peer] borrow─► target
 ///
-/// The memory outlives its process, so a source that dies in the middle costs nothing: no successor
-/// is started before the target has answered or is gone. Belongs to the loop's thread.
+/// The memory outlives its process, so a source that dies once it has lent costs nothing: no
+/// successor is started before the target has answered or is gone. Belongs to the loop's thread.
 class PeerCopies {
  public:
   using End = Transfers::End;
@@ -69,10 +69,9 @@ class PeerCopies {
   struct Copy {
     End from;
     End to;
-    Hash128 cache_root;
-    std::vector<TokenId> token_ids;
+    std::size_t num_blocks = 0;
     Done done;
-    bool borrowing = false;  ///< the target has been told
+    bool lent = false;  ///< and the target has been told
     Clock::TimePoint started;
     std::unique_ptr<Loop::Timer> timer;
   };

@@ -16,7 +16,7 @@ using wire::Fields;
 using wire::Json;
 
 /// Type byte and name of each alternative of Frame, in its order. Bytes 1 to 15 travel from pool to
-/// worker, 16 to 31 from worker to pool; they never change their meaning.
+/// worker, 16 to 31 from worker to pool, `lent` both ways; they never change their meaning.
 struct TypeInfo {
   std::uint8_t type;
   const char* name;
@@ -146,8 +146,7 @@ struct PayloadOf {
     return {{"id", frame.id},
             {"from", frame.from},
             {"cache_root", wire::pack(frame.cache_root)},
-            {"token_ids", wire::pack(frame.token_ids)},
-            {"blocks", wire::pack(frame.blocks)}};
+            {"token_ids", wire::pack(frame.token_ids)}};
   }
   Json operator()(const RankFrame& frame) const { return {{"rank", frame.rank}}; }
   Json operator()(const LentFrame& frame) const {
@@ -256,20 +255,6 @@ std::vector<std::uint32_t> read_checksums(const Fields& fields) {
   return checksums;
 }
 
-BorrowFrame read_borrow(const Fields& fields) {
-  BorrowFrame borrow;
-  borrow.id = fields.u64("id");
-  borrow.from = fields.u32("from");
-  borrow.cache_root = fields.hash("cache_root");
-  borrow.token_ids = read_whole_blocks(fields, "token_ids");
-  borrow.blocks = fields.tokens("blocks", kMaxTokens / kBlockSize);
-  if (borrow.blocks.size() != borrow.token_ids.size() / kBlockSize) {
-    fields.wrong("blocks", "names " + std::to_string(borrow.blocks.size()) + " for " +
-                               std::to_string(borrow.token_ids.size()) + " tokens");
-  }
-  return borrow;
-}
-
 PeerFrame read_peer(const Fields& fields) {
   PeerFrame peer{fields.u32("worker"), wire::read_memory(fields.at("memory"))};
   if (peer.memory.weights_bytes > 0) fields.wrong("memory", "has weights");
@@ -336,7 +321,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 11:
       return TakeBackFrame{fields.u64("id")};
     case 12:
-      return read_borrow(fields);
+      return BorrowFrame{fields.u64("id"), fields.u32("from"), fields.hash("cache_root"),
+                         read_whole_blocks(fields, "token_ids")};
     case 13:
       return ArriveFrame{fields.u64("id"), fields.u32("first_extent"), read_checksums(fields),
                          fields.text("error", kMaxTextBytes)};

@@ -135,13 +135,13 @@ struct LendFrame {
 struct TakeBackFrame {
   std::uint64_t id = 0;
 };
-/// Copy the KV of these tokens out of a peer's blocks. Answered by RestoreDoneFrame.
+/// Copy the KV of these tokens out of a peer's blocks, once a LentFrame of that id tells which they
+/// are, or that there are none. Answered by RestoreDoneFrame.
 struct BorrowFrame {
   std::uint64_t id = 0;
   std::uint32_t from = 0;  ///< the worker of a PeerFrame
   Hash128 cache_root;
   std::vector<TokenId> token_ids;  ///< of whole blocks
-  std::vector<BlockId> blocks;  ///< of the peer's, one for every block of tokens
 };
 
 /// Right after InitFrame, where the pool knows what the model's tokens stand for.
@@ -180,10 +180,11 @@ struct SnapshotPartFrame {
   std::uint32_t first_extent = 0;
   std::vector<std::uint32_t> crc32c;  ///< of the extents from that one on
 };
+/// From the lender to the pool, and from there to the borrower.
 struct LentFrame {
   std::uint64_t id = 0;
   std::string error;  ///< empty: they are alive, and stay
-  std::vector<BlockId> blocks;
+  std::vector<BlockId> blocks;  ///< the lender's, one for every block of tokens
 };
 struct SnapshotDoneFrame {
   std::uint64_t id = 0;

@@ -89,11 +89,10 @@ void Transfers::write(const End& from, PrefixNames& names, std::size_t num_block
   manifest.kv_layout = from.kv_layout;
   manifest.block_size = kBlockSize;
   manifest.block_bytes = from.block_bytes;
-  for (std::size_t block = 0; block < num_blocks; ++block) {
-    const auto tokens = names.tokens(block);
-    manifest.token_ids.insert(manifest.token_ids.end(), tokens.begin(), tokens.end());
+  const auto tokens = names.first_tokens(num_blocks);
+  manifest.token_ids.assign(tokens.begin(), tokens.end());
+  for (std::size_t block = 0; block < num_blocks; ++block)
     writing.names.push_back(names.name(block));
-  }
   manifest.extents = std::move(lease->extents);
   const std::uint64_t id = next_id_++;
   send_(from.process.worker, SnapshotFrame{id, manifest, follower.has_value()});

@@ -21,9 +21,9 @@ TrunkId TrunkIndex::add(PrefixNames& names, std::size_t num_blocks, std::uint64_
   Trunk trunk;
   trunk.root = names.root();
   trunk.bytes = bytes;
+  const auto tokens = names.first_tokens(num_blocks);
+  trunk.token_ids.assign(tokens.begin(), tokens.end());
   for (std::size_t block = 0; block < num_blocks; ++block) {
-    const auto tokens = names.tokens(block);
-    trunk.token_ids.insert(trunk.token_ids.end(), tokens.begin(), tokens.end());
     trunk.names.push_back(names.name(block));
     by_block_[trunk.names.back()].push_back(next_id_);
   }

@@ -50,11 +50,21 @@ Result<void> SnapshotService::restore(RestoreFrame frame) {
   return {};
 }
 
-Result<void> SnapshotService::borrow(BorrowFrame frame) {
+void SnapshotService::borrow(BorrowFrame frame) {
   const std::uint64_t id = frame.id;
-  auto read = start_borrow(std::move(frame));
-  if (!read && lost_device(read.error())) return read.error();
-  take(std::move(read), id);
+  take(start_borrow(std::move(frame)), id);
+}
+
+Result<void> SnapshotService::lent(const LentFrame& frame) {
+  const auto read = std::ranges::find(reads_, frame.id, &Read::id);
+  if (read == reads_.end() || !read->awaits_loan) return {};
+  read->awaits_loan = false;
+  auto started = frame.error.empty()
+                     ? start_loan(*read, frame.blocks)
+                     : make_error(Errc::kNotFound, "nothing is lent: " + frame.error);
+  if (started) return {};
+  if (lost_device(started.error())) return started;
+  read->failed = std::move(started).error();
   return {};
 }
 
@@ -176,7 +186,7 @@ Result<std::vector<BlockId>> SnapshotService::allocate(std::size_t num_blocks) {
   return blocks;
 }
 
-Result<void> SnapshotService::find_room(Read& read) {
+void SnapshotService::find_alive(Read& read) {
   const Hash128& root = read.manifest.cache_root;
   const std::span<const TokenId> tokens = read.manifest.token_ids;
   read.blocks = parts_.index->match(root, tokens).full_blocks;
@@ -184,7 +194,10 @@ Result<void> SnapshotService::find_room(Read& read) {
   // Of whole blocks only: one that matches in part is of no use here and may go.
   const auto alive = tokens.first(read.num_alive * kBlockSize);
   read.lock = parts_.index->lock(parts_.index->match(root, alive));
-  auto fresh = allocate(tokens.size() / kBlockSize - read.num_alive);
+}
+
+Result<void> SnapshotService::find_room(Read& read) {
+  auto fresh = allocate(read.manifest.token_ids.size() / kBlockSize - read.num_alive);
   if (!fresh) return fresh.error();
   read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
   return {};
@@ -202,6 +215,7 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
       !checked) {
     return checked.error();
   }
+  find_alive(read);
   if (auto found = find_room(read); !found) return found.error();
   if (auto started = start_extents(read, frame.num_written); !started) {
     release(read);
@@ -213,7 +227,7 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
 
 void SnapshotService::name_blocks(Read& read) {
   const std::span<const TokenId> tokens = read.manifest.token_ids;
-  for (std::size_t block = 0; block < read.blocks.size(); ++block) {
+  for (std::size_t block = 0; block < tokens.size() / kBlockSize; ++block) {
     read.names.push_back(chain_block_hash(block == 0 ? read.manifest.cache_root : read.names.back(),
                                           tokens.subspan(block * kBlockSize, kBlockSize)));
   }
@@ -248,31 +262,42 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
     return refused("its KV is '" + peer.description.kv_layout + "', not '" + format.kv_layout +
                    "'");
   }
-  const std::uint64_t num_blocks = peer.description.kv_bytes / format.block_bytes;
-  for (const BlockId block : frame.blocks) {
-    if (static_cast<std::uint64_t>(block) < num_blocks) continue;
-    return refused("block " + std::to_string(block) + " of " + std::to_string(num_blocks));
-  }
   Read read;
   read.id = frame.id;
   read.manifest.cache_root = frame.cache_root;
   read.manifest.token_ids = std::move(frame.token_ids);
   read.peer = peer.memory;
-  if (auto room = find_room(read); !room) return room.error();
+  read.peer_bytes = peer.description.kv_bytes;
+  read.awaits_loan = true;
+  find_alive(read);
+  name_blocks(read);
+  return read;
+}
+
+Result<void> SnapshotService::start_loan(Read& read, const std::vector<BlockId>& blocks) {
+  parts_.pipeline->expect();
+  const std::uint64_t block_bytes = parts_.kv.format.block_bytes;
+  if (blocks.size() != read.names.size()) {
+    return make_error(Errc::kProtocol, std::to_string(blocks.size()) + " blocks are lent for " +
+                                           std::to_string(read.names.size()));
+  }
+  const std::uint64_t num_blocks = read.peer_bytes / block_bytes;
+  for (const BlockId block : blocks) {
+    if (static_cast<std::uint64_t>(block) < num_blocks) continue;
+    return make_error(Errc::kUnsupported, "block " + std::to_string(block) + " of the peer's " +
+                                              std::to_string(num_blocks));
+  }
+  if (auto room = find_room(read); !room) return room;
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
     copies[0].pieces.push_back(
-        {peer.memory->base() + format.block_bytes * static_cast<std::size_t>(frame.blocks[i]),
-         parts_.kv.block(read.blocks[i]), format.block_bytes});
+        {read.peer->base() + block_bytes * static_cast<std::size_t>(blocks[i]),
+         parts_.kv.block(read.blocks[i]), block_bytes});
   }
   auto copy = parts_.pipeline->launch(kvsnap::CopyDirection::kFromPeer, std::move(copies));
-  if (!copy) {
-    release(read);
-    return copy.error();
-  }
+  if (!copy) return copy.error();
   read.copies.push_back({{}, *copy});
-  name_blocks(read);
-  return read;
+  return {};
 }
 
 void SnapshotService::tell_parts(Write& write) {

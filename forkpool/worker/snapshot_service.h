@@ -70,10 +70,13 @@ class SnapshotService {
   /// Keeps the blocks of the tokens until take_back(). Errors (reported): not all are alive here.
   void lend(const LendFrame& frame);
   void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
-  /// Copies a peer's blocks into fresh ones and, once all have arrived, into the index; those that
-  /// are alive already are not copied. Errors (reported): an unknown peer or one of another
-  /// layout, a block outside of its memory, no room.
-  Result<void> borrow(BorrowFrame frame);
+  /// Copies a peer's blocks into fresh ones, once they are lent, and then into the index; those
+  /// that are alive already are not copied. Errors (reported): an unknown peer or one of another
+  /// layout.
+  void borrow(BorrowFrame frame);
+  /// Which the peer's blocks are. Of what is not awaited it is ignored. Errors (reported): they are
+  /// not lent; a block outside of the peer's memory; no room.
+  Result<void> lent(const LentFrame& frame);
 
   /// Reports the copies that are done. Errors, as of the two above: the device's.
   Result<void> poll();
@@ -103,10 +106,12 @@ class SnapshotService {
     std::vector<Hash128> names;  ///< of them
     std::size_t num_alive = 0;  ///< the first ones, which the index owns
     std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
+    std::uint64_t peer_bytes = 0;  ///< of that memory
+    bool awaits_loan = false;
     std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
 
     bool over() const {
-      return copies.empty() && (failed || num_started == manifest.extents.size());
+      return copies.empty() && (failed || (!awaits_loan && num_started == manifest.extents.size()));
     }
   };
   struct Peer {
@@ -118,10 +123,13 @@ class SnapshotService {
   Result<Write> start_write(SnapshotFrame frame);
   Result<Read> start_read(RestoreFrame frame);
   Result<Read> start_borrow(BorrowFrame frame);
-  /// The blocks of the manifest's tokens: what is alive, locked, and fresh ones.
+  Result<void> start_loan(Read& read, const std::vector<BlockId>& blocks);
+  /// The blocks of the manifest's first tokens that are alive, locked.
+  void find_alive(Read& read);
+  /// Fresh blocks for the others.
   Result<void> find_room(Read& read);
   Result<void> start_extents(Read& read, std::size_t end);
-  /// While the copy runs: the index would do it once all has arrived.
+  /// While others are at work: the index would do it once all has arrived.
   static void name_blocks(Read& read);
   void take(Result<Read> read, std::uint64_t id);
   void tell_parts(Write& write);

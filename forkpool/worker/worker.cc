@@ -157,7 +157,9 @@ class Server {
     } else if (const auto* take_back = std::get_if<TakeBackFrame>(&frame)) {
       engine_->snapshots().take_back(*take_back);
     } else if (auto* borrow = std::get_if<BorrowFrame>(&frame)) {
-      return engine_->snapshots().borrow(std::move(*borrow));
+      engine_->snapshots().borrow(std::move(*borrow));
+    } else if (const auto* lent = std::get_if<LentFrame>(&frame)) {
+      return engine_->snapshots().lent(*lent);
     } else {
       return unexpected(frame, "a frame that only the pool sends, after init");
     }

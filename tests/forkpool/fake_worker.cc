@@ -192,7 +192,13 @@ class FakeWorker {
       this->lend(*lend);
     } else if (const auto* borrow = std::get_if<BorrowFrame>(&frame)) {
       if (rules_.die_at_borrow) ::raise(SIGKILL);
-      if (!rules_.stall_borrowing) this->borrow(*borrow);
+      if (rules_.no_borrowing) {
+        send(RestoreDoneFrame{borrow->id, "the fake borrows nothing", 0});
+      } else {
+        borrowing_[borrow->id] = *borrow;
+      }
+    } else if (const auto* lent = std::get_if<LentFrame>(&frame)) {
+      if (!rules_.stall_borrowing) this->borrow(*lent);
     } else if (std::holds_alternative<ShutdownFrame>(frame)) {
       return rules_.ignore_shutdown;
     }
@@ -560,14 +566,16 @@ class FakeWorker {
     send(answer);
   }
 
-  void borrow(const BorrowFrame& frame) {
+  void borrow(const LentFrame& lent) {
+    const auto found = borrowing_.extract(lent.id);
+    if (found.empty()) return;
+    const BorrowFrame& frame = found.mapped();
     std::vector<std::span<const std::byte>> blocks;
-    for (const BlockId block : frame.blocks) {
+    for (const BlockId block : lent.blocks) {
       blocks.push_back(peers_.at(frame.from)
                            .subspan(static_cast<std::size_t>(block) * kBlockBytes, kBlockBytes));
     }
-    take_blocks({frame.id, rules_.no_borrowing ? "the fake borrows nothing" : "", 0},
-                frame.cache_root, frame.token_ids, blocks);
+    take_blocks({frame.id, lent.error, 0}, frame.cache_root, frame.token_ids, blocks);
   }
 
   void read_snapshot(const RestoreFrame& frame) {
@@ -630,6 +638,7 @@ class FakeWorker {
   std::vector<GenerateEvent> events_;
   std::map<Hash128, BlockEntry> index_;
   std::map<std::uint64_t, RestoreFrame> restoring_;
+  std::map<std::uint64_t, BorrowFrame> borrowing_;
   std::map<std::uint32_t, std::span<std::byte>> peers_;
   BlockId next_block_ = 0;
   EngineStats stats_;

@@ -200,10 +200,8 @@ class RandomFrames {
         return LendFrame{u64(), hash(), tokens(kBlockSize * (1 + number(3)))};
       case 10:
         return TakeBackFrame{u64()};
-      case 11: {
-        const std::size_t blocks = 1 + number(3);
-        return BorrowFrame{u64(), u32(), hash(), tokens(kBlockSize * blocks), tokens(blocks)};
-      }
+      case 11:
+        return BorrowFrame{u64(), u32(), hash(), tokens(kBlockSize * (1 + number(3)))};
       case 12:
         return ArriveFrame{u64(), u32(), checksums(), text()};
       case 13:

@@ -335,9 +335,18 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   side.sent();
   side.service->meet(source.introduction(4));
   side.pipeline.finished = false;
-  ASSERT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, lent.blocks}));
+  side.service->borrow({7, 4, kTrunkRoot, trunk_});
   ASSERT_TRUE(side.service->poll());
   EXPECT_TRUE(side.service->busy());
+  EXPECT_FALSE(side.service->copying());
+  EXPECT_EQ(side.pool.num_free(), 6U);  // no block is taken before there is something to copy
+  EXPECT_EQ(side.index->evict(8), 0U);  // and what is alive stays
+  ASSERT_TRUE(side.service->lent({8, "", lent.blocks}));  // nobody's
+  ASSERT_TRUE(side.service->lent(lent));
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_TRUE(side.service->copying());
+  EXPECT_EQ(side.pool.num_free(), 3U);
+  ASSERT_TRUE(side.service->lent({7, "once is enough", {}}));
   EXPECT_EQ(kinds(side.sent()), "");  // nothing is published before all has arrived
   side.service->meet({4, {}});  // what copies out of it keeps the mapping
   side.pipeline.finished = true;
@@ -363,22 +372,43 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
   source.expect_sound(2);
 
   Side side(8, view_);
-  const auto refusal = [&](std::vector<BlockId> blocks) {
-    EXPECT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, std::move(blocks)}));
+  const auto refusal = [&](const LentFrame& lent, bool at_once = false) {
+    side.service->borrow({7, 4, kTrunkRoot, trunk_});
+    EXPECT_EQ(side.service->busy(), !at_once);
+    EXPECT_TRUE(side.service->lent(lent));
+    EXPECT_TRUE(side.service->poll());
     EXPECT_FALSE(side.service->busy());
-    return std::get<RestoreDoneFrame>(side.sent().at(0)).error;
+    const auto frames = side.sent();
+    EXPECT_EQ(kinds(frames), "restore_done ");
+    return std::get<RestoreDoneFrame>(frames.at(0)).error;
   };
-  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("nobody has told"), std::string::npos);
+  const LentFrame good{7, "", {0, 1, 2, 3, 4}};
+  EXPECT_NE(refusal(good, true).find("nobody has told"), std::string::npos);
   side.service->meet(source.introduction(4));
-  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("side is too far"), std::string::npos);
+  EXPECT_NE(refusal(good, true).find("side is too far"), std::string::npos);
   side.reachable = &source;
   side.service->meet(source.introduction(4));
-  EXPECT_NE(refusal({0, 1, 2, 3, 5}).find("block 5 of 5"), std::string::npos);
+  EXPECT_NE(refusal({7, "", {0, 1, 2, 3, 5}}).find("block 5 of the peer's 5"), std::string::npos);
+  EXPECT_NE(refusal({7, "", {0, 1, 2}}).find("3 blocks are lent for 5"), std::string::npos);
+  EXPECT_NE(refusal({7, "its worker died", {}}).find("its worker died"), std::string::npos);
+  side.pipeline.failure = make_error(Errc::kIo, "the copy failed");
+  EXPECT_NE(refusal(good).find("the copy failed"), std::string::npos);
+  side.pipeline.failure.reset();
   PeerFrame other = source.introduction(4);
   other.memory.kv_layout = "another";
   side.service->meet(other);
-  EXPECT_NE(refusal({0, 1, 2, 3, 4}).find("'another'"), std::string::npos);
+  EXPECT_NE(refusal(good, true).find("'another'"), std::string::npos);
   side.expect_sound(0);
+
+  Side small(4, view_);
+  small.reachable = &source;
+  small.service->meet(source.introduction(4));
+  small.service->borrow({7, 4, kTrunkRoot, trunk_});
+  ASSERT_TRUE(small.service->lent(good));
+  ASSERT_TRUE(small.service->poll());
+  EXPECT_NE(std::get<RestoreDoneFrame>(small.sent().at(0)).error.find("no room for a restore"),
+            std::string::npos);
+  small.expect_sound(0);
 }
 
 TEST_F(SnapshotServiceTest, PartsAreToldAndRestoredAsTheyCome) {
