@@ -23,17 +23,18 @@ const Hash128& PrefixNames::name(std::size_t block) {
   return names_[block];
 }
 
-void Ledger::publish(std::vector<BlockEntry> blocks) {
-  for (BlockEntry& block : blocks) {
-    // The block had another name and no evict was seen: the older name must not be offered again.
-    if (const auto older = by_block_.find(block.block); older != by_block_.end()) {
-      entries_.erase(older->second);
+void Ledger::publish(const std::vector<BlockEntry>& blocks) {
+  for (const BlockEntry& block : blocks) {
+    const auto [own, is_new] = by_block_.try_emplace(block.block, block.hash);
+    if (!is_new && own->second != block.hash) {
+      // It had another name and no evict was seen: the older one must not be offered again.
+      entries_.erase(own->second);
+      own->second = block.hash;
     }
-    if (const auto same = entries_.find(block.hash); same != entries_.end()) {
-      by_block_.erase(same->second.block);
-    }
-    by_block_[block.block] = block.hash;
-    entries_[block.hash] = std::move(block);
+    const auto [entry, added] = entries_.try_emplace(block.hash, block);
+    if (added) continue;
+    if (entry->second.block != block.block) by_block_.erase(entry->second.block);
+    entry->second = block;
   }
 }
 

@@ -46,7 +46,7 @@ class PrefixNames {
 /// and evicted. Outlives them: it is what a successor adopts. One thread.
 class Ledger {
  public:
-  void publish(std::vector<BlockEntry> blocks);
+  void publish(const std::vector<BlockEntry>& blocks);
   void evict(std::span<const Hash128> hashes);
   void clear();
 

@@ -82,12 +82,8 @@ std::vector<BlockEntry> read_chains(const Fields& fields) {
                                 std::to_string(numbers.size()) + " blocks");
     }
     for (std::size_t i = 0; i < hashes.size(); ++i) {
-      const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(i * kBlockSize);
-      blocks.push_back({root,
-                        parent,
-                        hashes[i],
-                        numbers[i],
-                        {first, first + static_cast<std::ptrdiff_t>(kBlockSize)}});
+      blocks.push_back({root, parent, hashes[i], numbers[i],
+                        to_block_tokens(std::span(tokens).subspan(i * kBlockSize, kBlockSize))});
       parent = hashes[i];
     }
   }

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/base/block_entry.h"
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
@@ -40,15 +41,6 @@ inline constexpr int kChannelFd = 3;
 inline constexpr int kWeightsFd = 4;
 inline constexpr int kKvPoolFd = 5;
 inline constexpr int kArenaFd = 6;
-
-/// One full KV block of a worker, named by its chained hash (engine/base/hash.h).
-struct BlockEntry {
-  Hash128 root;
-  Hash128 parent;  ///< hash of the block before; the root for the first one
-  Hash128 hash;
-  BlockId block = -1;
-  std::vector<TokenId> tokens;
-};
 
 /// A descriptor that came, or goes, with a frame. Frames are copied, descriptors are not.
 using SharedFd = std::shared_ptr<const UniqueFd>;

@@ -135,8 +135,8 @@ void WorkerSlot::spawn() {
 
 void WorkerSlot::on_frame(Frame frame) {
   if (!trusted_) return;
-  if (auto* publish = std::get_if<PublishFrame>(&frame)) {
-    ledger_.publish(std::move(publish->blocks));
+  if (const auto* publish = std::get_if<PublishFrame>(&frame)) {
+    ledger_.publish(publish->blocks);
   } else if (const auto* evict = std::get_if<EvictFrame>(&frame)) {
     ledger_.evict(evict->hashes);
   } else if (const auto* stats = std::get_if<StatsFrame>(&frame)) {

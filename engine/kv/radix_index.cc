@@ -121,16 +121,16 @@ std::size_t RadixIndex::num_blocks() const {
   return state_->num_nodes;
 }
 
-std::size_t RadixIndex::adopt(std::span<const Published> entries) {
+std::size_t RadixIndex::adopt(std::span<const BlockEntry> entries) {
   State& state = *state_;
   // Chained hashes name a node on its own, but the root keeps them apart even so.
   std::unordered_map<Hash128, Node*, Hash128Hasher> taken;
   const Listener listener = std::exchange(state.listener, {});  // the pool knows these blocks
   std::size_t num_taken = 0;
-  for (const Published& entry : entries) {
+  for (const BlockEntry& entry : entries) {
     const bool in_pool =
         entry.block >= 0 && static_cast<std::size_t>(entry.block) < state.pool.num_blocks();
-    if (!in_pool || !state.pool.is_free(entry.block) || entry.tokens.size() != kBlockSize) continue;
+    if (!in_pool || !state.pool.is_free(entry.block)) continue;
     Node* parent = nullptr;
     if (entry.parent == entry.root) {
       parent = &state.root(entry.root);

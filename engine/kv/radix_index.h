@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/block_entry.h"
 #include "engine/base/result.h"
 #include "engine/base/types.h"
 #include "engine/kv/block_pool.h"
@@ -27,17 +28,10 @@ class RadixIndex {
   struct Node;
 
   /// Reported for full blocks only: the names by which pool and other workers know them.
-  struct Published {
-    Hash128 root;
-    Hash128 parent;  ///< chained hash of the block before; the root for the first
-    Hash128 hash;
-    BlockId block = -1;
-    std::vector<TokenId> tokens;
-  };
   /// Called inside insert() and evict(). An eviction must reach the pool before the block is
   /// written again.
   struct Listener {
-    std::function<void(const Published&)> on_publish;
+    std::function<void(const BlockEntry&)> on_publish;
     std::function<void(const Hash128& hash, BlockId block)> on_evict;
   };
 
@@ -98,7 +92,7 @@ class RadixIndex {
 
   /// Takes over blocks that a former worker published, parents before children; entries whose
   /// parent is missing are dropped. Returns how many were taken.
-  std::size_t adopt(std::span<const Published> entries);
+  std::size_t adopt(std::span<const BlockEntry> entries);
 
   /// A path of whole blocks from its root on.
   struct ColdPath {

@@ -139,8 +139,7 @@ bool RadixIndex::State::remove_leaf(Node* leaf) {
 
 void RadixIndex::State::publish(const Node& node) {
   if (!listener.on_publish) return;
-  listener.on_publish({node.root->hash, node.parent->hash, node.hash, node.block,
-                       std::vector<TokenId>(node.tokens().begin(), node.tokens().end())});
+  listener.on_publish({node.root->hash, node.parent->hash, node.hash, node.block, node.token_ids});
 }
 
 }  // namespace thaw::kv

@@ -22,7 +22,7 @@ struct RadixIndex::Node {
   Hash128 hash;  ///< of a root or a full node
   BlockId block = -1;
   std::uint32_t num_tokens = 0;
-  std::array<TokenId, kBlockSize> token_ids{};
+  BlockTokens token_ids{};
   std::uint32_t locks_below = 0;  ///< handles on this node and on its descendants
   std::uint64_t last_used = 0;  ///< tick; for a leaf it is its place in the LRU order
   /// Ordered by tokens, so that the longest common prefix with any query is beside its lower bound.

@@ -125,9 +125,7 @@ void Engine::build_scheduler(const BootFrames& frames, Outbox& outbox) {
   model_ = std::make_unique<AnnouncingModel>(std::move(model_), outbox);
   pool_ = std::make_unique<kv::BlockPool>(ready_.num_blocks);
   kv::RadixIndex::Listener listener;
-  listener.on_publish = [&outbox](const kv::RadixIndex::Published& block) {
-    outbox.publish(block);
-  };
+  listener.on_publish = [&outbox](const BlockEntry& block) { outbox.publish(block); };
   listener.on_evict = [this, &outbox](const Hash128& hash, BlockId) {
     outbox.evict(hash);
     offers_->on_evict(hash);
@@ -158,7 +156,6 @@ Result<void> Engine::adopt_blocks(const AdoptFrame& adopt, Outbox& outbox) {
       outbox.evict(entry.hash);
     return {};
   }
-  std::vector<kv::RadixIndex::Published> entries;
   std::vector<bool> seen(ready_.num_blocks, false);
   for (const BlockEntry& entry : adopt.blocks) {
     const auto block = static_cast<std::size_t>(entry.block);
@@ -167,15 +164,13 @@ Result<void> Engine::adopt_blocks(const AdoptFrame& adopt, Outbox& outbox) {
                                              " twice or outside the pool of " +
                                              std::to_string(seen.size()));
     }
-    if (entry.tokens.size() != kBlockSize ||
-        chain_block_hash(entry.parent, entry.tokens) != entry.hash) {
+    if (chain_block_hash(entry.parent, entry.tokens) != entry.hash) {
       return make_error(Errc::kProtocol, "adopt: the hash of block " + std::to_string(entry.block) +
                                              " is not that of its tokens");
     }
     seen[block] = true;
-    entries.push_back({entry.root, entry.parent, entry.hash, entry.block, entry.tokens});
   }
-  ready_.adopted_blocks = index_->adopt(entries);
+  ready_.adopted_blocks = index_->adopt(adopt.blocks);
   return {};
 }
 

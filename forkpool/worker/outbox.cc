@@ -18,9 +18,9 @@ void Outbox::add(GenerateEvent event) {
   events_.events.push_back(std::move(event));
 }
 
-void Outbox::publish(const kv::RadixIndex::Published& block) {
+void Outbox::publish(const BlockEntry& block) {
   queue_evicted();
-  published_.blocks.push_back({block.root, block.parent, block.hash, block.block, block.tokens});
+  published_.blocks.push_back(block);
   if (published_.blocks.size() >= kMaxEntries) queue_published();
 }
 

@@ -18,7 +18,7 @@ class Outbox {
   explicit Outbox(Channel& channel) : channel_(&channel) {}
 
   void add(GenerateEvent event);
-  void publish(const kv::RadixIndex::Published& block);
+  void publish(const BlockEntry& block);
   void evict(const Hash128& hash);
 
   /// To be called before any block's bytes may be overwritten: once this has returned, the pool

@@ -392,7 +392,7 @@ class FakeWorker {
       if (hit) {
         cached += kBlockSize;
       } else if (!index_.contains(hash)) {
-        if (!add_block({root, parent, hash, next_block_, {tokens.begin(), tokens.end()}})) break;
+        if (!add_block({root, parent, hash, next_block_, to_block_tokens(tokens)})) break;
         publish.blocks.push_back(index_.at(hash));
       }
       names.push_back(hash);
@@ -601,7 +601,7 @@ class FakeWorker {
       if (std::memcmp(blocks[i].data(), hash.bytes.data(), hash.bytes.size()) != 0) {
         done.error = "these are other bytes";
       } else if (!index_.contains(hash)) {
-        add_block({root, parent, hash, next_block_, {tokens.begin(), tokens.end()}});
+        add_block({root, parent, hash, next_block_, to_block_tokens(tokens)});
         publish.blocks.push_back(index_.at(hash));
       }
       parent = hash;

@@ -25,7 +25,7 @@ std::vector<BlockEntry> entries(const Hash128& root, const std::vector<TokenId>&
   for (std::size_t i = 0; i < names.num_blocks(); ++i) {
     const auto tokens = names.tokens(i);
     const Hash128 parent = i == 0 ? root : names.name(i - 1);
-    blocks.push_back({root, parent, names.name(i), first_block++, {tokens.begin(), tokens.end()}});
+    blocks.push_back({root, parent, names.name(i), first_block++, to_block_tokens(tokens)});
   }
   return blocks;
 }

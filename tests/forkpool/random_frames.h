@@ -118,7 +118,8 @@ class RandomFrames {
   }
   Error error() { return make_error(static_cast<Errc>(number(12)), text()); }
   BlockEntry block() {
-    return {hash(), hash(), hash(), static_cast<BlockId>(number(1 << 20)), tokens(kBlockSize)};
+    return {hash(), hash(), hash(), static_cast<BlockId>(number(1 << 20)),
+            to_block_tokens(tokens(kBlockSize))};
   }
   std::vector<BlockEntry> blocks() {
     std::vector<BlockEntry> blocks;

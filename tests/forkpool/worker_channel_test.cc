@@ -52,11 +52,11 @@ struct Pair {
   FrameDecoder decoder;
 };
 
-kv::RadixIndex::Published block(BlockId id) {
-  kv::RadixIndex::Published published;
+BlockEntry block(BlockId id) {
+  BlockEntry published;
   published.block = id;
   published.hash.bytes[0] = static_cast<std::uint8_t>(id);
-  published.tokens.assign(kBlockSize, id);
+  published.tokens.fill(id);
   return published;
 }
 

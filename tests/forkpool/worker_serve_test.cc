@@ -505,7 +505,7 @@ TEST_F(FatalTest, AdoptionThatCannotBe) {
   const auto entry = [](BlockId block, unsigned seed) {
     BlockEntry entry;
     entry.block = block;
-    entry.tokens = prompt(kBlockSize, seed);
+    entry.tokens = to_block_tokens(prompt(kBlockSize, seed));
     entry.hash = chain_block_hash(entry.parent, entry.tokens);
     return entry;
   };

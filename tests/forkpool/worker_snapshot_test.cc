@@ -59,7 +59,7 @@ struct Side {
     channel = std::make_unique<Channel>(UniqueFd(ends[1]));
     outbox.emplace(*channel);
     kv::RadixIndex::Listener listener;
-    listener.on_publish = [this](const kv::RadixIndex::Published& b) { outbox->publish(b); };
+    listener.on_publish = [this](const BlockEntry& b) { outbox->publish(b); };
     listener.on_evict = [this](const Hash128& hash, BlockId) { outbox->evict(hash); };
     index = std::make_unique<kv::RadixIndex>(pool, std::move(listener));
     memory.resize(num_blocks * kBlockBytes);

@@ -38,7 +38,7 @@ class RadixIndexTest : public ::testing::Test {
   }
 
   BlockPool pool_{16};
-  std::vector<RadixIndex::Published> published_;
+  std::vector<BlockEntry> published_;
   std::vector<std::pair<Hash128, BlockId>> evicted_;
   RadixIndex index_{
       pool_,
@@ -99,7 +99,7 @@ TEST_F(RadixIndexTest, PublishesFullBlocksOnceWithChainedHashes) {
   EXPECT_EQ(published_[0].hash, chain_block_hash(kRoot, iota(0, 16)));
   EXPECT_EQ(published_[1].parent, published_[0].hash);
   EXPECT_EQ(published_[1].block, blocks[1]);
-  EXPECT_EQ(published_[1].tokens, iota(16, 16));
+  EXPECT_EQ(published_[1].tokens, to_block_tokens(iota(16, 16)));
   EXPECT_EQ(published_[1].root, kRoot);
   EXPECT_EQ(index_.num_blocks(), 3U);
 }
@@ -277,7 +277,8 @@ TEST_F(RadixIndexTest, AdoptsWhatAFormerWorkerPublished) {
 }
 
 TEST_F(RadixIndexTest, AdoptRefusesBlocksOutsideThePool) {
-  RadixIndex::Published entry{kRoot, kRoot, chain_block_hash(kRoot, iota(0, 16)), 16, iota(0, 16)};
+  BlockEntry entry{kRoot, kRoot, chain_block_hash(kRoot, iota(0, 16)), 16,
+                   to_block_tokens(iota(0, 16))};
   EXPECT_EQ(index_.adopt(std::vector{entry}), 0U);
   entry.block = -1;
   EXPECT_EQ(index_.adopt(std::vector{entry}), 0U);

@@ -272,7 +272,7 @@ TEST(Sharing, AWaiterLendsItsPriority) {
 
 TEST(Sharing, AdoptedBlocksAreFound) {
   const auto trunk = some_tokens(kTrunk, 1);
-  std::vector<kv::RadixIndex::Published> published;
+  std::vector<BlockEntry> published;
   FakeModel model(1024, 8192);
   ManualClock clock;
   const auto prefilled = [&](kv::RadixIndex& index, kv::BlockPool& pool) {
