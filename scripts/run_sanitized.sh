@@ -13,6 +13,7 @@ case $kind in
   asan) export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:$symbolizer UBSAN_OPTIONS=print_stacktrace=1 ;;
   tsan)
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:$symbolizer
+    export GTEST_FILTER='-*Mutation*'  # thousands of damaged files, one after the other
     # The embedded host's thread has descriptors of its own, which ThreadSanitizer takes for the process's of the same number.
     skipped+='|embedded_host'
     # One thread each, or one engine whose thread pool is the operations' tests' matter: not built either.
