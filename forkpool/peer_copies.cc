@@ -31,7 +31,11 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
   copy.timer->start(copy.started + deadline, [this, id] {
     const auto late = copies_.find(id);
     if (late == copies_.end()) return;
-    report(late->second, make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time"));
+    const Error error = make_error(Errc::kDeadlineExceeded, "the KV did not arrive in time");
+    if (late->second.lent)
+      report(late->second, error);  // the target reads
+    else
+      finish(id, error);
   });
   slots_.hold(from.process.worker, true);
   const auto tokens = names.first_tokens(num_blocks);

@@ -44,12 +44,12 @@ Json list(const std::vector<Item>& items) {
 Json chains_of(const std::vector<BlockEntry>& blocks) {
   Json chains = Json::array();
   for (auto first = blocks.begin(); first != blocks.end();) {
-    std::vector<std::uint8_t> hashes;
+    std::vector<Hash128> hashes;
     std::vector<TokenId> numbers;
     std::vector<TokenId> tokens;
     auto next = first;
     do {
-      hashes.insert(hashes.end(), next->hash.bytes.begin(), next->hash.bytes.end());
+      hashes.push_back(next->hash);
       numbers.push_back(next->block);
       tokens.insert(tokens.end(), next->tokens.begin(), next->tokens.end());
       ++next;
@@ -57,7 +57,7 @@ Json chains_of(const std::vector<BlockEntry>& blocks) {
              next->parent == std::prev(next)->hash);
     chains.push_back({{"root", wire::pack(first->root)},
                       {"parent", wire::pack(first->parent)},
-                      {"hashes", Json::binary(std::move(hashes))},
+                      {"hashes", wire::pack(hashes)},
                       {"blocks", wire::pack(numbers)},
                       {"tokens", wire::pack(tokens)}});
     first = next;
@@ -172,17 +172,10 @@ struct PayloadOf {
   }
   Json operator()(const EventsFrame& frame) const { return {{"events", list(frame.events)}}; }
   Json operator()(const PublishFrame& frame) const { return {{"chains", chains_of(frame.blocks)}}; }
-  Json operator()(const EvictFrame& frame) const {
-    Json hashes = Json::array();
-    for (const Hash128& hash : frame.hashes)
-      hashes.push_back(wire::pack(hash));
-    return {{"hashes", std::move(hashes)}};
-  }
+  Json operator()(const EvictFrame& frame) const { return {{"hashes", wire::pack(frame.hashes)}}; }
   Json operator()(const StatsFrame& frame) const { return {{"stats", wire::to_json(frame.stats)}}; }
   Json operator()(const SnapshotDoneFrame& frame) const {
-    return {{"id", frame.id},
-            {"error", wire::cut_text(frame.error)},
-            {"manifest", wire::to_json(frame.manifest)}};
+    return {{"id", frame.id}, {"error", wire::cut_text(frame.error)}, {"crc32c", frame.crc32c}};
   }
   Json operator()(const RestoreDoneFrame& frame) const {
     return {
@@ -334,17 +327,13 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     }
     case 18:
       return PublishFrame{read_chains(fields)};
-    case 19: {
-      EvictFrame frame;
-      for (const Json& item : fields.array("hashes", kMaxListItems))
-        frame.hashes.push_back(fields.hash(item, "hashes"));
-      return frame;
-    }
+    case 19:
+      return EvictFrame{fields.hashes("hashes", kMaxListItems)};
     case 20:
       return StatsFrame{wire::read_stats(fields.at("stats"))};
     case 21:
       return SnapshotDoneFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
-                               wire::read_manifest(fields.at("manifest"))};
+                               read_checksums(fields)};
     case 22:
       return RestoreDoneFrame{fields.u64("id"), fields.text("error", kMaxTextBytes),
                               fields.u32("num_tokens")};

@@ -181,7 +181,7 @@ struct LentFrame {
 struct SnapshotDoneFrame {
   std::uint64_t id = 0;
   std::string error;  ///< empty: written
-  kvsnap::Manifest manifest;  ///< with checksums
+  std::vector<std::uint32_t> crc32c;  ///< of all extents; of none with an error
 };
 struct RestoreDoneFrame {
   std::uint64_t id = 0;

@@ -152,12 +152,11 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
     return fail(make_error(Errc::kDataLoss, "worker " + std::to_string(worker) +
                                                 " wrote no snapshot: " + frame.error));
   }
-  // Where the bytes lie is what was leased; only the checksums are the worker's to say.
-  if (frame.manifest.extents.size() != writing.manifest.extents.size()) {
-    return fail(make_error(Errc::kProtocol, "a snapshot with other extents than were leased"));
+  if (frame.crc32c.size() != writing.manifest.extents.size()) {
+    return fail(make_error(Errc::kProtocol, "a snapshot of other extents than were leased"));
   }
-  for (std::size_t i = 0; i < writing.manifest.extents.size(); ++i)
-    writing.manifest.extents[i].crc32c = frame.manifest.extents[i].crc32c;
+  for (std::size_t i = 0; i < frame.crc32c.size(); ++i)
+    writing.manifest.extents[i].crc32c = frame.crc32c[i];
   const std::vector<TokenId> token_ids = writing.manifest.token_ids;
   const std::uint64_t bytes = writing.manifest.payload_bytes();
   const Hash128 root = writing.manifest.cache_root;

@@ -109,6 +109,13 @@ class Builder final : public nlohmann::json_sax<Json> {
   std::string error_;
 };
 
+template <typename Item>
+Json pack_items(std::span<const Item> items) {
+  std::vector<std::uint8_t> bytes(items.size_bytes());
+  if (!bytes.empty()) std::memcpy(bytes.data(), items.data(), bytes.size());
+  return Json::binary(std::move(bytes));
+}
+
 void lift_into(Json& value, std::string& tail) {
   if (value.is_structured()) {
     for (Json& item : value)
@@ -150,10 +157,12 @@ Json pack(const Hash128& hash) {
   return Json::binary({hash.bytes.begin(), hash.bytes.end()});
 }
 
+Json pack(std::span<const Hash128> hashes) {
+  return pack_items(hashes);
+}
+
 Json pack(std::span<const TokenId> tokens) {
-  std::vector<std::uint8_t> bytes(tokens.size_bytes());
-  if (!bytes.empty()) std::memcpy(bytes.data(), tokens.data(), bytes.size());
-  return Json::binary(std::move(bytes));
+  return pack_items(tokens);
 }
 
 Json pack_bytes(std::string_view bytes) {
@@ -259,17 +268,14 @@ std::string Fields::bytes(const char* name, std::size_t max_bytes) const {
   return {bytes.begin(), bytes.end()};
 }
 
-Hash128 Fields::hash(const Json& value, const char* name) const {
+Hash128 Fields::hash(const char* name) const {
+  const Json& value = at(name);
   Hash128 hash;
   if (!value.is_binary() || value.get_binary().size() != hash.bytes.size()) {
     wrong(name, "is no byte string of 16 bytes");
   }
   std::memcpy(hash.bytes.data(), value.get_binary().data(), hash.bytes.size());
   return hash;
-}
-
-Hash128 Fields::hash(const char* name) const {
-  return hash(at(name), name);
 }
 
 std::vector<Hash128> Fields::hashes(const char* name, std::size_t max_hashes) const {

@@ -35,8 +35,9 @@ inline constexpr std::size_t kMinLiftedBytes = 256;
 inline constexpr std::uint8_t kLiftedType = 1;
 std::string lift(Json& payload);
 
-/// Hashes and token arrays travel as byte strings: 16 bytes, and little-endian u32 each.
+/// Hashes and token arrays travel as byte strings: 16 bytes, and little-endian u32, each.
 Json pack(const Hash128& hash);
+Json pack(std::span<const Hash128> hashes);
 Json pack(std::span<const TokenId> tokens);
 Json pack_bytes(std::string_view bytes);
 
@@ -71,7 +72,6 @@ class Fields {
   std::int64_t integer(const Json& value, const char* name, std::int64_t min,
                        std::int64_t max) const;
   float number(const Json& value, const char* name) const;
-  Hash128 hash(const Json& value, const char* name) const;
   std::vector<TokenId> tokens(const Json& value, const char* name, std::size_t max_tokens) const;
 
   [[noreturn]] void wrong(const char* name, const std::string& what) const;

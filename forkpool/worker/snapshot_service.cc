@@ -269,7 +269,6 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   read.peer = peer.memory;
   read.peer_bytes = peer.description.kv_bytes;
   read.awaits_loan = true;
-  find_alive(read);
   name_blocks(read);
   return read;
 }
@@ -287,6 +286,7 @@ Result<void> SnapshotService::start_loan(Read& read, const std::vector<BlockId>&
     return make_error(Errc::kUnsupported, "block " + std::to_string(block) + " of the peer's " +
                                               std::to_string(num_blocks));
   }
+  find_alive(read);
   if (auto room = find_room(read); !room) return room;
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
@@ -343,7 +343,10 @@ Result<void> SnapshotService::finish_write(Write& write) {
     ++num_snapshots_;
     logger("worker")->debug("snapshot={} tokens={} bytes={}", write.id, manifest->token_ids.size(),
                             manifest->payload_bytes());
-    parts_.outbox->queue(SnapshotDoneFrame{write.id, "", std::move(*manifest)});
+    SnapshotDoneFrame done{write.id, "", {}};
+    for (const kvsnap::Extent& extent : manifest->extents)
+      done.crc32c.push_back(extent.crc32c);
+    parts_.outbox->queue(done);
   } else if (lost_device(manifest.error())) {
     return manifest.error();
   } else {

@@ -71,8 +71,8 @@ class SnapshotService {
   void lend(const LendFrame& frame);
   void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
   /// Copies a peer's blocks into fresh ones, once they are lent, and then into the index; those
-  /// that are alive already are not copied. Errors (reported): an unknown peer or one of another
-  /// layout.
+  /// that are alive already are not copied. Nothing is held until then. Errors (reported): an
+  /// unknown peer or one of another layout.
   void borrow(BorrowFrame frame);
   /// Which the peer's blocks are. Of what is not awaited it is ignored. Errors (reported): they are
   /// not lent; a block outside of the peer's memory; no room.

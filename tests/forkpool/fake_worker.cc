@@ -54,6 +54,7 @@ struct Rules {
   bool die_at_lend = false;
   bool no_borrowing = false;  ///< answers with an error
   bool die_at_borrow = false;
+  bool die_borrowing = false;  ///< once it was lent
   bool stall_borrowing = false;  ///< never answers
   bool stop_reading = false;  ///< after the first submit
   bool keep_late = false;  ///< sends a keep frame after it was ready
@@ -97,6 +98,7 @@ struct Rules {
       if (what == "die_at_lend") rules.die_at_lend = true;
       if (what == "no_borrowing") rules.no_borrowing = true;
       if (what == "die_at_borrow") rules.die_at_borrow = true;
+      if (what == "die_borrowing") rules.die_borrowing = true;
       if (what == "stall_borrowing") rules.stall_borrowing = true;
       if (what == "stop_reading") rules.stop_reading = true;
       if (what == "keep_late") rules.keep_late = true;
@@ -198,6 +200,7 @@ class FakeWorker {
         borrowing_[borrow->id] = *borrow;
       }
     } else if (const auto* lent = std::get_if<LentFrame>(&frame)) {
+      if (rules_.die_borrowing) ::raise(SIGKILL);
       if (!rules_.stall_borrowing) this->borrow(*lent);
     } else if (std::holds_alternative<ShutdownFrame>(frame)) {
       return rules_.ignore_shutdown;
@@ -493,7 +496,7 @@ class FakeWorker {
   }
 
   void write_snapshot(const SnapshotFrame& frame) {
-    SnapshotDoneFrame done{frame.id, "", frame.manifest};
+    SnapshotDoneFrame done{frame.id, "", {}};
     Hash128 parent = frame.manifest.cache_root;
     std::vector<BlockId> blocks;
     for (std::size_t at = 0; at < frame.manifest.token_ids.size(); at += kBlockSize) {
@@ -505,17 +508,17 @@ class FakeWorker {
     }
     if (rules_.no_snapshots) done.error = "the fake writes no snapshots";
     std::size_t next = 0;
-    for (kvsnap::Extent& extent : done.manifest.extents) {
+    for (const kvsnap::Extent& extent : frame.manifest.extents) {
       if (!done.error.empty()) break;
       const auto to = arena_.subspan(extent.offset, extent.size_bytes);
       for (std::size_t at = 0; at < to.size(); at += kBlockBytes)
         std::memcpy(to.data() + at, block_bytes(blocks.at(next++)).data(), kBlockBytes);
-      extent.crc32c = crc32c(to) + (rules_.damage_snapshots ? 1U : 0U);
+      done.crc32c.push_back(crc32c(to) + (rules_.damage_snapshots ? 1U : 0U));
     }
     if (done.error.empty()) ++stats_.snapshots;
     if (frame.tell_parts && rules_.parts && done.error.empty()) {
-      for (std::uint32_t i = 0; i + 1 < done.manifest.extents.size(); ++i) {
-        send(SnapshotPartFrame{frame.id, i, {done.manifest.extents[i].crc32c}});
+      for (std::uint32_t i = 0; i + 1 < done.crc32c.size(); ++i) {
+        send(SnapshotPartFrame{frame.id, i, {done.crc32c[i]}});
         if (rules_.die_in_parts) ::raise(SIGKILL);
       }
     }

@@ -25,12 +25,13 @@ class PeerCopiesTest : public ::testing::Test {
       prompt_.push_back(static_cast<TokenId>(i));
   }
 
-  void start() {
+  void start(milliseconds deadline = milliseconds(10000)) {
     PrefixNames names(root_, prompt_);
-    copies_.start({source_, "layout", 100}, {target_, "layout", 100}, names, kNumBlocks,
-                  milliseconds(10000), [this](Result<std::uint32_t> tokens) {
+    copies_.start({source_, "layout", 100}, {target_, "layout", 100}, names, kNumBlocks, deadline,
+                  [this](Result<std::uint32_t> tokens) {
                     EXPECT_FALSE(done_);
                     done_ = std::move(tokens);
+                    loop_.stop();
                   });
     // The target is told once where the source's memory is.
     ASSERT_EQ(sent(),
@@ -136,6 +137,25 @@ TEST_F(PeerCopiesTest, ASourceThatDiesHasLentOrNot) {
   answer("");
   expect_over();
   EXPECT_TRUE(*done_);
+}
+
+TEST_F(PeerCopiesTest, ASourceThatDoesNotLendInTimeIsNotWaitedFor) {
+  start(milliseconds(1));
+  loop_.run();
+  expect_refused(Errc::kDeadlineExceeded);
+}
+
+TEST_F(PeerCopiesTest, ATargetThatIsLateMayStillRead) {
+  start(milliseconds(1));
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  loop_.run();
+  ASSERT_TRUE(done_);
+  EXPECT_EQ(done_->error().code, Errc::kDeadlineExceeded);
+  EXPECT_EQ(sent(), "");
+  EXPECT_EQ(holds_, 1);
+  answer("");
+  expect_over();
 }
 
 TEST_F(PeerCopiesTest, ATargetThatFailsOrDiesEndsIt) {

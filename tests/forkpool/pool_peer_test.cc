@@ -107,7 +107,7 @@ TEST(PoolPeer, WhereTheStraightWayFailsTheArenaServes) {
 }
 
 TEST(PoolPeer, AnEndThatDiesFailsTheCopyAndHoldsNothing) {
-  for (const std::string rules : {"0.0:die_at_lend", "1.0:die_at_borrow"}) {
+  for (const std::string rules : {"0.0:die_at_lend", "1.0:die_at_borrow", "1.0:die_borrowing"}) {
     SCOPED_TRACE(rules);
     Moved moved(rules);
     const auto tokens = moved.move(TransferWay::kPeer);

@@ -29,6 +29,7 @@
 #include "kvsnap/arena.h"
 #include "kvsnap/arena_memory.h"
 #include "tests/cuda/gpu_test.h"
+#include "tests/forkpool/frames.h"
 #include "tests/forkpool/pool_harness.h"
 #include "tests/forkpool/worker_harness.h"
 
@@ -509,7 +510,7 @@ TEST_F(DrivenCudaWorkerTest, WhatCannotBeBelievedIsRefusedAndTheWorkersServeOn) 
   EXPECT_THAT(snapshot(bad).error, HasSubstr("0 tokens is alive"));
   const SnapshotDoneFrame written = snapshot(good);
   ASSERT_EQ(written.error, "");
-  good = written.manifest;
+  good = with_checksums(good, written);
 
   const auto view = std::move(kvsnap::ArenaView::map(arena.fd())).value();
   const auto bytes = view.bytes(good.extents[0]);

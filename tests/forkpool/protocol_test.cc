@@ -37,10 +37,10 @@ std::string frame_bytes(std::uint8_t type, const std::string& payload,
   return bytes + payload + tail;
 }
 
-std::string frame_bytes(std::uint8_t type, const Json& payload) {
+std::string frame_bytes(std::uint8_t type, const Json& payload, const std::string& tail = "") {
   std::string bytes;
   Json::to_msgpack(payload, bytes);
-  return frame_bytes(type, bytes);
+  return frame_bytes(type, bytes, tail);
 }
 
 /// The payload of a valid frame of this kind, to be spoilt.
@@ -326,6 +326,12 @@ TEST(Protocol, LongByteStringsLieBehindThePayload) {
   ASSERT_TRUE(lifted) << lifted.error().to_string();
   EXPECT_EQ(std::get<LendFrame>(lifted->frame).cache_root.bytes[15], 'r');
   EXPECT_EQ(std::get<LendFrame>(lifted->frame).token_ids.size(), 16U);
+
+  // Also one in a field that nobody knows.
+  payload["later"] = Json::binary({1, 2}, wire::kLiftedType);
+  EXPECT_FALSE(decode(frame_bytes(10, payload)));
+  payload["later"] = Json::binary({4, 0, 0, 0}, wire::kLiftedType);
+  EXPECT_TRUE(decode(frame_bytes(10, payload, "four")));
 
   // Each byte of the tail is one string's.
   const auto message = [&](const std::string& behind) {

@@ -224,7 +224,7 @@ class RandomFrames {
       case 17:
         return StatsFrame{stats()};
       case 18:
-        return SnapshotDoneFrame{u64(), text(), manifest()};
+        return SnapshotDoneFrame{u64(), text(), checksums()};
       case 19:
         return RestoreDoneFrame{u64(), text(), u32()};
       case 20:

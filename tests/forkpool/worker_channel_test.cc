@@ -13,7 +13,7 @@
 
 #include "forkpool/worker/channel.h"
 #include "forkpool/worker/outbox.h"
-#include "tests/forkpool/frame_kinds.h"
+#include "tests/forkpool/frames.h"
 
 namespace thaw::forkpool::worker {
 namespace {

@@ -17,6 +17,7 @@
 #include "engine/model/model.h"
 #include "forkpool/worker/worker.h"
 #include "kvsnap/arena.h"
+#include "tests/forkpool/frames.h"
 #include "tests/forkpool/worker_harness.h"
 
 namespace thaw::forkpool::test {
@@ -98,12 +99,13 @@ class WorkerTest : public testing::Test {
                                    const std::vector<TokenId>& tokens) {
     const auto lease =
         arena_.lease_for_writing({}, tokens.size() / kBlockSize, ready.block_bytes).value();
-    worker.send(SnapshotFrame{77, manifest(ready, tokens, lease.extents)});
+    const kvsnap::Manifest leased = manifest(ready, tokens, lease.extents);
+    worker.send(SnapshotFrame{77, leased});
     const auto done = worker.await<SnapshotDoneFrame>();
     EXPECT_TRUE(done.has_value());
     EXPECT_EQ(done->id, 77U);
     EXPECT_EQ(done->error, "");
-    return arena_.publish(lease.id, {}, done->manifest).value();
+    return arena_.publish(lease.id, {}, with_checksums(leased, *done)).value();
   }
 
   kvsnap::Arena arena_ = std::move(kvsnap::Arena::create(kArenaBytes)).value();

@@ -16,7 +16,7 @@
 #include "engine/base/thread_pool.h"
 #include "forkpool/worker/snapshot_service.h"
 #include "kvsnap/arena.h"
-#include "tests/forkpool/frame_kinds.h"
+#include "tests/forkpool/frames.h"
 
 namespace thaw::forkpool::worker {
 namespace {
@@ -30,6 +30,7 @@ class SlowPipeline final : public kvsnap::CopyPipeline {
   explicit SlowPipeline(std::unique_ptr<kvsnap::CopyPipeline> inner) : inner_(std::move(inner)) {}
   Result<kvsnap::CopyHandle> launch(kvsnap::CopyDirection direction,
                                     std::vector<kvsnap::ExtentCopy> extents) override {
+    if (refusal) return *refusal;
     return inner_->launch(direction, std::move(extents));
   }
   bool done(kvsnap::CopyHandle) const override { return finished; }
@@ -45,6 +46,7 @@ class SlowPipeline final : public kvsnap::CopyPipeline {
   bool finished = true;
   std::size_t num_checked = 0;  ///< extents that are told of, at most
   std::optional<Error> failure;  ///< of the device
+  std::optional<Error> refusal;  ///< to begin
 
  private:
   std::unique_ptr<kvsnap::CopyPipeline> inner_;
@@ -170,10 +172,11 @@ class SnapshotServiceTest : public testing::Test {
     Side side(tokens.size() / kBlockSize, view_);
     side.fill(tokens);
     side.sent();
-    EXPECT_TRUE(side.service->snapshot({1, lease(tokens)}));
+    kvsnap::Manifest manifest = lease(tokens);
+    EXPECT_TRUE(side.service->snapshot({1, manifest}));
     EXPECT_TRUE(side.service->poll());
     const auto frames = side.sent();
-    return std::get<SnapshotDoneFrame>(frames.at(0)).manifest;
+    return with_checksums(std::move(manifest), std::get<SnapshotDoneFrame>(frames.at(0)));
   }
   static std::string restore_error(Side& side, const kvsnap::Manifest& manifest) {
     EXPECT_TRUE(side.service->restore({3, manifest}));
@@ -331,16 +334,15 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
 
   Side side(8, view_);
   side.reachable = &source;
-  side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});  // is not copied again
-  side.sent();
   side.service->meet(source.introduction(4));
   side.pipeline.finished = false;
   side.service->borrow({7, 4, kTrunkRoot, trunk_});
   ASSERT_TRUE(side.service->poll());
   EXPECT_TRUE(side.service->busy());
   EXPECT_FALSE(side.service->copying());
-  EXPECT_EQ(side.pool.num_free(), 6U);  // no block is taken before there is something to copy
-  EXPECT_EQ(side.index->evict(8), 0U);  // and what is alive stays
+  EXPECT_EQ(side.pool.num_free(), 8U);  // no block is taken before there is something to copy
+  side.fill({trunk_.begin(), trunk_.begin() + 2 * kBlockSize});  // is not copied again
+  side.sent();
   ASSERT_TRUE(side.service->lent({8, "", lent.blocks}));  // nobody's
   ASSERT_TRUE(side.service->lent(lent));
   ASSERT_TRUE(side.service->poll());
@@ -394,6 +396,9 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
   side.pipeline.failure = make_error(Errc::kIo, "the copy failed");
   EXPECT_NE(refusal(good).find("the copy failed"), std::string::npos);
   side.pipeline.failure.reset();
+  side.pipeline.refusal = make_error(Errc::kIo, "no copy today");
+  EXPECT_NE(refusal(good).find("no copy today"), std::string::npos);
+  side.pipeline.refusal.reset();
   PeerFrame other = source.introduction(4);
   other.memory.kv_layout = "another";
   side.service->meet(other);
@@ -435,9 +440,9 @@ TEST_F(SnapshotServiceTest, PartsAreToldAndRestoredAsTheyCome) {
   EXPECT_EQ(parts[1].first_extent, 2U);
   source.pipeline.finished = true;
   ASSERT_TRUE(source.service->poll());
-  const auto done = std::get<SnapshotDoneFrame>(source.sent().at(0)).manifest;
+  const auto done = std::get<SnapshotDoneFrame>(source.sent().at(0));
 
-  const auto crc = [&](std::size_t i) { return done.extents.at(i).crc32c; };
+  const auto crc = [&](std::size_t i) { return done.crc32c.at(i); };
   EXPECT_EQ(parts[1].crc32c, std::vector{crc(2)});
   const auto begin = [&](Side& side) {
     RestoreFrame restore{3, manifest, 2};

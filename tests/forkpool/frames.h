@@ -15,4 +15,11 @@ inline std::string kinds(const std::vector<Frame>& frames) {
   return text;
 }
 
+/// `manifest` with what its writer says of it.
+inline kvsnap::Manifest with_checksums(kvsnap::Manifest manifest, const SnapshotDoneFrame& done) {
+  for (std::size_t i = 0; i < manifest.extents.size(); ++i)
+    manifest.extents[i].crc32c = done.crc32c.at(i);
+  return manifest;
+}
+
 }  // namespace thaw::forkpool
