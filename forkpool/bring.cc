@@ -28,13 +28,21 @@ Tier tier_of(const Trunk& trunk) {
 /// Sends requests to a worker. Those that a trunk from arena or file spares prefill wait for it.
 void Dispatcher::deliver(const std::vector<RequestId>& ids, std::uint32_t worker) {
   std::vector<TrunkId> fresh;
+  // Of the request before, which most often has the same trunk.
+  const GenerateRequest* named = nullptr;
+  PrefixNames names({}, {});
   for (const RequestId id : ids) {
     if (room(worker) == 0) {
       waiting_.push_back(id);
       continue;
     }
     Ongoing& entry = entries_.at(id);
-    const auto found = worth_bringing(entry, worker);
+    const GenerateRequest& request = entry.request();
+    const std::uint32_t shared = named == nullptr ? 0 : shared_tokens(*named, request);
+    names = shared > 0 ? PrefixNames(names, request.prompt, shared)
+                       : PrefixNames(root_of(request, worker), request.prompt);
+    named = &request;
+    const auto found = worth_bringing(entry, worker, names);
     if (!found) {
       assign(entry, worker);
       continue;
@@ -54,9 +62,9 @@ void Dispatcher::deliver(const std::vector<RequestId>& ids, std::uint32_t worker
 /// The trunk that spares more prefill than bringing it costs; num_tokens is what it spares. Where
 /// what the store has does not pay, or does not answer, what is here may.
 std::optional<TrunkIndex::Found> Dispatcher::worth_bringing(const Ongoing& entry,
-                                                            std::uint32_t worker) {
+                                                            std::uint32_t worker,
+                                                            PrefixNames& names) {
   if (trunks_.size() == 0) return std::nullopt;
-  PrefixNames names(root_of(entry.request(), worker), entry.request().prompt);
   const auto here = trunks_.longest(names);
   if (store_) {
     const auto stored = trunks_.longest(names, TrunkIndex::Reach::kStore);

@@ -208,8 +208,7 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
     }
     const auto transfer = std::ranges::find(placement.transfers, i, &Placement::Transfer::to);
     if (transfer != placement.transfers.end()) {
-      const GenerateRequest& sample = entries_.at(mine.front()).request();
-      hold(mine, sample, workers[transfer->from], workers[i],
+      hold(mine, trunk, workers[transfer->from], workers[i],
            group.published_tokens[transfer->from]);
       continue;
     }
@@ -219,19 +218,19 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
 
 /// Copies a trunk from one worker to another and lets the requests wait for it; whatever comes of
 /// it, they run afterwards.
-void Dispatcher::hold(const std::vector<RequestId>& ids, const GenerateRequest& sample,
-                      std::uint32_t from, std::uint32_t to, std::uint32_t num_tokens) {
+void Dispatcher::hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std::uint32_t from,
+                      std::uint32_t to, std::uint32_t num_tokens) {
   for (const RequestId id : ids) {
     entries_.at(id).held_for = to;
     ++outstanding_[to];
   }
-  PrefixNames names(root_of(sample, from), sample.prompt);
   logger("pool")->debug("trunk tokens={} from={} to={} for={}", num_tokens, from, to, ids.size());
-  const Hash128 name = names.name(num_tokens / kBlockSize - 1);
+  const Hash128 name = trunk.name(num_tokens / kBlockSize - 1);
+  const GenerateRequest& sample = entries_.at(ids.front()).request();
   const TrunkOwner owner{sample.tenant, sample.cache_salt, sample.model, sample.adapter};
-  move(end_of(from), end_of(to), names, num_tokens / kBlockSize, TransferWay::kBest,
+  move(end_of(from), end_of(to), trunk, num_tokens / kBlockSize, TransferWay::kBest,
        kTransferDeadline, [this, ids, to, name, owner](const Result<std::uint32_t>& /*arrived*/) {
-         if (Trunk* trunk = trunks_.find(name)) trunk->set_owner(owner);
+         if (Trunk* known = trunks_.find(name)) known->set_owner(owner);
          release_held(ids, to);
        });
 }

@@ -79,7 +79,7 @@ class Dispatcher {
   void place_group(const std::vector<std::uint32_t>& workers, const std::vector<RequestId>& ids,
                    const PrefixGroup& group, std::optional<std::uint32_t> only_load);
   WorkerLoad load_of(std::uint32_t worker) const;
-  void hold(const std::vector<RequestId>& ids, const GenerateRequest& sample, std::uint32_t from,
+  void hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
   void move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
@@ -88,7 +88,8 @@ class Dispatcher {
 
   // Trunks from arena and files: bring.cc.
   void deliver(const std::vector<RequestId>& ids, std::uint32_t worker);
-  std::optional<TrunkIndex::Found> worth_bringing(const Ongoing& entry, std::uint32_t worker);
+  std::optional<TrunkIndex::Found> worth_bringing(const Ongoing& entry, std::uint32_t worker,
+                                                  PrefixNames& names);
   std::optional<TrunkIndex::Found> gain_of(const Ongoing& entry, std::uint32_t worker,
                                            PrefixNames& names, const TrunkIndex::Found& found);
   void bring(TrunkId trunk, std::uint32_t worker);
