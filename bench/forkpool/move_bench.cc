@@ -8,7 +8,6 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -17,29 +16,19 @@
 #include <benchmark/benchmark.h>
 
 #include "engine/base/log.h"
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
-#include "engine/model/load.h"
 #include "engine/model/model.h"
 #include "forkpool/fork_pool.h"
 #include "forkpool/worker/worker.h"
+#include "tests/forkpool/tiny_image.h"
 
 namespace thaw::forkpool {
 namespace {
 
 using std::chrono::seconds;
 
-model::LoadedImage tiny_image() {
-  ThreadPool threads(1);
-  auto file = checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
-  const auto source = model::model_source_from_gguf(
-      std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-  return model::build_image(source.value(), {ops::ComputeMode::kNative}, threads).value();
-}
-
 void BM_Move(benchmark::State& state, TransferWay way) {
   const auto trunk_tokens = static_cast<std::size_t>(state.range(0));
-  const model::LoadedImage image = tiny_image();
+  const model::LoadedImage& image = test::tiny_image();
   const std::size_t block_bytes = model::kv_block_bytes(image.config, ops::KvDType::kBF16);
   PoolOptions options;
   options.worker_binary = std::filesystem::read_symlink("/proc/self/exe");

@@ -18,35 +18,22 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
 #include "engine/cuda/check.h"
-#include "engine/model/load.h"
 #include "forkpool/worker/worker.h"
 #include "tests/cuda/gpu_test.h"
 #include "tests/forkpool/pool_harness.h"
+#include "tests/forkpool/tiny_image.h"
 #include "tests/forkpool/trunk_calls.h"
 
 namespace thaw::forkpool {
 namespace {
 
 using std::chrono::milliseconds;
+using test::tiny_cuda_image;
 using testing::HasSubstr;
 
-const model::LoadedImage& image() {
-  static const model::LoadedImage image = [] {
-    ThreadPool threads(2);
-    auto file =
-        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-cuda-f32.gguf");
-    const auto source = model::model_source_from_gguf(
-        std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-    return model::build_image(source.value(), {.device = ops::DeviceKind::kCuda}, threads).value();
-  }();
-  return image;
-}
-
 WeightsMemory weights() {
-  return {UniqueFd(::dup(image().fd.get())), image().size_bytes, {}};
+  return {UniqueFd(::dup(tiny_cuda_image().fd.get())), tiny_cuda_image().size_bytes, {}};
 }
 
 PoolOptions options(std::uint32_t ranks) {
@@ -67,7 +54,7 @@ GenerateRequest request_of(RequestId id, std::uint64_t prompt_seed, std::uint32_
                            float temperature) {
   GenerateRequest request = make_request(id, make_prompt(150, prompt_seed), max_tokens);
   for (TokenId& token : request.prompt)
-    token %= static_cast<TokenId>(image().config.vocab_size);
+    token %= static_cast<TokenId>(tiny_cuda_image().config.vocab_size);
   request.sampling.temperature = temperature;
   request.sampling.seed = id;
   request.sampling.ignore_eos = true;

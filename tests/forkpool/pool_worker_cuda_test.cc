@@ -18,12 +18,9 @@
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
 #include "engine/base/memory_map.h"
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
 #include "engine/cuda/check.h"
 #include "engine/cuda/device_info.h"
 #include "engine/cuda/vmm.h"
-#include "engine/model/load.h"
 #include "engine/model/model.h"
 #include "forkpool/worker/worker.h"
 #include "kvsnap/arena.h"
@@ -31,6 +28,7 @@
 #include "tests/cuda/gpu_test.h"
 #include "tests/forkpool/frames.h"
 #include "tests/forkpool/pool_harness.h"
+#include "tests/forkpool/tiny_image.h"
 #include "tests/forkpool/worker_harness.h"
 
 namespace thaw::forkpool {
@@ -38,22 +36,11 @@ namespace {
 
 using std::chrono::milliseconds;
 using test::DrivenWorker;
+using test::tiny_cuda_image;
 using testing::HasSubstr;
 
 constexpr std::size_t kPromptTokens = 200;
 constexpr std::uint32_t kWholeBlocks = 192;  // tokens of them
-
-const model::LoadedImage& image() {
-  static const model::LoadedImage image = [] {
-    ThreadPool threads(2);
-    auto file =
-        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-cuda-f32.gguf");
-    const auto source = model::model_source_from_gguf(
-        std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-    return model::build_image(source.value(), {.device = ops::DeviceKind::kCuda}, threads).value();
-  }();
-  return image;
-}
 
 PoolOptions gpu_options(std::uint32_t num_workers) {
   PoolOptions options = PoolHarness::options(num_workers);
@@ -69,14 +56,14 @@ PoolOptions gpu_options(std::uint32_t num_workers) {
 }
 
 WeightsMemory weights() {
-  return {UniqueFd(::dup(image().fd.get())), image().size_bytes, {}};
+  return {UniqueFd(::dup(tiny_cuda_image().fd.get())), tiny_cuda_image().size_bytes, {}};
 }
 
 GenerateRequest gpu_request(RequestId id, std::uint64_t prompt_seed, std::uint32_t max_tokens,
                             float temperature = 1.0F) {
   GenerateRequest request = make_request(id, make_prompt(kPromptTokens, prompt_seed), max_tokens);
   for (TokenId& token : request.prompt)
-    token %= static_cast<TokenId>(image().config.vocab_size);
+    token %= static_cast<TokenId>(tiny_cuda_image().config.vocab_size);
   request.sampling.temperature = temperature;
   request.sampling.seed = 7;
   request.sampling.ignore_eos = true;
@@ -266,7 +253,7 @@ TEST_F(PoolWorkerCudaTest, AnEvictedTrunkComesBackFromTheArena) {
   // Long enough for a copy to beat the prefill of so small a model.
   constexpr std::size_t kTrunkTokens = 3000;
   PoolOptions options = gpu_options(1);
-  options.kv_bytes = 512 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
+  options.kv_bytes = 512 * model::kv_block_bytes(tiny_cuda_image().config, ops::KvDType::kBF16);
   options.fork_min_prefix_tokens = 500;
   PoolHarness harness("", options, weights());
   ASSERT_TRUE(harness.wait_ready());
@@ -275,7 +262,7 @@ TEST_F(PoolWorkerCudaTest, AnEvictedTrunkComesBackFromTheArena) {
     GenerateRequest request = gpu_request(++id, trunk, 8);
     request.prompt = make_prompt(kTrunkTokens, trunk);
     for (TokenId& token : request.prompt)
-      token %= static_cast<TokenId>(image().config.vocab_size);
+      token %= static_cast<TokenId>(tiny_cuda_image().config.vocab_size);
     harness.submit({request});  // 188 blocks of 512
     EXPECT_TRUE(harness.wait_ended(id));
     const auto stream = harness.stream(id);
@@ -308,7 +295,7 @@ TEST_F(PoolWorkerCudaTest, AnEvictedTrunkComesBackFromTheArena) {
 // More sequences than the KV pool has room for: some give way and come back, none is changed.
 TEST_F(PoolWorkerCudaTest, AFullKvPoolPreemptsAndChangesNothing) {
   PoolOptions options = gpu_options(1);
-  options.kv_bytes = 64 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
+  options.kv_bytes = 64 * model::kv_block_bytes(tiny_cuda_image().config, ops::KvDType::kBF16);
   options.arena_bytes = 0;
   PoolHarness harness("", options, weights());
   ASSERT_TRUE(harness.wait_ready());
@@ -333,7 +320,7 @@ TEST_F(PoolWorkerCudaTest, AFullKvPoolPreemptsAndChangesNothing) {
 
 TEST_F(PoolWorkerCudaTest, AHundredRestoresAndAThousandForksLeakNothing) {
   PoolOptions options = gpu_options(2);
-  options.kv_bytes = 64 * model::kv_block_bytes(image().config, ops::KvDType::kBF16);
+  options.kv_bytes = 64 * model::kv_block_bytes(tiny_cuda_image().config, ops::KvDType::kBF16);
   PoolHarness harness("", options, weights());
   ASSERT_TRUE(harness.wait_ready());
   RequestId id = 0;
@@ -412,7 +399,9 @@ class DrivenCudaWorkerTest : public cuda::GpuTest {
     frame.prefill_chunk_tokens = 64;
     return frame;
   }
-  DrivenWorker::Memory memory() const { return {image().fd.get(), nothing_.get(), nothing_.get()}; }
+  DrivenWorker::Memory memory() const {
+    return {tiny_cuda_image().fd.get(), nothing_.get(), nothing_.get()};
+  }
   static std::vector<TokenId> tokens_of(DrivenWorker& worker, RequestId id) {
     const auto outcome = worker.run(gpu_request(id, 3, 16));
     EXPECT_FALSE(outcome.error) << outcome.error->to_string();
@@ -430,10 +419,10 @@ TEST_F(DrivenCudaWorkerTest, WeightsThatWereWrittenIntoAreUploadedAgain) {
     DrivenWorker worker(memory(), init());
     kept = worker.await<KeepFrame>().value().memory;
     ASSERT_TRUE(worker.await<ReadyFrame>());
-    EXPECT_GE(kept.weights_bytes, image().size_bytes);
+    EXPECT_GE(kept.weights_bytes, tiny_cuda_image().size_bytes);
     EXPECT_EQ(kept.kv_bytes, init().kv_bytes);
     EXPECT_THAT(kept.device, HasSubstr("GPU-"));
-    EXPECT_EQ(kept.image, image().digest);
+    EXPECT_EQ(kept.image, tiny_cuda_image().digest);
     expected = tokens_of(worker, 1);
     worker.kill();
   }
@@ -451,7 +440,7 @@ TEST_F(DrivenCudaWorkerTest, WeightsThatWereWrittenIntoAreUploadedAgain) {
   {
     const auto damaged =
         cuda::VmmAllocation::import(0, kept.weights->get(), kept.weights_bytes).value();
-    cuda::check(cudaMemset(damaged.data() + image().size_bytes / 2, 0x11, 3));
+    cuda::check(cudaMemset(damaged.data() + tiny_cuda_image().size_bytes / 2, 0x11, 3));
     cuda::check(cudaDeviceSynchronize());
   }
   serve_from_kept("kept weights are damaged");
@@ -482,7 +471,7 @@ TEST_F(DrivenCudaWorkerTest, AnotherImageIsNotTakenFromKeptWeights) {
 TEST_F(DrivenCudaWorkerTest, WhatCannotBeBelievedIsRefusedAndTheWorkersServeOn) {
   constexpr std::size_t kTokens = 160;
   auto arena = std::move(kvsnap::Arena::create(std::size_t{32} << 20)).value();
-  const DrivenWorker::Memory memory{image().fd.get(), nothing_.get(), arena.fd()};
+  const DrivenWorker::Memory memory{tiny_cuda_image().fd.get(), nothing_.get(), arena.fd()};
   DrivenWorker a(memory, init());
   DrivenWorker b(memory, init());
   const ReadyFrame ready = a.await<ReadyFrame>().value();

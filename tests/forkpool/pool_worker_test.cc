@@ -9,29 +9,16 @@
 #include <gtest/gtest.h>
 
 #include "engine/base/memory_map.h"
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
-#include "engine/model/load.h"
 #include "engine/model/model.h"
 #include "forkpool/worker/worker.h"
 #include "tests/forkpool/pool_harness.h"
+#include "tests/forkpool/tiny_image.h"
 
 namespace thaw::forkpool {
 namespace {
 
 using std::chrono::milliseconds;
-
-const model::LoadedImage& tiny_image() {
-  static const model::LoadedImage image = [] {
-    ThreadPool threads(1);
-    auto file =
-        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
-    const auto source = model::model_source_from_gguf(
-        std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-    return model::build_image(source.value(), {ops::ComputeMode::kNative}, threads).value();
-  }();
-  return image;
-}
+using test::tiny_image;
 
 PoolOptions real_options(std::uint32_t num_workers) {
   PoolOptions options = PoolHarness::options(num_workers);

@@ -16,6 +16,7 @@
 #include "engine/base/memory_map.h"
 #include "engine/model/model.h"
 #include "forkpool/worker/boot.h"
+#include "tests/forkpool/tiny_image.h"
 #include "tests/forkpool/worker_harness.h"
 
 namespace thaw::forkpool::worker {

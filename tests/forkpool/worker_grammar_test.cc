@@ -9,6 +9,7 @@
 #include "engine/base/memory_map.h"
 #include "engine/model/model.h"
 #include "kvsnap/arena.h"
+#include "tests/forkpool/tiny_image.h"
 #include "tests/forkpool/worker_harness.h"
 #include "tests/scheduler/ascii_texts.h"
 

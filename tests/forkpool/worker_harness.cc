@@ -16,9 +16,6 @@
 
 #include <gtest/gtest.h>
 
-#include "engine/base/thread_pool.h"
-#include "engine/checkpoint/gguf.h"
-
 extern char** environ;
 
 namespace thaw::forkpool::test {
@@ -32,18 +29,6 @@ UniqueFd high_copy(int fd) {
 }
 
 }  // namespace
-
-const model::LoadedImage& tiny_image() {
-  static const model::LoadedImage image = [] {
-    ThreadPool threads(1);
-    auto file =
-        checkpoint::GgufFile::open(std::string(THAW_BINARY_DIR) + "/testdata/tiny-q4_1.gguf");
-    const auto source = model::model_source_from_gguf(
-        std::make_shared<const checkpoint::GgufFile>(std::move(file).value()));
-    return model::build_image(source.value(), {ops::ComputeMode::kNative}, threads).value();
-  }();
-  return image;
-}
 
 DrivenWorker::DrivenWorker(const Memory& memory, const InitFrame& init, const AdoptFrame& adopt) {
   spawn(memory);

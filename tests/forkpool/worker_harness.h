@@ -12,14 +12,10 @@
 
 #include "engine/base/result.h"
 #include "engine/base/unique_fd.h"
-#include "engine/model/load.h"
 #include "forkpool/frame_socket.h"
 #include "forkpool/protocol.h"
 
 namespace thaw::forkpool::test {
-
-/// The tiny model's weights in shared memory, built once.
-const model::LoadedImage& tiny_image();
 
 /// What one request came to.
 struct Outcome {

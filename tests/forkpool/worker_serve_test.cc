@@ -18,6 +18,7 @@
 #include "forkpool/worker/worker.h"
 #include "kvsnap/arena.h"
 #include "tests/forkpool/frames.h"
+#include "tests/forkpool/tiny_image.h"
 #include "tests/forkpool/worker_harness.h"
 
 namespace thaw::forkpool::test {
