@@ -37,12 +37,15 @@ void Dispatcher::deliver(const std::vector<RequestId>& ids, std::uint32_t worker
       continue;
     }
     Ongoing& entry = entries_.at(id);
-    const GenerateRequest& request = entry.request();
-    const std::uint32_t shared = named == nullptr ? 0 : shared_tokens(*named, request);
-    names = shared > 0 ? PrefixNames(names, request.prompt, shared)
-                       : PrefixNames(root_of(request, worker), request.prompt);
-    named = &request;
-    const auto found = worth_bringing(entry, worker, names);
+    std::optional<TrunkIndex::Found> found;
+    if (trunks_.size() > 0) {
+      const GenerateRequest& request = entry.request();
+      const std::uint32_t shared = named == nullptr ? 0 : shared_tokens(*named, request);
+      names = shared > 0 ? PrefixNames(names, request.prompt, shared)
+                         : PrefixNames(root_of(request, worker), request.prompt);
+      named = &request;
+      found = worth_bringing(entry, worker, names);
+    }
     if (!found) {
       assign(entry, worker);
       continue;
@@ -64,7 +67,6 @@ void Dispatcher::deliver(const std::vector<RequestId>& ids, std::uint32_t worker
 std::optional<TrunkIndex::Found> Dispatcher::worth_bringing(const Ongoing& entry,
                                                             std::uint32_t worker,
                                                             PrefixNames& names) {
-  if (trunks_.size() == 0) return std::nullopt;
   const auto here = trunks_.longest(names);
   if (store_) {
     const auto stored = trunks_.longest(names, TrunkIndex::Reach::kStore);

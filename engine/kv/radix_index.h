@@ -27,9 +27,8 @@ class RadixIndex {
  public:
   struct Node;
 
-  /// Reported for full blocks only: the names by which pool and other workers know them.
-  /// Called inside insert() and evict(). An eviction must reach the pool before the block is
-  /// written again.
+  /// Called inside insert() and evict(), for full blocks only: pool and other workers know them by
+  /// these names. An eviction must reach the pool before the block is written again.
   struct Listener {
     std::function<void(const BlockEntry&)> on_publish;
     std::function<void(const Hash128& hash, BlockId block)> on_evict;

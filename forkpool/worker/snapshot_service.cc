@@ -186,7 +186,7 @@ Result<std::vector<BlockId>> SnapshotService::allocate(std::size_t num_blocks) {
   return blocks;
 }
 
-void SnapshotService::find_alive(Read& read) {
+Result<void> SnapshotService::find_room(Read& read) {
   const Hash128& root = read.manifest.cache_root;
   const std::span<const TokenId> tokens = read.manifest.token_ids;
   read.blocks = parts_.index->match(root, tokens).full_blocks;
@@ -194,10 +194,7 @@ void SnapshotService::find_alive(Read& read) {
   // Of whole blocks only: one that matches in part is of no use here and may go.
   const auto alive = tokens.first(read.num_alive * kBlockSize);
   read.lock = parts_.index->lock(parts_.index->match(root, alive));
-}
-
-Result<void> SnapshotService::find_room(Read& read) {
-  auto fresh = allocate(read.manifest.token_ids.size() / kBlockSize - read.num_alive);
+  auto fresh = allocate(tokens.size() / kBlockSize - read.num_alive);
   if (!fresh) return fresh.error();
   read.blocks.insert(read.blocks.end(), fresh->begin(), fresh->end());
   return {};
@@ -215,7 +212,6 @@ Result<SnapshotService::Read> SnapshotService::start_read(RestoreFrame frame) {
       !checked) {
     return checked.error();
   }
-  find_alive(read);
   if (auto found = find_room(read); !found) return found.error();
   if (auto started = start_extents(read, frame.num_written); !started) {
     release(read);
@@ -286,7 +282,6 @@ Result<void> SnapshotService::start_loan(Read& read, const std::vector<BlockId>&
     return make_error(Errc::kUnsupported, "block " + std::to_string(block) + " of the peer's " +
                                               std::to_string(num_blocks));
   }
-  find_alive(read);
   if (auto room = find_room(read); !room) return room;
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {

@@ -124,9 +124,7 @@ class SnapshotService {
   Result<Read> start_read(RestoreFrame frame);
   Result<Read> start_borrow(BorrowFrame frame);
   Result<void> start_loan(Read& read, const std::vector<BlockId>& blocks);
-  /// The blocks of the manifest's first tokens that are alive, locked.
-  void find_alive(Read& read);
-  /// Fresh blocks for the others.
+  /// The blocks of the manifest's tokens: what is alive, locked, and fresh ones.
   Result<void> find_room(Read& read);
   Result<void> start_extents(Read& read, std::size_t end);
   /// While others are at work: the index would do it once all has arrived.
