@@ -12,6 +12,9 @@ namespace {
 constexpr std::chrono::seconds kDeadlineGrace{2};
 constexpr std::uint32_t kDeathsBeforeAlone = 2;
 constexpr std::uint32_t kMaxDeaths = 32;
+// Alone and without a token: a crash is the request's own doing. SIGKILL is more often somebody
+// else's, so it takes several to blame the request, which may be what the machine lacks memory for.
+constexpr std::uint32_t kMaxKillsAlone = 5;
 
 template <typename... Handlers>
 struct Overloaded : Handlers... {
@@ -345,7 +348,7 @@ void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) 
   // They go to the head of the queue, in their old order, and are placed together: who shared a
   // trunk on the dead worker shares it again.
   for (auto id = orphans.rbegin(); id != orphans.rend(); ++id)
-    replan(*id, was_alone, death.reason);
+    replan(*id, was_alone, death);
   if (reserved_ == worker) reserved_.reset();
   if (const auto error = hopeless()) {
     while (!waiting_.empty())
@@ -358,7 +361,7 @@ void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) 
   changed();
 }
 
-void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason) {
+void Dispatcher::replan(RequestId id, bool was_alone, const WorkerSlot::Death& death) {
   Ongoing& entry = entries_.at(id);
   leave(entry);
   entry.alone = false;
@@ -368,10 +371,17 @@ void Dispatcher::replan(RequestId id, bool was_alone, const std::string& reason)
   }
   // What kills its worker does so at the same token again. Who got further since it was sent is
   // hardly to blame for what workers die of.
-  if (was_alone && (entry.prefilling || entry.deaths >= kMaxDeaths)) {
-    return fail(id, make_error(Errc::kInternal,
-                               "its worker died " + std::to_string(entry.deaths) +
-                                   " times, the last time with nothing else to do: " + reason));
+  if (!entry.prefilling) {
+    entry.deaths_alone = 0;
+  } else if (was_alone) {
+    ++entry.deaths_alone;
+  }
+  const bool to_blame = entry.deaths_alone >= (death.killed ? kMaxKillsAlone : 1);
+  if (was_alone && (to_blame || entry.deaths >= kMaxDeaths)) {
+    return fail(id,
+                make_error(Errc::kInternal,
+                           "its worker died " + std::to_string(entry.deaths) +
+                               " times, the last time with nothing else to do: " + death.reason));
   }
   for (GenerateEvent& event :
        entry.cancelled ? entry.settle_cancelled() : entry.settle_after_death()) {

@@ -111,7 +111,7 @@ class Dispatcher {
   void on_frame(std::uint32_t worker, Frame frame);
   void on_stats(std::uint32_t worker, const EngineStats& before, const EngineStats& now);
   void on_death(std::uint32_t worker, const WorkerSlot::Death& death);
-  void replan(RequestId id, bool was_alone, const std::string& reason);
+  void replan(RequestId id, bool was_alone, const WorkerSlot::Death& death);
   bool any_ready() const;
   std::optional<Error> hopeless() const;
   void start_others();

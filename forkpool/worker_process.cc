@@ -113,15 +113,17 @@ const std::optional<WorkerProcess::Exit>& WorkerProcess::try_wait() {
     result = ::waitid(P_PIDFD, static_cast<id_t>(pidfd_.get()), &info, WEXITED | WNOHANG);
   } while (result < 0 && errno == EINTR);
   if (result < 0) {  // SIGCHLD ignored: the kernel reaped it, the pidfd says so
-    if (errno == ECHILD) exit_ = Exit{false, "ended (its status was not kept)"};
+    if (errno == ECHILD) exit_ = Exit{false, false, "ended (its status was not kept)"};
     return exit_;
   }
   if (info.si_pid == 0) return exit_;
   if (info.si_code == CLD_EXITED) {
-    exit_ = Exit{info.si_status == 0, "exited with status " + std::to_string(info.si_status)};
+    exit_ =
+        Exit{info.si_status == 0, false, "exited with status " + std::to_string(info.si_status)};
   } else {
-    exit_ = Exit{false, "was killed by signal " + std::to_string(info.si_status) + " (" +
-                            ::strsignal(info.si_status) + ")"};
+    exit_ = Exit{false, info.si_status == SIGKILL,
+                 "was killed by signal " + std::to_string(info.si_status) + " (" +
+                     ::strsignal(info.si_status) + ")"};
   }
   return exit_;
 }

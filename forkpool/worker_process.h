@@ -38,6 +38,7 @@ class WorkerProcess {
   /// nothing of it touches memory any more.
   struct Exit {
     bool clean = false;  ///< status 0
+    bool killed = false;  ///< by SIGKILL
     std::string text;  ///< "exited with status 1", "was killed by signal 9 (Killed)"
   };
   const std::optional<Exit>& try_wait();

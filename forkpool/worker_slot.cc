@@ -82,6 +82,7 @@ void WorkerSlot::spawn() {
   reason_.clear();
   was_ready_ = false;
   trusted_ = true;
+  condemned_ = false;
   stats_ = {};
   int ends[2];
   Result<WorkerProcess> process = [&]() -> Result<WorkerProcess> {
@@ -99,7 +100,7 @@ void WorkerSlot::spawn() {
   if (!process) {
     channel_.reset();
     reason_ = process.error().message;
-    return after_exit(false);
+    return after_exit({false, false, reason_});
   }
   process_.emplace(std::move(*process));
   state_ = State::kBooting;
@@ -260,16 +261,23 @@ int WorkerSlot::running_rank() const {
 void WorkerSlot::on_channel_end(const Result<void>& how) {
   if (how) {
     // A worker that was asked to stop closes the channel just before it ends.
-    if (!stopping_) kill("closed its channel", true);
+    if (!stopping_) end_process();
+  } else if (how.error().code == Errc::kProtocol) {
+    kill("broke the protocol: " + how.error().message, false);
   } else {
-    kill("broke the protocol: " + how.error().message, how.error().code != Errc::kProtocol);
+    logger("pool")->warn("worker={} its channel failed: {}", worker_, how.error().message);
+    end_process();
   }
 }
 
 void WorkerSlot::kill(const std::string& reason, bool trusted) {
   trusted_ = trusted_ && trusted;
+  if (process_ && !std::exchange(condemned_, true)) reason_ = reason;
+  end_process();
+}
+
+void WorkerSlot::end_process() {
   if (!process_) return;
-  if (reason_.empty()) reason_ = reason;
   if (state_ != State::kStopped) state_ = State::kExiting;
   process_->kill();
 }
@@ -307,27 +315,27 @@ void WorkerSlot::on_exit() {
     rank_watch_ = std::make_unique<Loop::Watch>(loop_, rank);
     return rank_watch_->wait_readable([this] { on_exit(); });
   }
-  if (reason_.empty()) reason_ = exit->text;
-  const bool clean = exit->clean;
+  const WorkerProcess::Exit how = *exit;
   logger("pool")->log(stopping_ ? spdlog::level::info : spdlog::level::warn,
-                      "worker={} generation={} pid={} {}: {}", worker_, generation_,
-                      process_->pid(), exit->text, reason_);
+                      "worker={} generation={} pid={} {}{}{}", worker_, generation_,
+                      process_->pid(), how.text, condemned_ ? ": " : "", reason_);
+  if (!condemned_) reason_ = how.text;
   timer_.cancel();
   exit_watch_.reset();
   channel_.reset();
   process_.reset();
   rank_watch_.reset();
   ranks_.clear();
-  after_exit(clean);
+  after_exit(how);
 }
 
-void WorkerSlot::after_exit(bool clean) {
+void WorkerSlot::after_exit(const WorkerProcess::Exit& how) {
   former_ = with_counters_of(std::exchange(stats_, {}), former_);
   last_reason_ = reason_;
   if (!was_ready_) ++boot_failures_;
   // A process that died over what it was given to adopt must not doom its successors.
   if (!trusted_ || !was_ready_) forget_doubtful();
-  const Death death{reason_, was_ready_, stopping_ && clean};
+  const Death death{reason_, was_ready_, stopping_ && how.clean, how.killed && !condemned_};
   if (stopping_) {
     state_ = State::kStopped;
   } else {

@@ -34,6 +34,7 @@ class WorkerSlot {
     std::string reason;
     bool was_ready = false;
     bool expected = false;  ///< asked to stop, and did
+    bool killed = false;  ///< by SIGKILL, and not by the pool: somebody else, or want of memory
   };
   /// Called from the loop; must not destroy the slot.
   struct Listener {
@@ -108,9 +109,11 @@ class WorkerSlot {
   }
   /// A rank of the former group that has not ended yet; -1: none.
   int running_rank() const;
+  /// Without blaming it: it may be ending by itself.
+  void end_process();
   void forget_doubtful();
   void on_exit();
-  void after_exit(bool clean);
+  void after_exit(const WorkerProcess::Exit& how);
 
   Loop& loop_;
   const PoolOptions& options_;
@@ -139,6 +142,7 @@ class WorkerSlot {
   std::vector<SharedFd> ranks_;  // the other processes of this group
   std::unique_ptr<Loop::Watch> rank_watch_;
   bool trusted_ = true;  // this process's reports about blocks are believed
+  bool condemned_ = false;  // the pool had a reason of its own to end this process
   bool was_ready_ = false;  // this process
   ReadyFrame hello_;
   EngineStats stats_;  // of this process

@@ -181,13 +181,14 @@ class Stream:
             yield frame
 
     def text(self) -> str:
-        """Reads to the end; the joined text of choice 0."""
+        """Reads to the end; the joined text of choice 0. An error that the server sent is raised."""
         parts = []
         for frame in self:
             for choice in frame.get("choices", []):
                 if choice["index"] == 0:
                     parts.append(choice.get("text") or (choice.get("delta") or {}).get("content") or "")
         self.close()
+        assert not self.errors, (self.errors, "".join(parts))
         return "".join(parts)
 
     def hang_up(self):

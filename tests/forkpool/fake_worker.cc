@@ -62,7 +62,8 @@ struct Rules {
   bool die_after_keep = false;  ///< before it is ready
   bool damage_weights = false;  ///< over the first submit: writes into them and dies
   std::optional<long> die_at_token;  ///< after sending the token with that index
-  std::optional<long> poison;  ///< dies over the third token of a prompt that begins so
+  std::optional<long> poison;  ///< crashes over the third token of a prompt that begins so
+  bool die_at_submit = false;  ///< killed before the first token of anything
   /// Offers the first prompt, and at once evicts so many blocks of its end.
   std::optional<long> offer_and_lose;
   long pace_us = 0;  ///< between steps
@@ -107,6 +108,7 @@ struct Rules {
       if (what == "damage_weights") rules.damage_weights = true;
       if (what == "die_at_token") rules.die_at_token = number;
       if (what == "poison") rules.poison = number;
+      if (what == "die_at_submit") rules.die_at_submit = true;
       if (what == "offer_and_lose") rules.offer_and_lose = number;
       if (what == "pace_us") rules.pace_us = number;
     }
@@ -341,6 +343,7 @@ class FakeWorker {
   }
 
   void submit(GenerateRequest request) {
+    if (rules_.die_at_submit) ::raise(SIGKILL);
     while (rules_.stop_reading)
       ::pause();
     if (rules_.damage_weights) {
@@ -453,13 +456,14 @@ class FakeWorker {
 
   void step() {
     bool dies = false;
+    bool crashes = false;
     for (auto entry = running_.begin(); entry != running_.end();) {
       Running& running = entry->second;
       const GenerateRequest& request = running.request;
       std::vector<Choice> left;
       for (Choice choice : running.choices) {
         if (rules_.poison == static_cast<long>(request.prompt[0]) && choice.next >= 2) {
-          dies = true;
+          crashes = true;
           left.push_back(choice);
           continue;
         }
@@ -492,6 +496,7 @@ class FakeWorker {
     if ((!events_.empty() && running_.empty()) || stats_.steps % 64 == 0) send(StatsFrame{stats_});
     if (!events_.empty()) send(EventsFrame{std::move(events_)});
     events_.clear();
+    if (crashes) std::_Exit(70);
     if (dies) ::raise(SIGKILL);
   }
 

@@ -124,12 +124,36 @@ TEST(ForkPool, OnlyTheRequestThatKillsItsWorkerAloneFails) {
   // Nobody shall try it again.
   EXPECT_EQ(failed.failed->code, Errc::kInternal);
   EXPECT_THAT(failed.failed->message, HasSubstr("died 3 times"));
-  EXPECT_EQ(harness.pool().status().worker_deaths, 3U);
+  EXPECT_THAT(failed.failed->message, HasSubstr("exited with status 70"));
+  EXPECT_TRUE(harness.wait([&] { return harness.pool().status().worker_deaths == 3; }));
   // Service goes on.
   const GenerateRequest after = make_request(9, make_prompt(40, 9), 5);
   harness.submit({after});
   ASSERT_TRUE(harness.wait_ended(9));
   expect_exact(harness, after);
+}
+
+TEST(ForkPool, KillsAreNotTheRequestsFaultUntilThereAreMany) {
+  std::string rules;
+  for (int generation = 0; generation < 6; ++generation)
+    rules += "0." + std::to_string(generation) + ":die_at_submit;";
+  PoolHarness harness(rules, PoolHarness::options(1));
+  const GenerateRequest request = make_request(1, make_prompt(40, 1), 8);
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  expect_exact(harness, request);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 6U);  // two in company, as far as is known
+}
+
+TEST(ForkPool, WhoseWorkersAreAlwaysKilledFails) {
+  PoolHarness harness("*:die_at_submit", PoolHarness::options(1));
+  harness.submit({make_request(1, make_prompt(40, 1), 8)});
+  ASSERT_TRUE(harness.wait_ended(1));
+  const auto failed = harness.stream(1).failed;
+  ASSERT_TRUE(failed);
+  EXPECT_EQ(failed->code, Errc::kInternal);
+  EXPECT_THAT(failed->message, HasSubstr("died 7 times"));
+  EXPECT_TRUE(harness.wait([&] { return harness.pool().status().worker_deaths == 7; }));
 }
 
 TEST(ForkPool, ARequestThatGetsFurtherOutlivesItsWorkers) {
