@@ -53,7 +53,7 @@ test-asan: build model setup-long  ## the tests under AddressSanitizer and UBSan
 test-tsan: build setup-long  ## the CPU tests under ThreadSanitizer (about 12 minutes)
 	@scripts/run_sanitized.sh tsan
 
-test-kills: binary model  ## 100 kills of workers under load (about 4 minutes)
+test-kills: binary model  ## 100 kills of workers under load (about 2 minutes)
 	@$(PYTHON) -m pytest -q tests/e2e/long -k kills
 
 test-tools: binary model  ## 100 forced tool calls at temperature 1, each of which must parse and validate (about 2 minutes)

@@ -22,7 +22,7 @@ def shared_memory_files(pid: int) -> int:
 
 
 def test_a_hundred_kills_under_load(serve):
-    server = serve("--workers", "2", "--threads", "1")
+    server = serve("--workers", "4", "--threads", "1")
     trunk = list(range(30, 230)) * 4
     bodies = [
         {
