@@ -123,6 +123,9 @@ void ModelSchedule::begin_swap(std::size_t index, const std::string& model,
                                std::vector<Swap>& swaps) {
   Slot& slot = slots_[index];
   if (!slot.model.empty()) slot.former = slot.model;
+  // What runs waits from now on: a model that is leaving stays for it.
+  if (const auto former = models_.find(slot.model); former != models_.end())
+    former->second.waiting += slot.running;
   if (model.empty()) slot.former.clear();
   slot.model = model;
   slot.next.clear();

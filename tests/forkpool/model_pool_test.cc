@@ -542,6 +542,23 @@ TEST(ModelPool, ModelsComeAndGoWhileItRuns) {
   ASSERT_TRUE(bed.wait([&] { return bed.pool->add(Bed::spec("b")).has_value(); }));
 }
 
+TEST(ModelPool, ARemovedModelEndsWhatASwapSuspended) {
+  Bed bed({"a", "b"});
+  ASSERT_TRUE(bed.wait_state("serving a"));
+  bed.world.token_limit = 2;
+  bed.submit(Bed::request(1, "a", 6));
+  ASSERT_TRUE(bed.wait_tokens(1, 2));
+  ASSERT_TRUE(bed.pool->remove("a"));
+  bed.submit(Bed::request(2, "b", 4));
+  bed.pass(std::chrono::minutes(10));
+  bed.pass(std::chrono::minutes(10));
+  bed.world.token_limit = 1U << 30;
+  ASSERT_TRUE(bed.wait_end(2));
+  bed.pass(std::chrono::minutes(10));
+  ASSERT_TRUE(bed.wait_end(1));
+  EXPECT_EQ(bed.stream(1).tokens, Bed::expected(Bed::request(1, "a", 6)));
+}
+
 TEST(ModelPool, LoadingCanBeAskedFor) {
   Bed bed({"a", "b"});
   ASSERT_TRUE(bed.pool->wait_loaded("a", seconds(30)));

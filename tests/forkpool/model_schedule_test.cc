@@ -246,6 +246,20 @@ TEST(ModelSchedule, ARemovedModelLeavesWhenItsRequestsHaveEnded) {
   EXPECT_FALSE(bed.schedule.has("c")) << "never had a slot";
 }
 
+TEST(ModelSchedule, ARemovedModelStaysForWhatASwapSuspends) {
+  ScheduleBed bed({"a", "b"});
+  bed.schedule.began(0, bed.now);
+  EXPECT_TRUE(bed.schedule.remove("a"));
+  bed.wait("b");
+  bed.now += std::chrono::minutes(10);
+  bed.plan();
+  bed.now += std::chrono::minutes(10);
+  bed.plan();
+  ASSERT_EQ(bed.slot().state, State::kSwapping);
+  ASSERT_EQ(bed.slot().model, "b");
+  EXPECT_TRUE(bed.schedule.has("a"));
+}
+
 TEST(ModelSchedule, WhatItPromisesHoldsUnderRandomLoad) {
   // Requests of endless length: only the rule ends anything. A swap takes a second.
   for (const std::uint32_t seed : {1U, 2U, 3U, 4U, 5U, 6U}) {
