@@ -10,10 +10,12 @@ namespace {
 
 // A worker ends requests at their deadline itself; one that does not is not waited for longer.
 constexpr std::chrono::seconds kDeadlineGrace{2};
-constexpr std::uint32_t kDeathsBeforeAlone = 2;
+constexpr std::uint32_t kCrashesBeforeAlone = 2;
+// SIGKILL is more often somebody else's doing, and a stream alone keeps all others off its worker.
+constexpr std::uint32_t kDeathsBeforeAlone = 4;
 constexpr std::uint32_t kMaxDeaths = 32;
-// Alone and without a token: a crash is the request's own doing. SIGKILL is more often somebody
-// else's, so it takes several to blame the request, which may be what the machine lacks memory for.
+// Alone and without a token: a crash is the request's own doing. It takes several kills to blame
+// the request, which may be what the machine lacks memory for.
 constexpr std::uint32_t kMaxKillsAlone = 5;
 
 template <typename... Handlers>
@@ -205,6 +207,7 @@ void Dispatcher::cancel(RequestId id) {
     emit(std::move(event));
   erase(id);
   pump();
+  stop_if_drained();
   changed();
 }
 
@@ -366,9 +369,15 @@ void Dispatcher::replan(RequestId id, bool was_alone, const WorkerSlot::Death& d
   leave(entry);
   entry.alone = false;
   ++entry.deaths;
+  if (!death.killed) ++entry.crashes;
   if (stopping_) {
     return fail(id, make_error(Errc::kUnavailable, "the server is shutting down"));
   }
+  for (GenerateEvent& event :
+       entry.cancelled ? entry.settle_cancelled() : entry.settle_after_death()) {
+    emit(std::move(event));
+  }
+  if (entry.num_unfinished() == 0) return erase(id);
   // What kills its worker does so at the same token again. Who got further since it was sent is
   // hardly to blame for what workers die of.
   if (!entry.prefilling) {
@@ -383,11 +392,6 @@ void Dispatcher::replan(RequestId id, bool was_alone, const WorkerSlot::Death& d
                            "its worker died " + std::to_string(entry.deaths) +
                                " times, the last time with nothing else to do: " + death.reason));
   }
-  for (GenerateEvent& event :
-       entry.cancelled ? entry.settle_cancelled() : entry.settle_after_death()) {
-    emit(std::move(event));
-  }
-  if (entry.num_unfinished() == 0) return erase(id);
   if (const auto checked = check_request(entry.to_send(loop_.now())); !checked) {
     return fail(id, make_error(Errc::kResourceExhausted,
                                "too much was generated to resume: " + checked.error().message));
@@ -397,8 +401,14 @@ void Dispatcher::replan(RequestId id, bool was_alone, const WorkerSlot::Death& d
   }
   ++retried_;
   if (entry.has_progress()) ++resumed_;
-  auto& queue = entry.deaths >= kDeathsBeforeAlone ? quarantine_ : waiting_;
-  queue.push_front(id);
+  const bool goes_alone =
+      entry.crashes >= kCrashesBeforeAlone || entry.deaths >= kDeathsBeforeAlone;
+  auto& queue = goes_alone ? quarantine_ : waiting_;
+  if (was_alone && !entry.prefilling) {
+    queue.push_back(id);  // it had its turn
+  } else {
+    queue.push_front(id);
+  }
 }
 
 bool Dispatcher::any_ready() const {

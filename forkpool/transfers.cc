@@ -231,7 +231,7 @@ void Transfers::on_exit(kvsnap::Holder process) {
     written(error);
   std::vector<std::uint64_t> failed;
   for (const auto& [id, move] : moves_) {
-    if (move.to.process == process && (move.reading || move.following)) failed.push_back(id);
+    if (move.to.process == process) failed.push_back(id);
   }
   for (const std::uint64_t id : failed)
     finish(id, error);

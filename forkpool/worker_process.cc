@@ -113,7 +113,7 @@ const std::optional<WorkerProcess::Exit>& WorkerProcess::try_wait() {
     result = ::waitid(P_PIDFD, static_cast<id_t>(pidfd_.get()), &info, WEXITED | WNOHANG);
   } while (result < 0 && errno == EINTR);
   if (result < 0) {  // SIGCHLD ignored: the kernel reaped it, the pidfd says so
-    if (errno == ECHILD) exit_ = Exit{false, false, "ended (its status was not kept)"};
+    if (errno == ECHILD) exit_ = Exit{false, true, "ended (its status was not kept)"};
     return exit_;
   }
   if (info.si_pid == 0) return exit_;

@@ -38,7 +38,7 @@ class WorkerProcess {
   /// nothing of it touches memory any more.
   struct Exit {
     bool clean = false;  ///< status 0
-    bool killed = false;  ///< by SIGKILL
+    bool killed = false;  ///< by SIGKILL, or in a way that was not kept
     std::string text;  ///< "exited with status 1", "was killed by signal 9 (Killed)"
   };
   const std::optional<Exit>& try_wait();

@@ -253,7 +253,8 @@ void WorkerSlot::forget_doubtful() {
 int WorkerSlot::running_rank() const {
   for (const SharedFd& rank : ranks_) {
     pollfd ended{rank->get(), POLLIN, 0};
-    if (::poll(&ended, 1, 0) == 0) return rank->get();
+    static_cast<void>(::poll(&ended, 1, 0));
+    if (ended.revents == 0) return rank->get();
   }
   return -1;
 }

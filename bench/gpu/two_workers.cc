@@ -56,8 +56,7 @@ class Pool {
     pool.arena_bytes = std::uint64_t{2} << 30;
     pool.prefill_chunk_tokens = 4096;
     pool.max_model_len = 16384;
-    const char* level = std::getenv("THAW_LOG_LEVEL");
-    pool.log_level = level != nullptr ? level : "warn";
+    pool.log_level = "warn";
     pool.warm_memory = true;
     UniqueFd image(::open(options.image.c_str(), O_RDONLY | O_CLOEXEC));
     if (!image) throw std::runtime_error(options.image + " cannot be opened");

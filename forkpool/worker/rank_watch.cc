@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdint>
 #include <cstdlib>
 #include <utility>
@@ -12,6 +13,16 @@
 #include "engine/base/log.h"
 
 namespace thaw::forkpool::worker {
+
+namespace {
+
+/// The follower at the other end has sent something that was not read: an error, at its end.
+bool has_said_why(int socket) {
+  char byte = 0;
+  return ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+}  // namespace
 
 RankWatch::RankWatch(std::vector<int> sockets, std::function<void()> before_end)
     : sockets_(std::move(sockets)),
@@ -34,9 +45,14 @@ void RankWatch::run() const {
   while (::poll(polled.data(), polled.size(), kLookMs) <= 0) {
   }
   if (polled.back().revents != 0) return;
-  for (std::size_t i = 0; i + 1 < polled.size(); ++i)
-    if (polled[i].revents != 0) logger("worker")->error("fatal error=\"rank {} ended\"", i + 1);
+  bool was_said_why = false;
+  for (std::size_t i = 0; i + 1 < polled.size(); ++i) {
+    if (polled[i].revents == 0) continue;
+    logger("worker")->error("fatal error=\"rank {} ended\"", i + 1);
+    was_said_why = was_said_why || has_said_why(polled[i].fd);
+  }
   before_end_();
+  if (!was_said_why) static_cast<void>(std::raise(SIGKILL));
   std::_Exit(1);
 }
 

@@ -135,14 +135,14 @@ TEST(ForkPool, OnlyTheRequestThatKillsItsWorkerAloneFails) {
 
 TEST(ForkPool, KillsAreNotTheRequestsFaultUntilThereAreMany) {
   std::string rules;
-  for (int generation = 0; generation < 6; ++generation)
+  for (int generation = 0; generation < 8; ++generation)
     rules += "0." + std::to_string(generation) + ":die_at_submit;";
   PoolHarness harness(rules, PoolHarness::options(1));
   const GenerateRequest request = make_request(1, make_prompt(40, 1), 8);
   harness.submit({request});
   ASSERT_TRUE(harness.wait_ended(1));
   expect_exact(harness, request);
-  EXPECT_EQ(harness.pool().status().worker_deaths, 6U);  // two in company, as far as is known
+  EXPECT_EQ(harness.pool().status().worker_deaths, 8U);  // four in company, as far as is known
 }
 
 TEST(ForkPool, WhoseWorkersAreAlwaysKilledFails) {
@@ -152,8 +152,8 @@ TEST(ForkPool, WhoseWorkersAreAlwaysKilledFails) {
   const auto failed = harness.stream(1).failed;
   ASSERT_TRUE(failed);
   EXPECT_EQ(failed->code, Errc::kInternal);
-  EXPECT_THAT(failed->message, HasSubstr("died 7 times"));
-  EXPECT_TRUE(harness.wait([&] { return harness.pool().status().worker_deaths == 7; }));
+  EXPECT_THAT(failed->message, HasSubstr("died 9 times"));
+  EXPECT_TRUE(harness.wait([&] { return harness.pool().status().worker_deaths == 9; }));
 }
 
 TEST(ForkPool, ARequestThatGetsFurtherOutlivesItsWorkers) {
