@@ -92,10 +92,12 @@ void Channel::write_at_end_of_turn() {
 void Channel::write_available() {
   waits_ = false;
   const std::size_t before = unsent_bytes();
-  if (out_.send_some(fd_.get()) != 0) {
-    // Its death is noticed elsewhere; what was queued is sent again then.
+  if (const int error = out_.send_some(fd_.get()); error != 0) {
     broken_ = true;
-    return out_.clear();
+    // A death is noticed elsewhere, and what was queued is sent again then. A worker that lives, but
+    // cannot be told anything, has made no progress while something is queued.
+    if (error == EPIPE || error == ECONNRESET) out_.clear();
+    return;
   }
   if (unsent_bytes() < before) last_progress_ = loop_.now();
   if (unsent_bytes() == 0) return;
