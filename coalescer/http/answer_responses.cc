@@ -269,8 +269,7 @@ net::awaitable<bool> Session::answer_response(Request request) {
     std::string object = stored != nullptr ? stored->body : run->writer().object();
     co_return co_await reply(request, json_reply(std::move(object)));
   }
-  if (run != nullptr) co_return co_await stream_run(run, view.starting_after, std::move(request));
-  if (!stored->background) {
+  if (stored != nullptr && !stored->background) {
     co_return co_await reply(
         request,
         error_reply(invalid_field("stream", "`stream` is true, but response `" + id +
@@ -278,11 +277,15 @@ net::awaitable<bool> Session::answer_response(Request request) {
                                                 "such a one the events are kept")));
   }
   ReplyMode mode = mode_for(request.head);
+  if (run != nullptr && !mode.head_only)
+    co_return co_await stream_run(run, view.starting_after, std::move(request));
   if (mode.http_1_0) mode.keep_alive = false;  // the end of the body is the connection's
   std::string bytes = stream_head(mode, id);
-  bytes += stream_chunk(
-      mode, stored->events.substr(events_after(stored->event_ends, view.starting_after)));
-  bytes += stream_end(mode);
+  if (!mode.head_only) {
+    bytes += stream_chunk(
+        mode, stored->events.substr(events_after(stored->event_ends, view.starting_after)));
+    bytes += stream_end(mode);
+  }
   const bool written = co_await write(std::move(bytes));
   count(request, written ? 200 : kClientClosed);
   co_return written&& mode.keep_alive;

@@ -52,11 +52,13 @@ void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
 }
 
 void LiveCall::on_batch_end() {
-  if (turn_ != nullptr && completion_.ended()) {
-    if (!completion_.error()) turn_->finish(*record_, *codec_);
-    turn_ = nullptr;
-  }
+  if (completion_.ended()) end_turn();
   if (completion_.ended() || (streamed_ && completion_.started())) wake();
+}
+
+void LiveCall::end_turn() {
+  const auto turn = std::exchange(turn_, nullptr);
+  if (turn != nullptr && !completion_.error()) turn->finish(*record_, *codec_);
 }
 
 void LiveCall::add_sibling(const std::shared_ptr<LiveCall>& sibling) {
@@ -96,6 +98,8 @@ void LiveCall::abandon() {
     sibling->abandon();
   }
   siblings_.clear();
+  // A client may go once it has read how the reply ended, before the backend's last word.
+  if (completion_.choices_ended()) end_turn();
   turn_ = nullptr;
   for (const RequestId request : requests_)
     dispatcher_->abandon(request);

@@ -57,13 +57,16 @@ class LiveCall final : public EventReceiver {
 
   /// Returns when there may be something to do.
   boost::asio::awaitable<void> wait();
-  /// Takes the requests out of the backend; no event arrives afterwards.
+  /// Takes the requests out of the backend; no event arrives afterwards. A turn whose reply is
+  /// whole is kept, any other one is dropped.
   void abandon();
 
   Completion& completion() { return completion_; }
 
  private:
   void wake();
+  /// The session gets the turn's reply, unless the call failed.
+  void end_turn();
 
   Completion completion_;
   bool streamed_;

@@ -52,11 +52,12 @@ struct LogprobEntry {
   Candidate chosen;
   std::vector<Candidate> best;
   std::size_t text_offset = 0;  ///< characters of the choice's text before it
+  std::size_t given_offset = 0;  ///< of the text given out before it: less while some is held back
   bool is_known = true;  ///< false: of a prompt's first token nothing is expected
 };
 
 /// How a choice ended. `reason` is "stop", "length", or "tool_calls" where a stop ended a reply
-/// with calls; stop_reason the token or string that ended it.
+/// with calls, all of them whole; stop_reason the token or string that ended it.
 struct ChoiceEnd {
   const char* reason = "stop";
   std::optional<TokenId> stop_token;

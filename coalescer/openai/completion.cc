@@ -115,6 +115,7 @@ void Completion::show_prompt(std::size_t prompt) {
   for (std::uint32_t i = 0; i < num_choices_; ++i) {
     ReplyPieces echo;
     if (!report.text().empty()) append_piece(echo, PieceKind::kContent, report.text());
+    choices_[choice_index(prompt, i)].text_length += count_characters(report.text());
     emit(choice_index(prompt, i), std::move(echo), report.logprobs());
     if (has_fields) pending_.back().prompt_fields = report.fields();
   }
@@ -167,9 +168,11 @@ void Completion::on_token(std::size_t prompt, const TokenEvent& event) {
   if (logprobs_) {
     logprobs.push_back(logprob_entry(event));
     logprobs.back().text_offset = choice.text_length;
+    logprobs.back().given_offset = choice.given_length;
   }
   std::string text = choice.stream->push(event.token);
   text += markers_.text_of(event.token);
+  choice.text_length += count_characters(text);
   // Text of the first min_tokens tokens cannot stop the choice and is not held back.
   if (may_stop) text = choice.matcher.push(text);
   if (const auto& stop = choice.matcher.matched(); show_.stop_in_text && stop) text += *stop;
@@ -208,13 +211,13 @@ void Completion::on_finished(std::size_t prompt, const FinishedEvent& event) {
 void Completion::on_completed(std::size_t prompt, const CompletedEvent& event) {
   usage_.prompt_tokens += event.usage.prompt_tokens;
   usage_.cached_tokens += event.usage.cached_tokens;
+  prompt_open_[prompt] = false;
+  --num_open_;
   for (std::uint32_t i = 0; i < num_choices_; ++i) {
     const std::size_t index = choice_index(prompt, i);
     // Cancelled below us without a word on this choice: what there is was cut off.
     if (!choices_[index].end) end_choice(index, ChoiceEnd{"length", std::nullopt, std::nullopt});
   }
-  prompt_open_[prompt] = false;
-  --num_open_;
 }
 
 void Completion::emit(std::size_t index, ReplyPieces pieces, std::vector<LogprobEntry> logprobs) {
@@ -225,7 +228,7 @@ void Completion::emit(std::size_t index, ReplyPieces pieces, std::vector<Logprob
     if (hidden > 0 && pieces.empty() && logprobs.empty()) return;
   }
   for (const ReplyPiece& piece : pieces)
-    choice.text_length += count_characters(piece.text);
+    choice.given_length += count_characters(piece.text);
   if (streamed_) {
     Delta& delta = new_delta(index);
     delta.pieces = std::move(pieces);
@@ -237,26 +240,33 @@ void Completion::emit(std::size_t index, ReplyPieces pieces, std::vector<Logprob
     choice.logprobs.push_back(std::move(entry));
 }
 
+bool Completion::have_ended(std::span<const Choice> choices) {
+  return std::ranges::all_of(choices, [](const Choice& choice) { return choice.end.has_value(); });
+}
+
 void Completion::end_choice(std::size_t index, ChoiceEnd end) {
   Choice& choice = choices_[index];
   if (ReplyPieces pieces = choice.parser->finish(); !pieces.empty())
     emit(index, std::move(pieces), {});
-  if (choice.parser->num_calls() > 0 && std::string_view(end.reason) == "stop")
-    end.reason = "tool_calls";
+  // A call that was cut off is not to be run, whatever other calls there are.
+  const bool has_calls = choice.parser->num_calls() > 0 && !choice.parser->ends_in_call();
+  if (has_calls && std::string_view(end.reason) == "stop") end.reason = "tool_calls";
   usage_.completion_tokens += choice.num_tokens;
   if (streamed_) {
     Delta& delta = new_delta(index);
     delta.end = end;
   }
-  const bool by_string = end.stop_string.has_value();
   choice.end = std::move(end);
   choice.stream.reset();
   choice.parser.reset();
-  if (!by_string) return;
   const std::size_t prompt = index / num_choices_;
-  for (std::uint32_t i = 0; i < num_choices_; ++i)
-    if (!choices_[choice_index(prompt, i)].end) return;
-  cancellations_.push_back(prompt);
+  const auto siblings =
+      std::span<const Choice>(choices_).subspan(prompt * num_choices_, num_choices_);
+  if (!prompt_open_[prompt] || !have_ended(siblings)) return;
+  // The worker knows no stop strings: it goes on with a choice that one has ended.
+  if (std::ranges::any_of(siblings,
+                          [](const Choice& one) { return one.end->stop_string.has_value(); }))
+    cancellations_.push_back(prompt);
 }
 
 std::vector<std::size_t> Completion::take_cancellations() {

@@ -47,9 +47,11 @@ class Completion {
   /// Nothing more will come: all requests completed, or error() is set.
   bool ended() const { return error_.has_value() || num_open_ == 0; }
   const std::optional<ApiError>& error() const { return error_; }
+  /// Every choice has its end: the replies are whole, though requests may not be completed yet.
+  bool choices_ended() const { return have_ended(choices_); }
 
-  /// Prompts whose choices have all found a stop string, so that their requests should be
-  /// cancelled; each is given once.
+  /// Prompts whose choices have all ended, one of them at least by a stop string, so that their
+  /// requests should be cancelled; each is given once.
   std::vector<std::size_t> take_cancellations();
 
   /// True while take_frames() has something to give.
@@ -81,10 +83,12 @@ class Completion {
     std::vector<TokenId> token_ids;  // unstreamed: all; else those that no delta has yet
     double sum_logprobs = 0;
     std::uint32_t num_tokens = 0;
-    std::size_t text_length = 0;  // characters given out, for text_offset
+    std::size_t text_length = 0;  // characters of all text, for text_offset
+    std::size_t given_length = 0;  // characters given out, for given_offset
     std::optional<ChoiceEnd> end;
   };
 
+  static bool have_ended(std::span<const Choice> choices);
   void begin();
   /// Puts the prompt before its replies, once it is known.
   void show_prompt(std::size_t prompt);

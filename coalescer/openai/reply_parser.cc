@@ -161,6 +161,7 @@ void ReplyParser::begin_reader(std::string_view trigger) {
 void ReplyParser::in_call(char c) {
   const ReadState state = reader_->push(c);
   if (state == ReadState::kWrong) {
+    end_open_call();
     drop_run();
     return byte(c);
   }
@@ -189,17 +190,20 @@ void ReplyParser::give_run() {
   run_given_ = true;
 }
 
+/// Content follows a call that was given and is not ended.
+void ReplyParser::end_open_call() {
+  if (!run_open_ || run_calls_ > 0) return;
+  ReplyPiece& piece = out_.emplace_back();
+  piece.kind = PieceKind::kCallEnd;
+  piece.call = num_given_ - 1;
+}
+
 /// The text is no call: what was not given is content.
 void ReplyParser::drop_run() {
   reader_.reset();
   run_.clear();
-  const std::uint32_t dropped = std::exchange(run_calls_, 0);
-  num_calls_ -= dropped;
-  if (std::exchange(run_open_, false) && dropped == 0) {
-    ReplyPiece& piece = out_.emplace_back();
-    piece.kind = PieceKind::kCallEnd;
-    piece.call = num_given_ - 1;
-  }
+  num_calls_ -= std::exchange(run_calls_, 0);
+  run_open_ = false;
   at_ = At::kContent;
   const std::string raw = std::exchange(raw_, {});
   if (raw.empty()) return;
@@ -262,6 +266,7 @@ ReplyPieces ReplyParser::finish() {
     if (!reading_.constrained && reader_->may_end() && run_is_valid()) give_run();
     if (run_given_) raw_.clear();  // the rest is the form's
     const bool given = run_given_;
+    ends_in_call_ = run_open_;
     drop_run();
     if (given) after_call_ = true;
   }

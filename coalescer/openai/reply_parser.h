@@ -37,10 +37,13 @@ class ReplyParser final : private CallSink {
 
   /// `text` is valid UTF-8, cut between characters, and so are the pieces.
   ReplyPieces push(std::string_view text);
-  /// What was held back, at the end of the reply.
+  /// What was held back, at the end of the reply. A call that the reply ends in has no kCallEnd.
   ReplyPieces finish();
   /// Calls that were begun.
   std::uint32_t num_calls() const { return num_given_; }
+  /// After finish(): the reply ended inside of a call that was given, so that its arguments may be
+  /// cut off.
+  bool ends_in_call() const { return ends_in_call_; }
   /// What comes next goes on with the thinking, or is its end.
   bool is_thinking() const { return at_ == At::kThinking; }
 
@@ -60,6 +63,7 @@ class ReplyParser final : private CallSink {
   void add_content(char c);
   void in_call(char c);
   void give_run();
+  void end_open_call();
   void drop_run();
   bool run_is_valid() const;
   std::string id_of(std::uint32_t call) const;
@@ -83,6 +87,7 @@ class ReplyParser final : private CallSink {
   std::uint32_t run_calls_ = 0;  // begun by the run
   bool run_given_ = false;
   bool run_open_ = false;  // a given call is not ended
+  bool ends_in_call_ = false;
   std::uint32_t num_calls_ = 0;
   std::uint32_t num_given_ = 0;
 };

@@ -54,7 +54,8 @@ const char* type_of(ItemKind kind) {
 }
 
 /// Pieces of a whole reply with the log-probabilities of their tokens: an entry's place in the text
-/// tells which piece it belongs to.
+/// tells which piece it belongs to. Tokens behind all text, such as those of a stop string, belong
+/// to none, as in a stream.
 std::vector<std::vector<LogprobEntry>> split_logprobs(const ReplyPieces& pieces,
                                                       const std::vector<LogprobEntry>& entries) {
   std::vector<std::vector<LogprobEntry>> parts(pieces.size());
@@ -62,8 +63,9 @@ std::vector<std::vector<LogprobEntry>> split_logprobs(const ReplyPieces& pieces,
   std::size_t piece = 0;
   std::size_t end = count_characters(pieces.front().text);
   for (const LogprobEntry& entry : entries) {
-    while (entry.text_offset >= end && piece + 1 < pieces.size())
+    while (entry.given_offset >= end && piece + 1 < pieces.size())
       end += count_characters(pieces[++piece].text);
+    if (entry.given_offset >= end) break;
     parts[piece].push_back(entry);
   }
   return parts;
@@ -249,7 +251,9 @@ void ResponsesWriter::end_output(std::string* out, const ChoiceEnd& end) {
   // A prompt that was only computed ends at once, and as it should.
   const bool is_cut = !prewarms_ && std::string_view(end.reason) == "length";
   if (items_.empty() && !prewarms_) open_item(out, ItemKind::kMessage, nullptr);
-  close_item(out, is_cut ? "incomplete" : "completed");
+  // A call is closed by its own end: one that is still open was cut off, be it by a stop string.
+  const bool is_open_call = !items_.empty() && items_.back().kind == ItemKind::kCall;
+  close_item(out, is_cut || is_open_call ? "incomplete" : "completed");
   status_ = is_cut ? "incomplete" : "completed";
   if (!is_cut) completed_at_ = unix_now();
 }

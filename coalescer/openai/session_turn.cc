@@ -150,12 +150,14 @@ ReplyText read_reply(std::span<const TokenId> generated, const ApiCall& call,
   HiddenMarkers markers(call, codec);
   ReplyText reply;
   std::vector<std::size_t> ends;  // bytes of text up to each token, held back ones included
+  ends.reserve(generated.size());
   std::size_t seen = 0;
   for (std::size_t i = 0; i < generated.size() && !matcher.matched(); ++i) {
     std::string text = stream->push(generated[i]);
     text += markers.text_of(generated[i]);
     seen += text.size();
-    ends.push_back(seen);
+    // The stop string may begin with the character that the token is a part of.
+    ends.push_back(stream->is_inside_character() ? std::string::npos : seen);
     // As in Completion: text of the first min_tokens tokens cannot stop the reply.
     if (i + 1 > call.sampling.min_tokens) text = matcher.push(text);
     reply.text += text;

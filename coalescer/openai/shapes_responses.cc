@@ -179,7 +179,7 @@ constexpr Shape kResponsesShape = {"ResponsesRequest",
 
 constexpr Field kResponseViewQuery[] = {
     boolean("stream", "true: the events of a background response"),
-    whole("starting_after", "the number of the last event that the client has"),
+    whole("starting_after", "the number of the last event that the client has", 0, kMaxInt32),
 };
 constexpr Field kItemsPageQuery[] = {
     whole("limit", "items of a page", 1, 100),

@@ -14,6 +14,7 @@ class ModelTextStream final : public TextStream {
   ModelTextStream(const text::Tokenizer& tokenizer, bool keep_special)
       : decoder_(tokenizer, keep_special) {}
   std::string push(TokenId token) override { return decoder_.push(token); }
+  bool is_inside_character() const override { return decoder_.is_inside_character(); }
   std::string finish() override { return decoder_.finish(); }
 
  private:

@@ -32,6 +32,8 @@ class TextStream {
   virtual ~TextStream() = default;
   /// Text that became complete with `token`.
   virtual std::string push(TokenId token) = 0;
+  /// The last token ended inside of a character, whose bytes wait for the rest.
+  virtual bool is_inside_character() const = 0;
   /// What is left at the end.
   virtual std::string finish() = 0;
 };

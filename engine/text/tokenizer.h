@@ -87,6 +87,8 @@ class IncrementalDecoder {
 
   /// Text that became complete with `token`; may be empty.
   std::string push(TokenId token);
+  /// Bytes of a character wait for the rest of it.
+  bool is_inside_character() const { return !pending_.empty(); }
   /// What is left at the end, incomplete characters replaced.
   std::string finish();
 

@@ -24,6 +24,7 @@ class ByteStream final : public TextStream {
     }
     return out;
   }
+  bool is_inside_character() const override { return !pending_.empty(); }
   std::string finish() override {
     std::string out = pending_.empty() ? "" : "\xef\xbf\xbd";
     pending_.clear();

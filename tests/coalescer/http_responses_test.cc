@@ -328,6 +328,44 @@ TEST(HttpResponses, ABackgroundStreamOutlivesItsClient) {
   EXPECT_EQ(events.back()["response"]["output"][0]["content"][0]["text"], "xyz");
 }
 
+TEST(HttpResponses, TheHeadOfAStreamHasNoBody) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  const std::string id = id_of(create(server, R"("background": true)"));
+  const std::string path = std::string(kPath) + "/" + id;
+  const auto is_head_alone = [&] {
+    RawClient client(server.port());
+    EXPECT_TRUE(client.send("HEAD " + path + "?stream=true HTTP/1.1\r\nHost: t\r\n\r\n"));
+    const auto head = client.read_until("\r\n\r\n");
+    if (!head || head->find("text/event-stream") == std::string::npos) return false;
+    // What comes next on the connection is the next answer.
+    EXPECT_TRUE(client.send(get_bytes(path)));
+    const auto line = client.read_until("\r\n");
+    return line && line->starts_with("HTTP/1.1 200 ");
+  };
+  const RequestId request = backend.wait_for_request(1).id;
+  backend.emit(AdmittedEvent{request, 0});
+  backend.emit_text(request, "x");
+  EXPECT_TRUE(is_head_alone());
+  backend.emit_end(request);
+  ASSERT_FALSE(server.get(path + "?stream=true").body.empty());  // it is over
+  EXPECT_TRUE(is_head_alone());
+}
+
+TEST(HttpResponses, AStreamIsAskedForFromAnEventOn) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  const std::string path =
+      std::string(kPath) + "/" + id_of(create(server, R"("background": true)"));
+  for (const char* wrong : {"9223372036854775807", "9223372036854775808", "-1"}) {
+    const ClientReply reply = server.get(path + "?stream=true&starting_after=" + wrong);
+    EXPECT_EQ(reply.status, 400) << wrong;
+    const json error = json::parse(reply.body)["error"];
+    EXPECT_EQ(error["param"], "starting_after");
+    EXPECT_NE(error["message"].get<std::string>().find(wrong), std::string::npos);
+  }
+}
+
 TEST(HttpResponses, ABackgroundResponseIsCancelled) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend);

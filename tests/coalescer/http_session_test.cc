@@ -1,6 +1,8 @@
 // /v1/sessions and the turns of sessions, over sockets and with a backend that tests play.
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -190,6 +192,29 @@ TEST(HttpSession, ABrokenOffTurnLeavesNothing) {
   EXPECT_EQ(failed.read_reply()->status, 503);
   EXPECT_FALSE(shown(server, session)["running"]);
   EXPECT_EQ(shown(server, session)["num_messages"], 1);
+}
+
+TEST(HttpSession, AStreamThatWasReadToItsStopStringIsWhole) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  const json session = created(server, R"({"messages": [{"role": "user", "content": "a"}],
+                                           "prefill": false})");
+  {
+    RawClient client(server.port());
+    client.send(post_bytes(kChatPath, turn_body(session, "b", R"({"stream": true, "stop": "!"})")));
+    const RequestId id = backend.wait_for_request(1).id;
+    backend.emit(AdmittedEvent{id, 0});
+    backend.emit_text(id, "yes!");
+    EXPECT_TRUE(client.read_until(R"("finish_reason":"stop")"));
+  }
+  // The worker's end of the request never comes: the hang-up ends the turn.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (shown(server, session)["running"] && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  const json now = shown(server, session, "?include=messages");
+  EXPECT_FALSE(now["running"]);
+  ASSERT_EQ(now["num_messages"], 3);
+  EXPECT_EQ(now["messages"][2]["content"], "yes");
 }
 
 TEST(HttpSession, ForksStartWhereTheyAreCut) {

@@ -226,6 +226,21 @@ TEST(Answers, EchoWithLogprobs) {
   EXPECT_EQ(logprobs["text_offset"], (json{0, 0, 1, 1, 2, 3}));  // in characters
 }
 
+TEST(Answers, TextOffsetsKnowNoStopString) {
+  for (const bool echo : {false, true}) {
+    Answer answer(ApiKind::kCompletions,
+                  std::string(R"("prompt": "h\u00e9", "logprobs": 0, "stop": ["\n\n"])") +
+                      (echo ? R"(, "echo": true)" : ""));
+    if (echo) answer.score_prompt();
+    answer.generate("a\nbc");
+    answer.end();
+    const json choice = answer.body()["choices"][0];
+    EXPECT_EQ(choice["text"], echo ? "h\u00e9a\nbc" : "a\nbc");
+    EXPECT_EQ(choice["logprobs"]["text_offset"],
+              echo ? (json{0, 0, 1, 1, 2, 3, 4, 5}) : (json{0, 1, 2, 3}));
+  }
+}
+
 TEST(Answers, EchoInAStreamWaitsForThePromptsScores) {
   Answer answer(ApiKind::kCompletions, R"("echo": true, "logprobs": 0, "stream": true, "n": 2)");
   EXPECT_TRUE(answer.chunks().empty());

@@ -193,7 +193,13 @@ TEST(ReplyParser, WhatIsNotHeldByAGrammarIsACallOnceItIsWhole) {
   const Case cut{
       ToolForm::kHermes, {}, "Hm. <tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ", ""};
   EXPECT_EQ(shown(read(cut, {}, false)), "c(" + cut.text + ")");
-  EXPECT_EQ(shown(read(cut, {}, true)), "c(Hm.)f({\"a\": )");
+  EXPECT_EQ(shown(read(cut, {}, true)), "c(Hm.)f({\"a\": ...");
+  for (const Case* ended : {&one, &odd, &cut}) {
+    ReplyParser parser(reading_of(*ended, /*constrained=*/true));
+    parser.push(ended->text);
+    parser.finish();
+    EXPECT_EQ(parser.ends_in_call(), ended == &cut) << ended->text;
+  }
 }
 
 TEST(ReplyParser, ArgumentsOfAConstrainedCallComeAsTheyAre) {

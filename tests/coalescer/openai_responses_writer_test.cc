@@ -48,7 +48,7 @@ LogprobEntry entry(const std::string& text, std::size_t offset = 0) {
   LogprobEntry made;
   made.chosen = {text, -0.5F, 1};
   made.best = {{text, -0.5F, 1}};
-  made.text_offset = offset;
+  made.given_offset = offset;
   return made;
 }
 

@@ -1,5 +1,6 @@
 // Turns of sessions: what their prompts are, and what the session is afterwards.
 
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -136,6 +137,27 @@ TEST(SessionTurn, StopStringsAreNoPartOfTheSession) {
   EXPECT_EQ(text_of(state->tokens), "user: Hi\nassistant:Hello ");
   const ApiCall later = turn_call("[]", false, R"(, "stop": "l", "min_tokens": 5)");
   EXPECT_EQ(content(after(started(user("Hi")), later, "Hello all"), 1), "Hello a");
+}
+
+TEST(SessionTurn, AStopStringMayBeginInsideOfTokens) {
+  // A byte is a token here: "è" and "é" begin with the same one.
+  const ApiCall call = turn_call("[]", false, R"(, "stop": "é")");
+  const SharedState state = after(started(user("Hi")), call, "aèbé");
+  EXPECT_EQ(content(state, 1), "aèb");
+  EXPECT_EQ(text_of(state->tokens), "user: Hi\nassistant:aèb");
+}
+
+TEST(SessionTurn, ACallThatAStopStringCutOffStaysAsItIs) {
+  ApiCall call = turn_call("[]", false, R"(, "stop": "Bo")");
+  ToolSpec tool;
+  tool.name = "f";
+  call.reply.tools = std::make_shared<const std::vector<ToolSpec>>(1, tool);
+  call.reply.grammar = "{}";
+  const SharedState state =
+      after(started(user("Hi")), call, R"(<tool_call>{"name": "f", "arguments": {"city": "Bo)");
+  const json function = json::parse(state->messages.at(1))["tool_calls"][0]["function"];
+  EXPECT_EQ(function["name"], "f");
+  EXPECT_EQ(function["arguments"], R"({"city": ")");
 }
 
 TEST(SessionTurn, ToolsOfTheSessionStay) {

@@ -168,8 +168,11 @@ TEST_F(TextCodecTest, TextTakesSpecialTokensAndBos) {
 
 TEST_F(TextCodecTest, StreamsCutBetweenCharacters) {
   const auto stream = codec->new_stream(/*keep_special=*/false);
+  EXPECT_FALSE(stream->is_inside_character());
   EXPECT_EQ(stream->push(0xc3), "");
+  EXPECT_TRUE(stream->is_inside_character());
   EXPECT_EQ(stream->push(0xa9), "\xc3\xa9");
+  EXPECT_FALSE(stream->is_inside_character());
   EXPECT_EQ(stream->push(kEnd), "");
   EXPECT_EQ(stream->push(0xe2), "");
   EXPECT_EQ(stream->finish(), "\xef\xbf\xbd");
