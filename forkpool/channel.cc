@@ -94,8 +94,8 @@ void Channel::write_available() {
   const std::size_t before = unsent_bytes();
   if (const int error = out_.send_some(fd_.get()); error != 0) {
     broken_ = true;
-    // A death is noticed elsewhere, and what was queued is sent again then. A worker that lives, but
-    // cannot be told anything, has made no progress while something is queued.
+    // A death is noticed elsewhere, and what was queued is sent again then. A worker that lives,
+    // but cannot be told anything, has made no progress while something is queued.
     if (error == EPIPE || error == ECONNRESET) out_.clear();
     return;
   }

@@ -296,6 +296,7 @@ net::awaitable<bool> Session::stream_run(std::shared_ptr<ResponseRun> run, std::
   ReplyMode mode = mode_for(request.head);
   if (mode.http_1_0) mode.keep_alive = false;  // the end of the body is the connection's
   std::string bytes = stream_head(mode, run->record()->id);
+  followed_ = run;
   std::int64_t last = after;
   for (;;) {
     const auto num_events = static_cast<std::int64_t>(run->event_ends().size());
@@ -307,13 +308,16 @@ net::awaitable<bool> Session::stream_run(std::shared_ptr<ResponseRun> run, std::
     if (ended) bytes += stream_end(mode);
     if (!bytes.empty() && !co_await write(std::exchange(bytes, {}))) break;
     if (ended) {
+      followed_ = nullptr;
       count(request, 200);
       co_return mode.keep_alive;
     }
     // More may have come while it was written.
-    if (!run->ended() && static_cast<std::int64_t>(run->event_ends().size()) <= last + 1)
-      co_await run->wait();
+    const bool is_current = static_cast<std::int64_t>(run->event_ends().size()) <= last + 1;
+    if (followed_ != nullptr && !run->ended() && is_current) co_await run->wait();
+    if (followed_ == nullptr) break;  // the client hung up
   }
+  followed_ = nullptr;
   count(request, kClientClosed);
   co_return false;
 }

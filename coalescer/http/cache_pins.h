@@ -31,6 +31,9 @@ class CachePins {
   void keep(const TrunkOwner& owner, const std::string& key, std::vector<TokenId> tokens,
             std::chrono::seconds ttl);
 
+  /// Lets go of those whose time is over.
+  void expire();
+
   std::size_t num_pinned() const { return pins_.num_pinned(); }
   std::uint64_t bytes() const { return pins_.bytes(); }
   std::uint64_t num_given_up() const { return pins_.num_given_up(); }
@@ -45,7 +48,6 @@ class CachePins {
     std::uint64_t asked = 0;  // the last request to keep it
   };
 
-  void expire();
   void ask(const PinId& pin);
   void on_kept(const PinId& pin, std::uint64_t asked, const Result<KeptTrunk>& kept);
   /// Lets it go altogether.

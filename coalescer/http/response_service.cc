@@ -43,12 +43,12 @@ void ResponseRun::add(std::string_view frames) {
   events_ += frames;
   while ((end = events_.find("\n\n", end)) != std::string::npos)
     event_ends_.push_back(end += 2);
-  changed_.cancel();
+  wake();
 }
 
 void ResponseRun::end() {
   ended_ = true;
-  changed_.cancel();
+  wake();
 }
 
 net::awaitable<void> ResponseRun::wait() {
@@ -120,6 +120,11 @@ void ResponseService::cancel(const std::shared_ptr<ResponseRun>& run) {
   run->writer().cancel();
   finish(run);
   run->live().hang_up();  // wakes who drives it
+}
+
+void ResponseService::fail_runs(const ApiError& error) {
+  for (const auto& [id, run] : runs_)
+    run->live().fail(error);
 }
 
 bool ResponseService::erase(const std::string& tenant, const std::string& id) {

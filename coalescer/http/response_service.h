@@ -36,8 +36,9 @@ class ResponseRun {
   /// Nothing more comes.
   void end();
   bool ended() const { return ended_; }
-  /// Returns when there may be more events.
+  /// Returns when there may be more events, or somebody called wake().
   boost::asio::awaitable<void> wait();
+  void wake() { changed_.cancel(); }
 
  private:
   std::shared_ptr<CallRecord> record_;
@@ -71,6 +72,8 @@ class ResponseService {
   void cancel(const std::shared_ptr<ResponseRun>& run);
   /// False where the tenant has no such response.
   bool erase(const std::string& tenant, const std::string& id);
+  /// Those that run end with an error of the server's, as soon as the I/O context turns.
+  void fail_runs(const ApiError& error);
   /// Before the I/O context goes.
   void drop_runs() { runs_.clear(); }
   std::size_t num_running() const { return runs_.size(); }

@@ -29,6 +29,7 @@ using net::ip::tcp;
 
 /// How often deadlines of connections are looked at.
 constexpr std::chrono::milliseconds kTick{100};
+constexpr std::chrono::seconds kExpiry{1};
 /// For the last answers to leave after the drain deadline.
 constexpr std::chrono::milliseconds kFarewell{1000};
 constexpr std::chrono::milliseconds kAcceptBackOff{100};
@@ -126,6 +127,7 @@ struct Server::Impl {
   net::steady_timer drain_timer;
   std::unordered_map<Session*, std::weak_ptr<Session>> sessions;
   bool ticking = false;
+  Clock::TimePoint next_expiry = Clock::TimePoint::min();
   bool flush_posted = false;
   bool past_drain_deadline = false;
   bool finishing = false;
@@ -250,6 +252,10 @@ void Server::Impl::tick() {
   const auto now = context.clock.now();
   for (const auto& [raw, weak] : sessions)
     if (const auto session = weak.lock()) session->tick(now);
+  if (now >= next_expiry) {
+    next_expiry = now + kExpiry;
+    context.expire();
+  }
   tick_timer.expires_after(kTick);
   tick_timer.async_wait([this](boost::system::error_code error) {
     if (!error) tick();
@@ -286,6 +292,7 @@ void Server::Impl::on_drain_deadline(std::chrono::milliseconds timeout) {
       make_error(Errc::kUnavailable, "the server shut down before the answer was complete"));
   for (const auto& [raw, weak] : sessions)
     if (const auto session = weak.lock()) session->cut(cut);
+  context.responses.fail_runs(cut);
   drain_timer.expires_after(kFarewell);
   drain_timer.async_wait([this](boost::system::error_code error) {
     if (!error) finish();

@@ -147,14 +147,19 @@ std::string ServerContext::next_response_id(const char* prefix) {
   return fmt::format("{}-{}-{}", prefix, nonce, next_response_++);
 }
 
+void ServerContext::expire() {
+  sessions.store().expire();
+  cache_pins.expire();
+  responses.store().expire();
+}
+
 std::string ServerContext::metrics_text() {
+  expire();
   metrics.requests_queued = dispatcher.num_queued();
   metrics.requests_in_flight = dispatcher.num_in_flight();
-  sessions.store().expire();
   metrics.sessions = sessions.counts();
   metrics.cache_pins = cache_pins.num_pinned();
   metrics.cache_pin_bytes = cache_pins.bytes();
-  responses.store().expire();
   metrics.responses = responses.store().size();
   metrics.response_bytes = responses.store().bytes();
   metrics.responses_running = responses.num_running();

@@ -85,6 +85,8 @@ struct ServerContext {
   std::string next_response_id(ApiKind kind);
   /// The same with another word in front.
   std::string next_response_id(const char* prefix);
+  /// Lets go of what is kept for a time that is over.
+  void expire();
   std::string metrics_text();
   static std::int64_t unix_seconds();
 

@@ -255,6 +255,10 @@ void Session::tick(Clock::TimePoint now) {
     pollfd state{socket_.native_handle(), POLLRDHUP, 0};
     if (::poll(&state, 1, 0) > 0) call_->hang_up();
   }
+  if (followed_ != nullptr) {
+    pollfd state{socket_.native_handle(), POLLRDHUP, 0};
+    if (::poll(&state, 1, 0) > 0) std::exchange(followed_, nullptr)->wake();
+  }
 }
 
 void Session::watch_client(const std::shared_ptr<LiveCall>& call) {

@@ -148,6 +148,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool closed_ = false;
   std::shared_ptr<LiveCall> call_;  // while one is answered
   bool blind_ = false;  // a pipelined request hides the client's hang-up
+  std::shared_ptr<ResponseRun> followed_;  // its events are sent; null once the client hung up
 };
 
 }  // namespace thaw::coalescer

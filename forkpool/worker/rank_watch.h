@@ -9,8 +9,8 @@
 namespace thaw::forkpool::worker {
 
 /// Ends this process at once when a follower ends: its kernels would wait for what never comes, and
-/// the pool waits for nothing but our end. By SIGKILL where none of them said why: they were killed,
-/// as far as is known, and the pool shall see that. Else with status 1.
+/// the pool waits for nothing but our end. By SIGKILL where none of them said why: they were
+/// killed, as far as is known, and the pool shall see that. Else with status 1.
 class RankWatch {
  public:
   /// `sockets`: of the followers' links, by rank, which outlive it. `before_end` is called on a

@@ -1,8 +1,10 @@
 // /v1/responses over HTTP, with a fake model.
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -416,6 +418,41 @@ TEST(HttpResponses, AServerThatStopsLetsBackgroundResponsesGo) {
   RunningServer server(&backend);
   create(server, R"("background": true)");
   server.stop_and_join(std::chrono::milliseconds(0));
+}
+
+TEST(HttpResponses, AServerThatStopsEndsTheStreamsOfBackgroundResponses) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  const std::string id = id_of(create(server, R"("background": true)"));
+  RawClient reader(server.port());
+  ASSERT_TRUE(reader.send(get_bytes(std::string(kPath) + "/" + id + "?stream=true")));
+  ASSERT_TRUE(reader.read_until("\r\n\r\n"));
+  server.stop_and_join(std::chrono::milliseconds(0));
+  const auto rest = reader.read_until("\r\n0\r\n\r\n");
+  ASSERT_TRUE(rest) << "the body is whole";
+  EXPECT_NE(rest->find("response.failed"), std::string::npos);
+}
+
+TEST(HttpResponses, AReaderOfABackgroundResponseMayGo) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  const std::string path =
+      std::string(kPath) + "/" + id_of(create(server, R"("background": true)"));
+  const auto num_connections = [&] {
+    const std::string text = server.get("/metrics").body;
+    const std::string name = "\nthaw_http_connections ";
+    return std::stoi(text.substr(text.find(name) + name.size()));
+  };
+  {
+    RawClient reader(server.port());
+    ASSERT_TRUE(reader.send(get_bytes(path + "?stream=true")));
+    ASSERT_TRUE(reader.read_until("\r\n\r\n"));
+    EXPECT_EQ(num_connections(), 2);
+  }
+  for (int i = 0; i < 500 && num_connections() > 1; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(num_connections(), 1) << "nothing was to be sent, and yet it was seen";
+  EXPECT_EQ(json::parse(server.get(path).body)["status"], "queued");
 }
 
 TEST(HttpResponses, OnlyBackgroundOnesAreCancelledOrReplayed) {

@@ -2,13 +2,14 @@
 
 #include "forkpool/worker/rank_watch.h"
 
-#include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
 #include <string_view>
+
+#include <gtest/gtest.h>
 
 namespace thaw::forkpool::worker {
 namespace {
