@@ -47,7 +47,7 @@ class Ongoing {
   std::optional<std::uint32_t> held_for;  ///< waits for a snapshot's arrival there
   std::uint32_t deaths = 0;  ///< of workers that had it
   std::uint32_t crashes = 0;  ///< of those, not by SIGKILL from elsewhere
-  std::uint32_t deaths_alone = 0;  ///< of those, without a token since the first of them
+  std::uint32_t deaths_alone = 0;  ///< of workers that had it alone, since it last got a token
   bool alone = false;  ///< nothing else runs where it is
   bool cancelled = false;
   bool prefilling = true;  ///< no token since it was sent

@@ -29,6 +29,7 @@ using net::ip::tcp;
 
 /// How often deadlines of connections are looked at.
 constexpr std::chrono::milliseconds kTick{100};
+/// How often what is kept for a time is looked at.
 constexpr std::chrono::seconds kExpiry{1};
 /// For the last answers to leave after the drain deadline.
 constexpr std::chrono::milliseconds kFarewell{1000};

@@ -26,6 +26,12 @@ constexpr std::uint64_t kSlowestBodyBytesPerSecond = 64U << 10;
 /// How long a refused client may still send before its connection is cut.
 constexpr std::chrono::seconds kLingerTimeout{5};
 
+/// Whatever lies unread in front of the hang-up.
+bool has_hung_up(int socket) {
+  pollfd state{socket, POLLRDHUP, 0};
+  return ::poll(&state, 1, 0) > 0;
+}
+
 }  // namespace
 
 Session::Session(Socket socket, ServerContext* context)
@@ -251,14 +257,9 @@ void Session::tick(Clock::TimePoint now) {
     boost::system::error_code ignored;
     static_cast<void>(socket_.cancel(ignored));
   }
-  if (blind_ && call_ != nullptr) {
-    pollfd state{socket_.native_handle(), POLLRDHUP, 0};
-    if (::poll(&state, 1, 0) > 0) call_->hang_up();
-  }
-  if (followed_ != nullptr) {
-    pollfd state{socket_.native_handle(), POLLRDHUP, 0};
-    if (::poll(&state, 1, 0) > 0) std::exchange(followed_, nullptr)->wake();
-  }
+  if (blind_ && call_ != nullptr && has_hung_up(socket_.native_handle())) call_->hang_up();
+  if (followed_ != nullptr && has_hung_up(socket_.native_handle()))
+    std::exchange(followed_, nullptr)->wake();
 }
 
 void Session::watch_client(const std::shared_ptr<LiveCall>& call) {

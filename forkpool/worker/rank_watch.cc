@@ -13,7 +13,6 @@
 #include "engine/base/log.h"
 
 namespace thaw::forkpool::worker {
-
 namespace {
 
 /// The follower at the other end has sent something that was not read: an error, at its end.

@@ -438,11 +438,7 @@ TEST(HttpResponses, AReaderOfABackgroundResponseMayGo) {
   RunningServer server(&backend);
   const std::string path =
       std::string(kPath) + "/" + id_of(create(server, R"("background": true)"));
-  const auto num_connections = [&] {
-    const std::string text = server.get("/metrics").body;
-    const std::string name = "\nthaw_http_connections ";
-    return std::stoi(text.substr(text.find(name) + name.size()));
-  };
+  const auto num_connections = [&] { return metric(server, "thaw_http_connections"); };
   {
     RawClient reader(server.port());
     ASSERT_TRUE(reader.send(get_bytes(path + "?stream=true")));

@@ -68,12 +68,17 @@ TEST(Completion, MinTokensKeepsEarlyStopsInTheText) {
   EXPECT_EQ(body["model"], "model \"quoted\"");
 }
 
-TEST(Completion, WhateverEndsTheLastChoiceTheRequestIsCancelled) {
-  const ByteCodec codec;
+/// Two choices, each of which may end by a stop string.
+ApiCall call_of_two() {
   ApiCall call = plain_call(ApiKind::kChat, false);
   call.stop = {"ab"};
   call.num_choices = 2;
-  Completion completion(call, 1, label(), &codec);
+  return call;
+}
+
+TEST(Completion, WhateverEndsTheLastChoiceTheRequestIsCancelled) {
+  const ByteCodec codec;
+  Completion completion(call_of_two(), 1, label(), &codec);
   send_text(completion, "xab", 0, 0);
   send_text(completion, "yz", 0, 1);
   EXPECT_TRUE(completion.take_cancellations().empty());
@@ -85,15 +90,12 @@ TEST(Completion, WhateverEndsTheLastChoiceTheRequestIsCancelled) {
 
 TEST(Completion, WhatIsCompletedOrStoppedByItselfIsNotCancelled) {
   const ByteCodec codec;
-  ApiCall call = plain_call(ApiKind::kChat, false);
-  call.stop = {"ab"};
-  call.num_choices = 2;
-  Completion cut_off(call, 1, label(), &codec);
+  Completion cut_off(call_of_two(), 1, label(), &codec);
   send_text(cut_off, "xab", 0, 0);
   cut_off.on_event(0, CompletedEvent{1, Usage{10, 4, 0}});  // without a word on choice 1
   EXPECT_TRUE(cut_off.ended());
   EXPECT_TRUE(cut_off.take_cancellations().empty());
-  Completion stopped(call, 1, label(), &codec);
+  Completion stopped(call_of_two(), 1, label(), &codec);
   for (const std::uint32_t choice : {0U, 1U})
     stopped.on_event(0, FinishedEvent{1, choice, FinishReason::kStop, ByteCodec::kEos});
   EXPECT_TRUE(stopped.take_cancellations().empty());
