@@ -21,7 +21,9 @@ constexpr int kMaxWarps = 8;  // consumers a block
 constexpr int kProducers = 3;  // warps of copies of weights, each with its share; one more copies x
 constexpr int kMaxStages = 16;
 constexpr int kRingBytes = 208 * 1024;
-constexpr int kLongStage = 28 * 1024;
+constexpr int kShortStage = 2;  // chunks
+constexpr int kLongStage = 4;
+constexpr int kMostShortBytes = 28 * 1024;  // a short stage of fewer becomes a long one
 // Bytes on their way to a block at a time: what the latency of the memory asks for twice over. Were
 // it the whole ring, the queue would be 9 us long, and every small read of the kernels between two
 // linears would wait in it.
@@ -38,7 +40,6 @@ struct StreamParams {
   int groups;  // row groups of the weight
   int chunks;  // of K
   int warps;  // consumers
-  int stage_chunks;
   int stages;
   int window;  // stages of weights that may be on their way
   int early_window;  // the same until the kernels ahead are done
@@ -138,63 +139,158 @@ __device__ __forceinline__ void store(const StreamParams& p, int group, const fl
   }
 }
 
-// A consumer: one group of outputs after the other, over all of K.
-template <int NT, Epilogue E>
-__device__ __forceinline__ void consume(const StreamParams& p, unsigned char* ring,
-                                        std::uint64_t* full, std::uint64_t* x_full,
-                                        std::uint64_t* empty, int first, int last) {
+// The ring as its consumers see it: shared memory addresses.
+struct RingView {
+  std::uint32_t stages;  // the first stage; weights, then x
+  std::uint32_t full;  // the first barrier of each kind
+  std::uint32_t x_full;
+  std::uint32_t empty;
+};
+
+// What a warp multiplies at a time, in registers: a chunk of its group's weights, and of x for N
+// tiles of 8 rows.
+template <int N>
+struct Fragments {
+  std::uint32_t a[4][4];
+  std::uint32_t b[N][2][4];
+
+  __device__ __forceinline__ void load_weights(std::uint32_t from) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      ptx::load_matrices(a[k], from + k * 256);
+  }
+  __device__ __forceinline__ void load_x(std::uint32_t from) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      ptx::load_matrices(b[n][0], from + n * kGroupBytes);
+      ptx::load_matrices(b[n][1], from + n * kGroupBytes + 512);
+    }
+  }
+  // d += step k of the chunk. One tile's products are a chain, those of several fill its gaps.
+  __device__ __forceinline__ void multiply(float (*d)[4], int k) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      ptx::mma(d[n], a[k], b[n][k / 2][k % 2 * 2], b[n][k / 2][k % 2 * 2 + 1]);
+  }
+};
+
+// A consumer: one group of outputs after the other, over all of K, in stages of CH chunks. A sum is
+// one chain of products, 25 cycles each, and where the ring is full when x arrives (a projection
+// that is not longer than it) this chain is all the time there is. So nothing stands between two
+// products but what their latency hides: stages are written out, the next chunk comes to registers
+// while one is multiplied, and the next stage is asked about a stage ahead.
+template <int NT, int CH, Epilogue E>
+__device__ __forceinline__ void consume(const StreamParams& p, const RingView& ring, int first,
+                                        int last) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
-  const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
-  const int steps = ceil_div(p.chunks, p.stage_chunks);
+  const std::uint32_t stage_weights = p.warps * CH * kWeightBytes;
+  const std::uint32_t stage_bytes = stage_weights + CH * NT * kGroupBytes;
   const std::uint32_t number =
       p.exchange.size > 1 ? peer::exchanges_done(p.exchange) + p.ordinal : 0;
   ptx::wait_for_previous_kernel();  // the output may be what an earlier kernel still reads
-  // ldmatrix addresses of this lane: A takes matrices (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15),
-  // (8-15, 8-15) of a step; B takes four neighbours along K, two steps.
-  const std::uint32_t a_lane =
-      (lane / 8 % 2) * 8 * kChunk * 2 + (lane / 16) * 128 + (lane % 8) * 16;
-  const std::uint32_t b_lane = lane * 16;
-  int t = 0;
+  // ldmatrix addresses of this lane in a stage: A takes matrices (rows 0-7, k 0-7), (8-15, 0-7),
+  // (0-7, 8-15), (8-15, 8-15) of a step; B takes four neighbours along K, two steps.
+  const std::uint32_t a_lane = ring.stages + warp * CH * kWeightBytes +
+                               (lane / 8 % 2) * 8 * kChunk * 2 + (lane / 16) * 128 +
+                               (lane % 8) * 16;
+  const std::uint32_t b_lane = ring.stages + stage_weights + lane * 16;
+  const auto weights_at = [&](int s, int c) { return a_lane + s * stage_bytes + c * kWeightBytes; };
+  const auto x_at = [&](int s, int c) { return b_lane + s * stage_bytes + c * NT * kGroupBytes; };
+  int stage = 0;
+  std::uint32_t phase = 0;
+  const auto wait = [&](int s, std::uint32_t parity) {
+    ptx::barrier_wait(ring.full + s * 8, parity);
+    ptx::barrier_wait(ring.x_full + s * 8, parity);
+  };
+  const auto release = [&](int s) {
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(ring.empty + s * 8);
+  };
   for (int base = first; base < last; base += p.warps) {
-    float d[NT][4] = {};
     const bool mine = base + warp < last;
+    float d[NT][4] = {};
     float old[NT][4] = {};
     if (E == Epilogue::kAddF32 && mine) load_residual<NT>(p, base + warp, old);
-    for (int step = 0; step < steps; ++step, ++t) {
-      const int stage = t % p.stages;
-      const int chunks = min(p.stage_chunks, p.chunks - step * p.stage_chunks);
-      ptx::barrier_wait(ptx::shared_address(&full[stage]), t / p.stages & 1);
-      ptx::barrier_wait(ptx::shared_address(&x_full[stage]), t / p.stages & 1);
-      if (mine) {
-        const std::uint32_t at = ptx::shared_address(ring) + stage * stage_bytes;
-        for (int c = 0; c < chunks; ++c) {
-          const std::uint32_t w = at + (warp * p.stage_chunks + c) * kWeightBytes + a_lane;
-          const std::uint32_t x = at + stage_weights + c * NT * kGroupBytes + b_lane;
-          std::uint32_t a[4][4];
+    [[maybe_unused]] Fragments<NT <= 4 ? NT : NT / 2> even;
+    [[maybe_unused]] Fragments<NT <= 4 ? NT : 1> odd;
+    if (NT <= 4 && mine) {
+      wait(stage, phase);
+      even.load_weights(weights_at(stage, 0));
+      even.load_x(x_at(stage, 0));
+    }
+#pragma unroll 1
+    for (int left = p.chunks; left > 0; left -= CH) {
+      const int next = stage + 1 == p.stages ? 0 : stage + 1;
+      const std::uint32_t next_phase = next == 0 ? phase ^ 1 : phase;
+      if (!mine) {
+        wait(stage, phase);
+        release(stage);
+      } else if constexpr (NT > 4) {
+        // Too few registers for two chunks, and enough chains for one.
+        wait(stage, phase);
 #pragma unroll
-          for (int k = 0; k < 4; ++k)
-            ptx::load_matrices(a[k], w + k * 256);
+        for (int c = 0; c < CH; ++c) {
+          if (c >= left) break;
+          even.load_weights(weights_at(stage, c));
 #pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            std::uint32_t b[2][4];
-            ptx::load_matrices(b[0], x + n * kGroupBytes);
-            ptx::load_matrices(b[1], x + n * kGroupBytes + 512);
+          for (int half = 0; half < 2; ++half) {
+            even.load_x(x_at(stage, c) + half * NT / 2 * kGroupBytes);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-              ptx::mma(d[n], a[k], b[k / 2][k % 2 * 2], b[k / 2][k % 2 * 2 + 1]);
+              even.multiply(d + half * NT / 2, k);
           }
         }
+        release(stage);
+      } else if (left >= CH) {
+        const bool there = ptx::barrier_done(ring.full + next * 8, next_phase) &
+                           ptx::barrier_done(ring.x_full + next * 8, next_phase);
+#pragma unroll
+        for (int c = 0; c < CH; ++c) {
+          auto& now = c % 2 == 0 ? even : odd;
+          auto& then = c % 2 == 0 ? odd : even;
+          // The next chunk is asked for behind the first product of one: what that waits for is
+          // then this chunk's loads alone.
+          now.multiply(d, 0);
+          if (c + 1 < CH) {
+            then.load_weights(weights_at(stage, c + 1));
+            then.load_x(x_at(stage, c + 1));
+          } else {
+            release(stage);
+            if (left > CH) {
+              if (!there) wait(next, next_phase);
+              then.load_weights(weights_at(next, 0));
+              then.load_x(x_at(next, 0));
+            }
+          }
+          now.multiply(d, 1);
+          now.multiply(d, 2);
+          now.multiply(d, 3);
+        }
+      } else {
+#pragma unroll
+        for (int c = 0; c + 1 < CH; ++c) {
+          if (c >= left) break;
+          auto& now = c % 2 == 0 ? even : odd;
+          auto& then = c % 2 == 0 ? odd : even;
+          if (c + 1 < left) {
+            then.load_weights(weights_at(stage, c + 1));
+            then.load_x(x_at(stage, c + 1));
+          }
+#pragma unroll
+          for (int k = 0; k < 4; ++k)
+            now.multiply(d, k);
+        }
+        release(stage);
       }
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[stage]));
+      stage = next;
+      phase = next_phase;
     }
     if (mine) store<E, NT>(p, base + warp, d, old, number);
   }
 }
 
-template <int NT, Epilogue E>
+template <int NT, int CH, Epilogue E>
 __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
     stream_kernel(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(128) unsigned char ring[];
@@ -204,9 +300,9 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   __shared__ volatile int has_begun;  // the kernels ahead are done
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int stage_weights = p.warps * p.stage_chunks * kWeightBytes;
-  const int stage_bytes = stage_weights + p.stage_chunks * NT * kGroupBytes;
-  const int steps = ceil_div(p.chunks, p.stage_chunks);  // stages of one pass over K
+  const int stage_weights = p.warps * CH * kWeightBytes;
+  const int stage_bytes = stage_weights + CH * NT * kGroupBytes;
+  const int steps = ceil_div(p.chunks, CH);  // stages of one pass over K
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
       ptx::barrier_init(ptx::shared_address(&full[i]), kProducers);
@@ -224,14 +320,18 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   const int total = ceil_div(last - first, p.warps) * steps;
 
   if (warp < p.warps) {
-    consume<NT, E>(p, ring, full, x_full, empty, first, last);
+    RingView view{ptx::shared_address(ring), ptx::shared_address(full), ptx::shared_address(x_full),
+                  ptx::shared_address(empty)};
+    // Kept, or the compiler derives each of them again wherever it is used.
+    asm volatile("" : "+r"(view.stages), "+r"(view.full), "+r"(view.x_full), "+r"(view.empty));
+    consume<NT, CH, E>(p, view, first, last);
   } else if (lane == 0 && warp < p.warps + kProducers) {  // the weights
     const int producer = warp - p.warps;
     for (int t = 0; t < total; ++t) {
       const int stage = t % p.stages;
       const int group = first + t / steps * p.warps;
-      const int chunk = t % steps * p.stage_chunks;
-      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      const int chunk = t % steps * CH;
+      const int chunks = min(CH, p.chunks - chunk);
       const int groups = min(p.warps, last - group);
       if (t >= p.stages)
         ptx::barrier_wait(ptx::shared_address(&empty[stage]), (t / p.stages & 1) ^ 1);
@@ -244,7 +344,7 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
                           max(0, ceil_div(groups - producer, kProducers)) * chunks * kWeightBytes);
       for (int g = producer; g < groups; g += kProducers)
         ptx::bulk_copy_once(
-            to + g * p.stage_chunks * kWeightBytes,
+            to + g * CH * kWeightBytes,
             p.weight + (static_cast<std::size_t>(group + g) * p.chunks + chunk) * kWeightBytes,
             chunks * kWeightBytes, barrier);
     }
@@ -253,8 +353,8 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
     has_begun = 1;
     for (int t = 0; t < total; ++t) {
       const int stage = t % p.stages;
-      const int chunk = t % steps * p.stage_chunks;
-      const int chunks = min(p.stage_chunks, p.chunks - chunk);
+      const int chunk = t % steps * CH;
+      const int chunks = min(CH, p.chunks - chunk);
       if (t >= p.stages)
         ptx::barrier_wait(ptx::shared_address(&empty[stage]), (t / p.stages & 1) ^ 1);
       const std::uint32_t barrier = ptx::shared_address(&x_full[stage]);
@@ -268,33 +368,33 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   }
 }
 
-template <int NT>
+template <int NT, int CH>
 auto kernel_for(Epilogue epilogue) {
-  return with_epilogue(epilogue, [&]<Epilogue E>() { return &stream_kernel<NT, E>; });
+  return with_epilogue(epilogue, [&]<Epilogue E>() { return &stream_kernel<NT, CH, E>; });
 }
 
 template <int NT>
 void prepare() {
-  for (const Epilogue epilogue : kAllEpilogues)
-    prepare_kernel(kernel_for<NT>(epilogue), kRingBytes, "shared memory of the streaming kernel");
+  for (const Epilogue epilogue : kAllEpilogues) {
+    constexpr const char* kWhat = "shared memory of the streaming kernel";
+    prepare_kernel(kernel_for<NT, kShortStage>(epilogue), kRingBytes, kWhat);
+    prepare_kernel(kernel_for<NT, kLongStage>(epilogue), kRingBytes, kWhat);
+  }
 }
 
 template <int NT>
 void launch(StreamParams p, Epilogue epilogue, int blocks, bool behind_exchange,
             cudaStream_t stream) {
-  const auto stage_bytes = [&] {
-    return p.stage_chunks * (p.warps * kWeightBytes + NT * kGroupBytes);
-  };
   // Long stages keep the copies long; at least three of them keep the ring turning.
-  p.stage_chunks = 1;
-  while (p.stage_chunks < 4 && stage_bytes() < kLongStage)
-    p.stage_chunks *= 2;
-  p.stages = std::min(kMaxStages, kRingBytes / stage_bytes());
-  p.window = std::min(p.stages, std::max(2, kWindowBytes / stage_bytes()));
+  const int chunk_bytes = p.warps * kWeightBytes + NT * kGroupBytes;
+  const bool is_long = kShortStage * chunk_bytes < kMostShortBytes;
+  const int stage_bytes = (is_long ? kLongStage : kShortStage) * chunk_bytes;
+  p.stages = std::min(kMaxStages, kRingBytes / stage_bytes);
+  p.window = std::min(p.stages, std::max(2, kWindowBytes / stage_bytes));
   p.early_window = behind_exchange ? 1 : p.window;
   launch_early(
-      kernel_for<NT>(epilogue),
-      {blocks, 32 * (p.warps + kProducers + 1), static_cast<std::size_t>(p.stages) * stage_bytes()},
+      is_long ? kernel_for<NT, kLongStage>(epilogue) : kernel_for<NT, kShortStage>(epilogue),
+      {blocks, 32 * (p.warps + kProducers + 1), static_cast<std::size_t>(p.stages) * stage_bytes},
       stream, "linear (stream)", p);
 }
 

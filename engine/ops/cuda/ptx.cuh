@@ -61,8 +61,23 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
 #endif
 }
 
-/// The same for a wait that is as good as always long: the thread sleeps up to a microsecond at a
-/// time, and takes no turns from the warps beside it.
+/// Whether a barrier_wait() would end at once.
+__device__ __forceinline__ bool barrier_done(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done = 0;
+#if THAW_HOPPER
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+#endif
+  return done != 0;
+}
+
+/// As barrier_wait(), for a wait that is as good as always long: the thread sleeps up to a
+/// microsecond at a time, and takes no turns from the warps beside it.
 __device__ __forceinline__ void barrier_wait_long(std::uint32_t barrier, std::uint32_t parity) {
 #if THAW_HOPPER
   asm volatile(
