@@ -147,41 +147,48 @@ struct RingView {
   std::uint32_t empty;
 };
 
-// What a warp multiplies at a time, in registers: a chunk of its group's weights, and of x for N
-// tiles of 8 rows.
-template <int N>
+// What a warp multiplies at a time, in registers: chunks of its group's weights, and of x for N tiles
+// of 8 rows.
+template <int N, int Chunks>
 struct Fragments {
-  std::uint32_t a[4][4];
-  std::uint32_t b[N][2][4];
+  std::uint32_t a[Chunks][4][4];
+  std::uint32_t b[Chunks][N][2][4];
 
-  __device__ __forceinline__ void load_weights(std::uint32_t from) {
+  __device__ __forceinline__ void load_weights(int c, std::uint32_t from) {
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      ptx::load_matrices(a[k], from + k * 256);
+      ptx::load_matrices(a[c][k], from + k * 256);
   }
-  __device__ __forceinline__ void load_x(std::uint32_t from) {
+  __device__ __forceinline__ void load_x(int c, std::uint32_t from) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      ptx::load_matrices(b[n][0], from + n * kGroupBytes);
-      ptx::load_matrices(b[n][1], from + n * kGroupBytes + 512);
+      ptx::load_matrices(b[c][n][0], from + n * kGroupBytes);
+      ptx::load_matrices(b[c][n][1], from + n * kGroupBytes + 512);
     }
   }
-  // d += step k of the chunk. One tile's products are a chain, those of several fill its gaps.
-  __device__ __forceinline__ void multiply(float (*d)[4], int k) const {
+  // d += chunk c. One tile's products are a chain, those of several fill its gaps.
+  __device__ __forceinline__ void multiply(float (*d)[4], int c) const {
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-      ptx::mma(d[n], a[k], b[n][k / 2][k % 2 * 2], b[n][k / 2][k % 2 * 2 + 1]);
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        ptx::mma(d[n], a[c][k], b[c][n][k / 2][k % 2 * 2], b[c][n][k / 2][k % 2 * 2 + 1]);
   }
 };
 
 // A consumer: one group of outputs after the other, over all of K, in stages of CH chunks. A sum is
 // one chain of products, 25 cycles each, and where the ring is full when x arrives (a projection
-// that is not longer than it) this chain is all the time there is. So nothing stands between two
-// products but what their latency hides: stages are written out, the next chunk comes to registers
-// while one is multiplied, and the next stage is asked about a stage ahead.
+// that is not longer than it) this chain is all the time there is. So as little as can be stands
+// between two products: while some chunks are multiplied the next ones come to registers, and the
+// next stage is asked about ahead.
 template <int NT, int CH, Epilogue E>
 __device__ __forceinline__ void consume(const StreamParams& p, const RingView& ring, int first,
                                         int last) {
+  // With more rows there are too few registers to load ahead, and enough chains that need it less.
+  constexpr bool kAhead = NT <= 4;
+  constexpr int kTiles = kAhead ? NT : NT / 2;  // of x, in registers at a time
+  constexpr int kSet = NT == 1 ? 2 : 1;  // chunks in registers at a time
+  using F = Fragments<kTiles, kSet>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const std::uint32_t stage_weights = p.warps * CH * kWeightBytes;
@@ -199,94 +206,98 @@ __device__ __forceinline__ void consume(const StreamParams& p, const RingView& r
   const auto x_at = [&](int s, int c) { return b_lane + s * stage_bytes + c * NT * kGroupBytes; };
   int stage = 0;
   std::uint32_t phase = 0;
-  const auto wait = [&](int s, std::uint32_t parity) {
-    ptx::barrier_wait(ring.full + s * 8, parity);
-    ptx::barrier_wait(ring.x_full + s * 8, parity);
+  const auto wait = [&] {
+    ptx::barrier_wait(ring.full + stage * 8, phase);
+    ptx::barrier_wait(ring.x_full + stage * 8, phase);
   };
-  const auto release = [&](int s) {
+  const auto next_is_there = [&] {
+    const int next = stage + 1 == p.stages ? 0 : stage + 1;
+    const std::uint32_t next_phase = next == 0 ? phase ^ 1 : phase;
+    return ptx::barrier_done(ring.full + next * 8, next_phase) &
+           ptx::barrier_done(ring.x_full + next * 8, next_phase);
+  };
+  const auto leave = [&] {
     __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(ring.empty + s * 8);
+    if (lane == 0) ptx::barrier_arrive(ring.empty + stage * 8);
+    ++stage;
+    if (stage == p.stages) {
+      stage = 0;
+      phase ^= 1;
+    }
   };
   for (int base = first; base < last; base += p.warps) {
-    const bool mine = base + warp < last;
+    if (base + warp >= last) {
+      for (int left = p.chunks; left > 0; left -= CH) {
+        wait();
+        leave();
+      }
+      continue;
+    }
     float d[NT][4] = {};
     float old[NT][4] = {};
-    if (E == Epilogue::kAddF32 && mine) load_residual<NT>(p, base + warp, old);
-    [[maybe_unused]] Fragments<NT <= 4 ? NT : NT / 2> even;
-    [[maybe_unused]] Fragments<NT <= 4 ? NT : 1> odd;
-    if (NT <= 4 && mine) {
-      wait(stage, phase);
-      even.load_weights(weights_at(stage, 0));
-      even.load_x(x_at(stage, 0));
-    }
-#pragma unroll 1
-    for (int left = p.chunks; left > 0; left -= CH) {
-      const int next = stage + 1 == p.stages ? 0 : stage + 1;
-      const std::uint32_t next_phase = next == 0 ? phase ^ 1 : phase;
-      if (!mine) {
-        wait(stage, phase);
-        release(stage);
-      } else if constexpr (NT > 4) {
-        // Too few registers for two chunks, and enough chains for one.
-        wait(stage, phase);
+    if (E == Epilogue::kAddF32) load_residual<NT>(p, base + warp, old);
+    int left = p.chunks;  // not yet multiplied
+    if constexpr (kAhead) {
+      constexpr int kSets = CH / kSet;  // of a stage
+      F even;
+      F odd;
+      bool there = false;
+      wait();
 #pragma unroll
-        for (int c = 0; c < CH; ++c) {
-          if (c >= left) break;
-          even.load_weights(weights_at(stage, c));
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            even.load_x(x_at(stage, c) + half * NT / 2 * kGroupBytes);
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-              even.multiply(d + half * NT / 2, k);
-          }
-        }
-        release(stage);
-      } else if (left >= CH) {
-        const bool there = ptx::barrier_done(ring.full + next * 8, next_phase) &
-                           ptx::barrier_done(ring.x_full + next * 8, next_phase);
-#pragma unroll
-        for (int c = 0; c < CH; ++c) {
-          auto& now = c % 2 == 0 ? even : odd;
-          auto& then = c % 2 == 0 ? odd : even;
-          // The next chunk is asked for behind the first product of one: what that waits for is
-          // then this chunk's loads alone.
-          now.multiply(d, 0);
-          if (c + 1 < CH) {
-            then.load_weights(weights_at(stage, c + 1));
-            then.load_x(x_at(stage, c + 1));
-          } else {
-            release(stage);
-            if (left > CH) {
-              if (!there) wait(next, next_phase);
-              then.load_weights(weights_at(next, 0));
-              then.load_x(x_at(next, 0));
-            }
-          }
-          now.multiply(d, 1);
-          now.multiply(d, 2);
-          now.multiply(d, 3);
-        }
-      } else {
-#pragma unroll
-        for (int c = 0; c + 1 < CH; ++c) {
-          if (c >= left) break;
-          auto& now = c % 2 == 0 ? even : odd;
-          auto& then = c % 2 == 0 ? odd : even;
-          if (c + 1 < left) {
-            then.load_weights(weights_at(stage, c + 1));
-            then.load_x(x_at(stage, c + 1));
-          }
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-            now.multiply(d, k);
-        }
-        release(stage);
+      for (int c = 0; c < kSet; ++c) {
+        even.load_weights(c, weights_at(stage, c));
+        even.load_x(c, x_at(stage, c));
       }
-      stage = next;
-      phase = next_phase;
+      // Set `i` of a stage; says whether there is more.
+      const auto multiply_set = [&](int i, const F& now, F& then) {
+        const bool ends = i == kSets - 1;  // the stage, which has been read
+        if (ends) {
+          leave();
+          if (left > kSet && !there) wait();
+        }
+        // Behind the last set what is read is anything, and not used.
+#pragma unroll
+        for (int c = 0; c < kSet; ++c) {
+          const int chunk = ends ? c : (i + 1) * kSet + c;
+          then.load_weights(c, weights_at(stage, chunk));
+          then.load_x(c, x_at(stage, chunk));
+        }
+        if ((i + 1) % kSets == kSets - 1) there = next_is_there();
+#pragma unroll
+        for (int c = 0; c < kSet; ++c)
+          if (c == 0 || left > c) now.multiply(d, c);
+        left -= kSet;
+        return left > 0;
+      };
+      // By twos, so that each set has registers of its own.
+      const auto run = [&] {
+        while (true) {
+#pragma unroll
+          for (int i = 0; i < (kSets == 1 ? 2 : kSets); i += 2) {
+            if (!multiply_set(i % kSets, even, odd)) return i % kSets;
+            if (!multiply_set((i + 1) % kSets, odd, even)) return (i + 1) % kSets;
+          }
+        }
+      };
+      if (run() != kSets - 1) leave();
+    } else {
+      F f;
+      for (; left > 0; left -= CH) {
+        wait();
+#pragma unroll
+        for (int c = 0; c < CH; ++c) {
+          if (c >= left) break;
+          f.load_weights(0, weights_at(stage, c));
+#pragma unroll
+          for (int tile = 0; tile < NT; tile += kTiles) {
+            f.load_x(0, x_at(stage, c) + tile * kGroupBytes);
+            f.multiply(d + tile, 0);
+          }
+        }
+        leave();
+      }
     }
-    if (mine) store<E, NT>(p, base + warp, d, old, number);
+    store<E, NT>(p, base + warp, d, old, number);
   }
 }
 
