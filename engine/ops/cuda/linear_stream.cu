@@ -20,7 +20,7 @@ namespace {
 constexpr int kMaxWarps = 8;  // consumers a block
 constexpr int kProducers = 3;  // warps of copies of weights, each with its share; one more copies x
 constexpr int kMaxStages = 16;
-constexpr int kRingBytes = 208 * 1024;
+constexpr int kRingBytes = 224 * 1024;
 constexpr int kShortStage = 2;  // chunks
 constexpr int kLongStage = 4;
 constexpr int kMostShortBytes = 28 * 1024;  // a short stage of fewer becomes a long one
@@ -325,9 +325,13 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + kProducers + 1), 1)
   }
   __syncthreads();
   ptx::let_next_kernel_start();
-  const int first = static_cast<int>(static_cast<std::int64_t>(blockIdx.x) * p.groups / gridDim.x);
-  const int last =
-      static_cast<int>(static_cast<std::int64_t>(blockIdx.x + 1) * p.groups / gridDim.x);
+  // The last blocks have the least to do: they come to the multiprocessors that the kernel ahead
+  // leaves late.
+  const int each = p.groups / static_cast<int>(gridDim.x);
+  const int more = p.groups % static_cast<int>(gridDim.x);  // blocks with one group more
+  const int block = static_cast<int>(blockIdx.x);
+  const int first = block * each + min(block, more);
+  const int last = first + each + (block < more ? 1 : 0);
   const int total = ceil_div(last - first, p.warps) * steps;
 
   if (warp < p.warps) {
