@@ -32,12 +32,13 @@ constexpr std::size_t kMaxSlots = 16;
 /// One upload: readers take pieces of the file in order and bring each to its place.
 class Upload {
  public:
-  Upload(int fd, cuda::DeviceSpan<std::byte> to, const UploadOptions& options)
+  Upload(int fd, cuda::DeviceSpan<std::byte> to, const UploadOptions& options, int readers)
       : fd_(fd),
         to_(to),
         slot_bytes_(options.slot_bytes),
         slots_(options.slots),
-        deadline_(Clock::now() + options.timeout) {
+        deadline_(Clock::now() + options.timeout),
+        ring_(slot_bytes_ * slots_ * static_cast<std::size_t>(readers)) {
     cuda::check(cudaGetDevice(&device_), "current device");
   }
 
@@ -45,29 +46,22 @@ class Upload {
     {
       std::vector<std::jthread> threads;
       for (int i = 1; i < readers; ++i)
-        threads.emplace_back([this] { read(); });
-      read();
+        threads.emplace_back([this, i] { read(i); });
+      read(0);
     }
     if (error_) return *error_;
     return {};
   }
 
-  /// What the slowest reader took to pin its ring; after run().
-  std::chrono::nanoseconds pinning() const { return pinning_; }
-
  private:
-  /// A reader's whole work, on its own stream and with a ring of its own: the first one reads while
-  /// others still pin theirs.
-  void read() {
+  /// A reader's whole work, on its own stream.
+  void read(int reader) {
     try {
       const cuda::DeviceScope scope(device_);
-      const auto started = Clock::now();
-      const cuda::PinnedPages ring(slot_bytes_ * slots_);
-      note_pinning(Clock::now() - started);
       const cuda::Stream stream;
       std::vector<cuda::Event> copied(slots_);
       try {
-        copy_pieces(ring.data(), stream, copied);
+        copy_pieces(reader, stream, copied);
         for (const cuda::Event& event : copied)
           wait(event);  // one that was never recorded is done
       } catch (...) {
@@ -79,7 +73,8 @@ class Upload {
     }
   }
 
-  void copy_pieces(std::byte* ring, const cuda::Stream& stream, std::vector<cuda::Event>& copied) {
+  void copy_pieces(int reader, const cuda::Stream& stream, std::vector<cuda::Event>& copied) {
+    std::byte* const ring = ring_.data() + static_cast<std::size_t>(reader) * slots_ * slot_bytes_;
     const std::size_t pieces = (to_.size() + slot_bytes_ - 1) / slot_bytes_;
     for (std::size_t turn = 0; !failed_; ++turn) {
       const std::size_t piece = next_piece_++;
@@ -121,11 +116,6 @@ class Upload {
     }
   }
 
-  void note_pinning(std::chrono::nanoseconds took) {
-    const std::lock_guard lock(mutex_);
-    pinning_ = std::max(pinning_, took);
-  }
-
   void fail(const Error& error) {
     const std::lock_guard lock(mutex_);
     if (!error_) error_ = error;
@@ -137,12 +127,12 @@ class Upload {
   std::size_t slot_bytes_;
   std::size_t slots_;
   Clock::time_point deadline_;
+  cuda::PinnedPages ring_;
   int device_ = 0;
   std::atomic<std::size_t> next_piece_{0};
   std::atomic<bool> failed_{false};
   std::mutex mutex_;
-  std::optional<Error> error_;  // guarded by mutex_ until the threads have been joined, as pinning_
-  std::chrono::nanoseconds pinning_{0};
+  std::optional<Error> error_;  // guarded by mutex_ until the threads have been joined
 };
 
 Hash128 summarise(const std::vector<std::uint64_t>& chunks, std::size_t bytes) {
@@ -168,9 +158,10 @@ Result<UploadReport> upload_image(int fd, cuda::DeviceSpan<std::byte> to,
   const auto started = Clock::now();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const int readers = options.readers == 0 ? std::min(cores, kMostReaders) : options.readers;
-  Upload upload(fd, to, options);
+  Upload upload(fd, to, options, readers);
+  const auto pinned = Clock::now();
   if (auto done = upload.run(readers); !done) return done.error();
-  return UploadReport{to.size(), Clock::now() - started, upload.pinning()};
+  return UploadReport{to.size(), Clock::now() - started, pinned - started};
 } catch (const Exception& failure) {
   return failure.error();
 }

@@ -26,7 +26,7 @@ struct UploadOptions {
 struct UploadReport {
   std::size_t bytes = 0;
   std::chrono::nanoseconds elapsed{0};  ///< from the call to the last byte's arrival
-  std::chrono::nanoseconds pinning{0};  ///< what pinning memory held the slowest reader up
+  std::chrono::nanoseconds pinning{0};  ///< of that: making the ring
   double bytes_per_second() const {
     return static_cast<double>(bytes) / std::chrono::duration<double>(elapsed).count();
   }
