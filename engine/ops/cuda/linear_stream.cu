@@ -147,8 +147,8 @@ struct RingView {
   std::uint32_t empty;
 };
 
-// What a warp multiplies at a time, in registers: chunks of its group's weights, and of x for N tiles
-// of 8 rows.
+// What a warp multiplies at a time, in registers: chunks of its group's weights, and of x for N
+// tiles of 8 rows.
 template <int N, int Chunks>
 struct Fragments {
   std::uint32_t a[Chunks][4][4];
