@@ -7,7 +7,8 @@
 namespace thaw::ops::cuda {
 namespace {
 
-constexpr int kCounts[] = {1, 2, 3, 8, 17, 64, 200};
+// Each number of tiles that the streaming kernel has an instance for, and the tile kernel.
+constexpr int kCounts[] = {1, 2, 3, 8, 16, 17, 32, 48, 64, 200};
 constexpr int kMostRows = 200;
 
 // Values of a hash, with an outlier in a hundred: sums then hold terms of very different size,

@@ -217,6 +217,8 @@ __device__ __forceinline__ void consume(const StreamParams& p, const RingView& r
            ptx::barrier_done(ring.x_full + next * 8, next_phase);
   };
   const auto leave = [&] {
+    // Loads of the stage may still be on their way to registers. They and the arrival take the same
+    // way, in order, and what is copied over them comes hundreds of cycles later.
     __syncwarp();
     if (lane == 0) ptx::barrier_arrive(ring.empty + stage * 8);
     ++stage;

@@ -141,7 +141,7 @@ TEST_F(CudaLinearTest, TheDefaultModelsShapes) {
 TEST_F(CudaLinearTest, AnEightBillionLlamasShapes) {
   for (const auto& [rows, cols] : {std::pair(6144, 4096), std::pair(4096, 4096),
                                    std::pair(28672, 4096), std::pair(4096, 14336)})
-    compare(rows, cols, {1, 2, 3, 8, 17, 64, 1000, 4001});
+    compare(rows, cols, {1, 2, 3, 8, 16, 17, 32, 48, 64, 1000, 4001});
   compare(128256, 4096, {1, 3, 8, 17, 64, 200});
 }
 
@@ -150,6 +150,14 @@ TEST_F(CudaLinearTest, OddShapes) {
                                    std::pair(1000, 192), std::pair(2309, 320)})
     compare(rows, cols,
             {1, 5, 8, 9, 16, 20, 31, 33, 48, 49, 63, 64, 65, 127, 128, 129, 200, 257, 700});
+}
+
+// Blocks of 4 to 7 groups at a time and of two passes, the last of which leaves a warp without a
+// group (19,200); one stage of K and several, whole and not; every number of tiles of 8 rows.
+TEST_F(CudaLinearTest, EveryShapeOfAStage) {
+  for (const int rows : {8192, 10240, 12288, 14336, 17408, 19200})
+    for (const int cols : {64, 128, 192, 320, 704})
+      compare(rows, cols, {8, 16, 24, 32, 40, 48, 64});
 }
 
 TEST_F(CudaLinearTest, TheChainIsTheProduct) {
