@@ -244,12 +244,15 @@ __device__ __forceinline__ void consume(const StreamParams& p, const RingView& r
       F even;
       F odd;
       bool there = false;
-      wait();
+      const auto load_set = [&](F& set, int first_chunk) {
 #pragma unroll
-      for (int c = 0; c < kSet; ++c) {
-        even.load_weights(c, weights_at(stage, c));
-        even.load_x(c, x_at(stage, c));
-      }
+        for (int c = 0; c < kSet; ++c) {
+          set.load_weights(c, weights_at(stage, first_chunk + c));
+          set.load_x(c, x_at(stage, first_chunk + c));
+        }
+      };
+      wait();
+      load_set(even, 0);
       // Set `i` of a stage; says whether there is more.
       const auto multiply_set = [&](int i, const F& now, F& then) {
         const bool ends = i == kSets - 1;  // the stage, which has been read
@@ -258,12 +261,7 @@ __device__ __forceinline__ void consume(const StreamParams& p, const RingView& r
           if (left > kSet && !there) wait();
         }
         // Behind the last set what is read is anything, and not used.
-#pragma unroll
-        for (int c = 0; c < kSet; ++c) {
-          const int chunk = ends ? c : (i + 1) * kSet + c;
-          then.load_weights(c, weights_at(stage, chunk));
-          then.load_x(c, x_at(stage, chunk));
-        }
+        load_set(then, ends ? 0 : (i + 1) * kSet);
         if ((i + 1) % kSets == kSets - 1) there = next_is_there();
 #pragma unroll
         for (int c = 0; c < kSet; ++c)
