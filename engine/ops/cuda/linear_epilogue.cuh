@@ -36,12 +36,4 @@ __device__ __forceinline__ float swiglu(float gate, float up) {
   return __fmul_rn(__fmul_rn(gate, ptx::rcp_approx(__fadd_rn(1.0F, e))), up);
 }
 
-/// One float32 output.
-template <Epilogue E>
-__device__ __forceinline__ void store_f32(const LinearOut& out, int token, int row, float product) {
-  float* at = static_cast<float*>(out.data) + token * out.stride + row;
-  const float value = with_bias(out, product, row);
-  put(out, at, E == Epilogue::kAddF32 ? __fadd_rn(*at, value) : value);
-}
-
 }  // namespace thaw::ops::cuda

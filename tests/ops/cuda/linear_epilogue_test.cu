@@ -142,6 +142,54 @@ TEST_F(CudaLinearEpilogueTest, SwigluIsTheSameInBothKernelsAndNearTheTruth) {
   }
 }
 
+// Shapes that take each of the tiles there are on 132 multiprocessors, from the widest and highest
+// down, whole ones and ones that end inside of a tile; rows that end inside of one.
+TEST_F(CudaLinearEpilogueTest, EveryTileWritesAsTheStreamingKernelDoes) {
+  for (const auto& [most, count] :
+       {std::pair(6144, 2001), std::pair(4096, 1000), std::pair(4096, 300), std::pair(4096, 100)}) {
+    for (const Epilogue epilogue :
+         {Epilogue::kBf16, Epilogue::kF32, Epilogue::kAddF32, Epilogue::kSwigluTiles}) {
+      const bool swiglu = epilogue == Epilogue::kSwigluTiles;
+      for (const int missing : {0, swiglu ? 128 : 14}) {
+        make(most - missing, count);
+        std::vector<float> bias(rows);
+        for (int r = 0; r < rows; ++r)
+          bias[r] = 0.01F * static_cast<float>(r % 71) - 0.3F;
+        const auto device_bias = to_device(bias, *stream);
+        for (const int more : {0, 3}) {  // of a stride: the second is aligned to nothing
+          if (swiglu && more != 0) continue;
+          const std::size_t size =
+              swiglu ? tiles_elements(count, rows / 2)
+                     : static_cast<std::size_t>(count) * static_cast<std::size_t>(rows + more);
+          std::vector<std::vector<float>> results;
+          for (const LinearKernel kernel : {LinearKernel::kStream, LinearKernel::kTile}) {
+            const auto out = to_device(std::vector<float>(size, 1.5F), *stream);
+            LinearParams p = params(epilogue, out.data(), swiglu ? 0 : rows + more,
+                                    swiglu ? nullptr : device_bias.data());
+            p.kernel = kernel;
+            linear(*device, p, *stream);
+            results.push_back(to_host(out, *stream));
+          }
+          // Of tiles, padding is nobody's.
+          if (swiglu) {
+            for (std::vector<float>& result : results) {
+              const auto* values = reinterpret_cast<const Bf16*>(result.data());
+              std::vector<float> kept;
+              for (int t = 0; t < count; ++t)
+                for (int c = 0; c < rows / 2; ++c)
+                  kept.push_back(widen(values[tiles_index(t, c, rows / 2)]));
+              result = std::move(kept);
+            }
+          }
+          ASSERT_TRUE(same_bits<float>(results[0], results[1]))
+              << rows << " outputs, " << count << " rows, epilogue " << static_cast<int>(epilogue)
+              << ", stride " << rows + more;
+        }
+      }
+    }
+  }
+}
+
 // As ranks store into each other's matrices: at fixed distances, float32 and parts of tiles.
 TEST_F(CudaLinearEpilogueTest, CopiesHoldWhatTheOutputHolds) {
   for (const int count : {65, 300}) {
