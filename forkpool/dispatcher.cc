@@ -37,21 +37,23 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
                  [this](std::uint32_t worker, const Frame& frame) {
                    if (slots_[worker]->ready()) slots_[worker]->send(frame);
                  }),
-      peers_(loop, {[this](std::uint32_t worker, const Frame& frame) {
-                      if (slots_[worker]->ready()) slots_[worker]->send(frame);
-                    },
-                    [this](std::uint32_t worker) {
-                      // KV in parts is in nobody's one allocation.
-                      return options_.tensor_parallel > 1 || !options_.peer_copies
-                                 ? DeviceMemory{}
-                                 : slots_[worker]->kv_memory();
-                    },
-                    [this](std::uint32_t worker, bool held) {
-                      if (held)
-                        slots_[worker]->hold_memory();
-                      else
-                        slots_[worker]->release_memory();
-                    }}),
+      peers_(loop,
+             {[this](std::uint32_t worker, const Frame& frame) {
+                if (slots_[worker]->ready()) slots_[worker]->send(frame);
+              },
+              [this](std::uint32_t worker) {
+                // KV in parts is in nobody's one allocation.
+                return options_.tensor_parallel > 1 || !options_.peer_copies
+                           ? DeviceMemory{}
+                           : slots_[worker]->kv_memory();
+              },
+              [this](std::uint32_t worker) -> const Ledger& { return slots_[worker]->ledger(); },
+              [this](std::uint32_t worker, bool held) {
+                if (held)
+                  slots_[worker]->hold_memory();
+                else
+                  slots_[worker]->release_memory();
+              }}),
       files_(loop, arena, trunks_,
              options.file_io != nullptr ? *options.file_io
                                         : kvsnap::system_io(kvsnap::IoMode::kDirect)),

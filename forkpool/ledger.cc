@@ -30,10 +30,14 @@ void Ledger::publish(const std::vector<BlockEntry>& blocks) {
       // It had another name and no evict was seen: the older one must not be offered again.
       entries_.erase(own->second);
       own->second = block.hash;
+      ++num_lost_;
     }
     const auto [entry, added] = entries_.try_emplace(block.hash, block);
     if (added) continue;
-    if (entry->second.block != block.block) by_block_.erase(entry->second.block);
+    if (entry->second.block != block.block) {
+      by_block_.erase(entry->second.block);
+      ++num_lost_;
+    }
     entry->second = block;
   }
 }
@@ -44,24 +48,40 @@ void Ledger::evict(std::span<const Hash128> hashes) {
     if (found == entries_.end()) continue;
     by_block_.erase(found->second.block);
     entries_.erase(found);
+    ++num_lost_;
   }
 }
 
 void Ledger::clear() {
   entries_.clear();
   by_block_.clear();
+  ++num_lost_;
+}
+
+const BlockEntry* Ledger::alive(PrefixNames& names, std::size_t block) const {
+  const auto found = entries_.find(names.name(block));
+  return found != entries_.end() && std::ranges::equal(found->second.tokens, names.tokens(block))
+             ? &found->second
+             : nullptr;
 }
 
 std::uint32_t Ledger::alive_tokens(PrefixNames& names) const {
   if (entries_.empty()) return 0;
   std::size_t block = 0;
-  for (; block < names.num_blocks(); ++block) {
-    const auto found = entries_.find(names.name(block));
-    if (found == entries_.end() || !std::ranges::equal(found->second.tokens, names.tokens(block))) {
-      break;
-    }
-  }
+  while (block < names.num_blocks() && alive(names, block) != nullptr)
+    ++block;
   return static_cast<std::uint32_t>(block * kBlockSize);
+}
+
+std::vector<BlockId> Ledger::alive_blocks(PrefixNames& names, std::size_t num_blocks) const {
+  std::vector<BlockId> blocks;
+  blocks.reserve(num_blocks);
+  while (blocks.size() < num_blocks) {
+    const BlockEntry* const entry = alive(names, blocks.size());
+    if (entry == nullptr) break;
+    blocks.push_back(entry->block);
+  }
+  return blocks;
 }
 
 std::vector<BlockEntry> Ledger::adoptable(std::size_t max_blocks) {

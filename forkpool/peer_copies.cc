@@ -38,12 +38,16 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
       finish(id, error);
   });
   slots_.hold(from.process.worker, true);
-  const auto tokens = names.first_tokens(num_blocks);
-  LendFrame lend{id, names.root(), {tokens.begin(), tokens.end()}};
-  slots_.send(from.process.worker, lend);
+  const Ledger& ledger = slots_.ledger(from.process.worker);
+  copy.told = ledger.alive_blocks(names, num_blocks);
+  copy.num_lost = ledger.num_lost();
+  if (copy.told.size() != num_blocks) copy.told.clear();
   introduce(copy);
-  slots_.send(to.process.worker,
-              BorrowFrame{id, from.process.worker, lend.cache_root, std::move(lend.token_ids)});
+  const auto tokens = names.first_tokens(num_blocks);
+  BorrowFrame borrow{
+      id, from.process.worker, names.root(), {tokens.begin(), tokens.end()}, copy.told};
+  slots_.send(to.process.worker, borrow);
+  slots_.send(from.process.worker, LendFrame{id, names.root(), std::move(borrow.token_ids)});
 }
 
 void PeerCopies::introduce(const Copy& copy) {
@@ -68,7 +72,8 @@ void PeerCopies::on_lent(std::uint32_t worker, const LentFrame& frame) {
     return finish(frame.id, make_error(Errc::kProtocol, "other blocks were lent than asked for"));
   }
   copy.lent = true;
-  slots_.send(copy.to.process.worker, frame);
+  const bool held = frame.blocks == copy.told && slots_.ledger(worker).num_lost() == copy.num_lost;
+  slots_.send(copy.to.process.worker, held ? LentFrame{frame.id, "", {}} : frame);
 }
 
 void PeerCopies::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame) {

@@ -17,13 +17,15 @@
 namespace thaw::forkpool {
 
 /// Copies prefixes straight out of one worker's KV memory into another's, where no process in
-/// between touches a byte: from one GPU to the next, or between memory files. The source lends the
-/// blocks, so that they stay what they are; the target, which maps the source's memory by the
-/// descriptor that the pool holds and has been told meanwhile what will come, copies them and
-/// publishes them once they are there; the source takes them back.
+/// between touches a byte: from one GPU to the next, or between memory files. The target maps the
+/// source's memory by the descriptor that the pool holds and begins to copy the blocks that the
+/// ledger knows of; meanwhile the source lends them, so that they stay what they are. Only then,
+/// and if nothing of that ledger was lost since the target was told, does what was copied count;
+/// else it copies what is lent now. The source takes them back once they are there.
 ///
-///     pool ─lend─► source ─lent─► pool ─lent─► target ─restore_done─► pool ─take_back─► source
-///       └─[peer] borrow─► target
+///     pool ─[peer] borrow─► target ───── copies ─────► target ─restore_done─► pool ─take_back─►
+///     source
+///       └─lend─► source ─lent─► pool ─lent─► target
 ///
 /// The memory outlives its process, so a source that dies once it has lent costs nothing: no
 /// successor is started before the target has answered or is gone. Belongs to the loop's thread.
@@ -35,6 +37,7 @@ class PeerCopies {
   struct Slots {
     Transfers::Send send;  ///< to one that is ready, else nowhere
     std::function<DeviceMemory(std::uint32_t worker)> kv_memory;
+    std::function<const Ledger&(std::uint32_t worker)> ledger;
     std::function<void(std::uint32_t worker, bool held)> hold;
   };
 
@@ -70,6 +73,8 @@ class PeerCopies {
     End from;
     End to;
     std::size_t num_blocks = 0;
+    std::vector<BlockId> told;  ///< which the target may have begun to copy
+    std::uint64_t num_lost = 0;  ///< of the source's ledger then
     Done done;
     bool lent = false;  ///< and the target has been told
     Clock::TimePoint started;

@@ -142,7 +142,8 @@ struct PayloadOf {
     return {{"id", frame.id},
             {"from", frame.from},
             {"cache_root", wire::pack(frame.cache_root)},
-            {"token_ids", wire::pack(frame.token_ids)}};
+            {"token_ids", wire::pack(frame.token_ids)},
+            {"blocks", wire::pack(frame.blocks)}};
   }
   Json operator()(const RankFrame& frame) const { return {{"rank", frame.rank}}; }
   Json operator()(const LentFrame& frame) const {
@@ -311,7 +312,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
       return TakeBackFrame{fields.u64("id")};
     case 12:
       return BorrowFrame{fields.u64("id"), fields.u32("from"), fields.hash("cache_root"),
-                         read_whole_blocks(fields, "token_ids")};
+                         read_whole_blocks(fields, "token_ids"),
+                         fields.tokens("blocks", kMaxTokens / kBlockSize)};
     case 13:
       return ArriveFrame{fields.u64("id"), fields.u32("first_extent"), read_checksums(fields),
                          fields.text("error", kMaxTextBytes)};

@@ -22,7 +22,7 @@ namespace thaw::forkpool {
 /// maps, with their long byte strings behind them. Header, 12 bytes little-endian: u8 version, u8
 /// type, u8 descriptors that travel with the frame, u8 zero, u32 bytes of the map, u32 bytes behind
 /// it.
-inline constexpr std::uint8_t kProtocolVersion = 4;
+inline constexpr std::uint8_t kProtocolVersion = 5;
 inline constexpr std::size_t kFrameHeaderBytes = 12;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;  ///< both together
 
@@ -127,13 +127,15 @@ struct LendFrame {
 struct TakeBackFrame {
   std::uint64_t id = 0;
 };
-/// Copy the KV of these tokens out of a peer's blocks, once a LentFrame of that id tells which they
-/// are, or that there are none. Answered by RestoreDoneFrame.
+/// Copy the KV of these tokens out of a peer's blocks. Those that are named may be copied at once;
+/// they are the tokens' where a LentFrame of that id says so. Where none are named, it says which
+/// they are. Answered by RestoreDoneFrame.
 struct BorrowFrame {
   std::uint64_t id = 0;
   std::uint32_t from = 0;  ///< the worker of a PeerFrame
   Hash128 cache_root;
   std::vector<TokenId> token_ids;  ///< of whole blocks
+  std::vector<BlockId> blocks;  ///< the lender's, one for every block of tokens, or none
 };
 
 /// Right after InitFrame, where the pool knows what the model's tokens stand for.
@@ -176,7 +178,9 @@ struct SnapshotPartFrame {
 struct LentFrame {
   std::uint64_t id = 0;
   std::string error;  ///< empty: they are alive, and stay
-  std::vector<BlockId> blocks;  ///< the lender's, one for every block of tokens
+  /// The lender's, one for every block of tokens. To a borrower: none where they are those that it
+  /// was told of, and have been all the while; else these are to be copied, whatever was before.
+  std::vector<BlockId> blocks;
 };
 struct SnapshotDoneFrame {
   std::uint64_t id = 0;

@@ -53,6 +53,11 @@ void Outbox::queue(const Frame& frame) {
   channel_->queue(frame);
 }
 
+Result<void> Outbox::send(const Frame& frame) {
+  queue(frame);
+  return channel_->write_some();
+}
+
 Result<void> Outbox::flush_evictions() {
   if (!unsent_evictions_) return {};
   queue_published();

@@ -33,6 +33,8 @@ class Outbox {
 
   /// Queues `frame` behind everything that came before it.
   void queue(const Frame& frame);
+  /// As queue(), and writes what the pool takes without waiting. Errors: the channel's.
+  Result<void> send(const Frame& frame);
 
  private:
   void queue_events();

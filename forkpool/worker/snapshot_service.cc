@@ -50,21 +50,33 @@ Result<void> SnapshotService::restore(RestoreFrame frame) {
   return {};
 }
 
-void SnapshotService::borrow(BorrowFrame frame) {
+Result<void> SnapshotService::borrow(BorrowFrame frame) {
   const std::uint64_t id = frame.id;
-  take(start_borrow(std::move(frame)), id);
+  auto read = start_borrow(std::move(frame));
+  if (!read && lost_device(read.error())) return read.error();
+  take(std::move(read), id);
+  return {};
 }
 
 Result<void> SnapshotService::lent(const LentFrame& frame) {
   const auto read = std::ranges::find(reads_, frame.id, &Read::id);
   if (read == reads_.end() || !read->awaits_loan) return {};
   read->awaits_loan = false;
-  auto started = frame.error.empty()
-                     ? start_loan(*read, frame.blocks)
-                     : make_error(Errc::kNotFound, "nothing is lent: " + frame.error);
+  if (!frame.error.empty()) {
+    read->failed = make_error(Errc::kNotFound, "nothing is lent: " + frame.error);
+    return {};
+  }
+  read->to_copy = frame.blocks;
+  return copy_what_is_left(*read);
+}
+
+/// Both copies go to the same blocks: the second begins when the first has ended.
+Result<void> SnapshotService::copy_what_is_left(Read& read) {
+  if (read.failed || read.to_copy.empty() || !read.copies.empty()) return {};
+  auto started = copy_from_peer(read, std::exchange(read.to_copy, {}));
   if (started) return {};
   if (lost_device(started.error())) return started;
-  read->failed = std::move(started).error();
+  read.failed = std::move(started).error();
   return {};
 }
 
@@ -265,16 +277,23 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
   read.peer = peer.memory;
   read.peer_bytes = peer.description.kv_bytes;
   read.awaits_loan = true;
+  if (!frame.blocks.empty()) {
+    if (auto started = copy_from_peer(read, frame.blocks); !started) {
+      release(read);
+      return started.error();
+    }
+  }
   name_blocks(read);
   return read;
 }
 
-Result<void> SnapshotService::start_loan(Read& read, const std::vector<BlockId>& blocks) {
+Result<void> SnapshotService::copy_from_peer(Read& read, const std::vector<BlockId>& blocks) {
   parts_.pipeline->expect();
   const std::uint64_t block_bytes = parts_.kv.format.block_bytes;
-  if (blocks.size() != read.names.size()) {
+  const std::size_t num_wanted = read.manifest.token_ids.size() / kBlockSize;
+  if (blocks.size() != num_wanted) {
     return make_error(Errc::kProtocol, std::to_string(blocks.size()) + " blocks are lent for " +
-                                           std::to_string(read.names.size()));
+                                           std::to_string(num_wanted));
   }
   const std::uint64_t num_blocks = read.peer_bytes / block_bytes;
   for (const BlockId block : blocks) {
@@ -282,7 +301,9 @@ Result<void> SnapshotService::start_loan(Read& read, const std::vector<BlockId>&
     return make_error(Errc::kUnsupported, "block " + std::to_string(block) + " of the peer's " +
                                               std::to_string(num_blocks));
   }
-  if (auto room = find_room(read); !room) return room;
+  if (read.blocks.empty()) {
+    if (auto room = find_room(read); !room) return room;
+  }
   std::vector<kvsnap::ExtentCopy> copies(1);
   for (std::size_t i = read.num_alive; i < read.blocks.size(); ++i) {
     copies[0].pieces.push_back(
@@ -325,9 +346,11 @@ Result<void> SnapshotService::poll() {
     const auto current = read++;
     while (!current->copies.empty() && parts_.pipeline->done(current->copies.front().copy))
       if (auto finished = finish_copy(*current); !finished) return finished;
+    if (auto started = copy_what_is_left(*current); !started) return started;
     if (!current->over()) continue;
-    finish_read(*current);
+    const Result<void> told = finish_read(*current);
     reads_.erase(current);
+    if (!told) return told;
   }
   return {};
 }
@@ -367,8 +390,12 @@ Result<void> SnapshotService::finish_copy(Read& read) {
   return {};
 }
 
-void SnapshotService::finish_read(Read& read) {
+Result<void> SnapshotService::finish_read(Read& read) {
   const std::vector<TokenId>& tokens = read.manifest.token_ids;
+  // Told before the index takes them: what waits for them is sent meanwhile, and comes behind.
+  const Result<void> told = parts_.outbox->send(
+      RestoreDoneFrame{read.id, read.failed ? read.failed->message : "",
+                       read.failed ? 0 : static_cast<std::uint32_t>(tokens.size())});
   if (!read.failed) {
     ++num_restores_;
     // The index takes its own references. Where an equal block was published meanwhile, it keeps
@@ -383,9 +410,7 @@ void SnapshotService::finish_read(Read& read) {
     logger("worker")->warn("restore={} failed error=\"{}\"", read.id, read.failed->message);
   }
   release(read);
-  parts_.outbox->queue(
-      RestoreDoneFrame{read.id, read.failed ? read.failed->message : "",
-                       read.failed ? 0 : static_cast<std::uint32_t>(tokens.size())});
+  return told;
 }
 
 void SnapshotService::release(const Read& read) {

@@ -70,12 +70,12 @@ class SnapshotService {
   /// Keeps the blocks of the tokens until take_back(). Errors (reported): not all are alive here.
   void lend(const LendFrame& frame);
   void take_back(const TakeBackFrame& frame) { loans_.erase(frame.id); }
-  /// Copies a peer's blocks into fresh ones, once they are lent, and then into the index; those
-  /// that are alive already are not copied. Nothing is held until then. Errors (reported): an
-  /// unknown peer or one of another layout.
-  void borrow(BorrowFrame frame);
-  /// Which the peer's blocks are. Of what is not awaited it is ignored. Errors (reported): they are
-  /// not lent; a block outside of the peer's memory; no room.
+  /// Copies a peer's blocks into fresh ones, at once where they are named, and, once they are lent,
+  /// into the index; those that are alive already are not copied. Errors (reported): an unknown
+  /// peer or one of another layout; a block outside of the peer's memory; no room.
+  Result<void> borrow(BorrowFrame frame);
+  /// What was copied counts, or which blocks are to be copied. Of what is not awaited it is
+  /// ignored. Errors (reported): they are not lent; as of borrow().
   Result<void> lent(const LentFrame& frame);
 
   /// Reports the copies that are done. Errors, as of the two above: the device's.
@@ -108,10 +108,12 @@ class SnapshotService {
     std::shared_ptr<const PeerMemory> peer;  ///< that it copies from
     std::uint64_t peer_bytes = 0;  ///< of that memory
     bool awaits_loan = false;
+    std::vector<BlockId> to_copy;  ///< of the peer, once nothing is under way
     std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
 
     bool over() const {
-      return copies.empty() && (failed || (!awaits_loan && num_started == manifest.extents.size()));
+      return copies.empty() && (failed || (!awaits_loan && to_copy.empty() &&
+                                           num_started == manifest.extents.size()));
     }
   };
   struct Peer {
@@ -123,7 +125,8 @@ class SnapshotService {
   Result<Write> start_write(SnapshotFrame frame);
   Result<Read> start_read(RestoreFrame frame);
   Result<Read> start_borrow(BorrowFrame frame);
-  Result<void> start_loan(Read& read, const std::vector<BlockId>& blocks);
+  Result<void> copy_what_is_left(Read& read);
+  Result<void> copy_from_peer(Read& read, const std::vector<BlockId>& blocks);
   /// The blocks of the manifest's tokens: what is alive, locked, and fresh ones.
   Result<void> find_room(Read& read);
   Result<void> start_extents(Read& read, std::size_t end);
@@ -134,7 +137,7 @@ class SnapshotService {
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
   Result<void> finish_write(Write& write);
   Result<void> finish_copy(Read& read);
-  void finish_read(Read& read);
+  Result<void> finish_read(Read& read);
   void release(const Read& read);
 
   Parts parts_;

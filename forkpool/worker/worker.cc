@@ -157,7 +157,7 @@ class Server {
     } else if (const auto* take_back = std::get_if<TakeBackFrame>(&frame)) {
       engine_->snapshots().take_back(*take_back);
     } else if (auto* borrow = std::get_if<BorrowFrame>(&frame)) {
-      engine_->snapshots().borrow(std::move(*borrow));
+      return engine_->snapshots().borrow(std::move(*borrow));
     } else if (const auto* lent = std::get_if<LentFrame>(&frame)) {
       return engine_->snapshots().lent(*lent);
     } else {

@@ -579,7 +579,7 @@ class FakeWorker {
     if (found.empty()) return;
     const BorrowFrame& frame = found.mapped();
     std::vector<std::span<const std::byte>> blocks;
-    for (const BlockId block : lent.blocks) {
+    for (const BlockId block : lent.blocks.empty() ? frame.blocks : lent.blocks) {
       blocks.push_back(peers_.at(frame.from)
                            .subspan(static_cast<std::size_t>(block) * kBlockBytes, kBlockBytes));
     }

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <set>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -77,6 +78,33 @@ TEST(Ledger, ABlockHasOneName) {
   ledger.publish(entries(root(1), first, 7));
   EXPECT_EQ(alive(ledger, root(1), first), 16U);
   EXPECT_EQ(alive(ledger, root(1), second), 16U);
+}
+
+TEST(Ledger, TellsWhereBlocksLieAndWhetherTheyStayed) {
+  RandomFrames random(kSeed);
+  const auto prompt = random.tokens(3 * kBlockSize);
+  PrefixNames names(root(1), prompt);
+  Ledger ledger;
+  const auto blocks = entries(root(1), prompt, 4);
+  ledger.publish(blocks);
+  EXPECT_EQ(ledger.alive_blocks(names, 3), (std::vector<BlockId>{4, 5, 6}));
+  EXPECT_EQ(ledger.alive_blocks(names, 2), (std::vector<BlockId>{4, 5}));
+  std::uint64_t lost = ledger.num_lost();
+  const auto lost_since = [&] {
+    return ledger.num_lost() != std::exchange(lost, ledger.num_lost());
+  };
+  ledger.publish(blocks);  // nothing new
+  ledger.evict(std::vector{root(9)});  // nothing of ours
+  EXPECT_FALSE(lost_since());
+  ledger.evict(std::vector{blocks[1].hash});
+  EXPECT_TRUE(lost_since());
+  EXPECT_EQ(ledger.alive_blocks(names, 3), (std::vector<BlockId>{4}));
+  ledger.publish(entries(root(2), prompt, 6));  // block 6 has another name now
+  EXPECT_TRUE(lost_since());
+  ledger.publish(entries(root(2), prompt, 10));  // and its own lies elsewhere
+  EXPECT_TRUE(lost_since());
+  ledger.clear();
+  EXPECT_TRUE(lost_since());
 }
 
 TEST(Ledger, OffersWholeChainsParentsFirst) {

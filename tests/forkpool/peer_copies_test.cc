@@ -35,7 +35,7 @@ class PeerCopiesTest : public ::testing::Test {
                   });
     // The target is told once where the source's memory is.
     ASSERT_EQ(sent(),
-              std::exchange(introduced_, true) ? "0:lend 1:borrow " : "0:lend 1:peer 1:borrow ");
+              std::exchange(introduced_, true) ? "1:borrow 0:lend " : "1:peer 1:borrow 0:lend ");
     EXPECT_EQ(holds_, 1);
   }
 
@@ -48,6 +48,16 @@ class PeerCopiesTest : public ::testing::Test {
       if (const auto* lent = std::get_if<LentFrame>(&frame)) lent_ = *lent;
     }
     return text;
+  }
+  /// The source's ledger has the prompt in these blocks.
+  void publish(const std::vector<BlockId>& blocks) {
+    PrefixNames names(root_, prompt_);
+    std::vector<BlockEntry> entries;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      entries.push_back({root_, i == 0 ? root_ : names.name(i - 1), names.name(i), blocks[i],
+                         to_block_tokens(names.tokens(i))});
+    }
+    ledger_.publish(entries);
   }
   void lend() { copies_.on_lent(0, {borrow_.id, "", {10, 11, 12}}); }
   void answer(const std::string& error) {
@@ -81,6 +91,7 @@ class PeerCopiesTest : public ::testing::Test {
   bool introduced_ = false;
   std::optional<Result<std::uint32_t>> done_;
   SharedFd memory_ = std::make_shared<const UniqueFd>();
+  Ledger ledger_;  ///< of the source
   Loop loop_;
   PeerCopies copies_{
       loop_,
@@ -91,6 +102,7 @@ class PeerCopiesTest : public ::testing::Test {
          memory.kv = memory_;
          return memory;
        },
+       [this](std::uint32_t) -> const Ledger& { return ledger_; },
        [this](std::uint32_t, bool held) { holds_ += held ? 1 : -1; }}};
 };
 
@@ -109,6 +121,47 @@ TEST_F(PeerCopiesTest, TheTargetIsToldWhileTheSourceLends) {
   EXPECT_EQ(done_->value(), 48U);
   EXPECT_EQ(copies_.num_copies(), 1U);
   EXPECT_EQ(copies_.copied_bytes(), 300U);
+}
+
+// What the ledger knows may be copied at once, and counts where the source lends the same and has
+// told of no eviction since.
+TEST_F(PeerCopiesTest, TheTargetIsToldTheBlocksThatTheLedgerKnows) {
+  publish({10, 11, 12});
+  start();
+  EXPECT_EQ(borrow_.blocks, (std::vector<BlockId>{10, 11, 12}));
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  EXPECT_TRUE(lent_.blocks.empty());
+  answer("");
+  expect_over();
+  done_.reset();
+
+  start();
+  ledger_.evict(std::vector{PrefixNames(root_, prompt_).name(2)});
+  publish({10, 11, 12});  // there again, and yet it may have been something else meanwhile
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
+  answer("");
+  expect_over();
+  done_.reset();
+
+  publish({10, 11, 7});
+  start();
+  EXPECT_EQ(borrow_.blocks, (std::vector<BlockId>{10, 11, 7}));
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
+  answer("");
+  expect_over();
+  done_.reset();
+
+  ledger_.evict(std::vector{PrefixNames(root_, prompt_).name(1)});
+  start();
+  EXPECT_TRUE(borrow_.blocks.empty());
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
 }
 
 TEST_F(PeerCopiesTest, WhatTheSourceRefusesTheTargetGivesUp) {

@@ -202,7 +202,8 @@ class RandomFrames {
       case 10:
         return TakeBackFrame{u64()};
       case 11:
-        return BorrowFrame{u64(), u32(), hash(), tokens(kBlockSize * (1 + number(3)))};
+        return BorrowFrame{u64(), u32(), hash(), tokens(kBlockSize * (1 + number(3))),
+                           tokens(number(4))};
       case 12:
         return ArriveFrame{u64(), u32(), checksums(), text()};
       case 13:

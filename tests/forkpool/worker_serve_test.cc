@@ -217,7 +217,8 @@ TEST_F(WorkerTest, SnapshotMovesATrunkToAnotherWorker) {
   EXPECT_EQ(done.id, 5U);
   EXPECT_EQ(done.error, "");
   EXPECT_EQ(done.num_tokens, trunk.size());
-  EXPECT_EQ(b.ledger().blocks.size(), 8U);  // published before the answer
+  ASSERT_TRUE(b.await<PublishFrame>());  // right behind the answer
+  EXPECT_EQ(b.ledger().blocks.size(), 8U);
 
   const Outcome restored = b.run(request(branch));
   const Outcome forked = a.run(request(branch));
@@ -249,6 +250,7 @@ TEST_F(WorkerTest, RestoreTakesOnlyTheBlocksThatAreMissing) {
   EXPECT_EQ(b.ledger().blocks.size(), 3U);
   b.send(RestoreFrame{5, arena_.find(id) ? *arena_.find(id) : kvsnap::Manifest{}});
   EXPECT_EQ(b.await<RestoreDoneFrame>()->error, "");
+  ASSERT_TRUE(b.await<PublishFrame>());
   EXPECT_EQ(b.ledger().blocks.size(), 8U);
   const Outcome restored = b.run(request(trunk));
   EXPECT_EQ(restored.tokens, expected.tokens);
@@ -285,6 +287,7 @@ TEST_F(WorkerTest, DamagedSnapshotIsRefusedAndTheWorkerServesOn) {
   bytes[bytes.size() / 2] ^= std::byte{4};
   b.send(RestoreFrame{9, good});  // fits only if what is in the way is evicted
   EXPECT_EQ(b.await<RestoreDoneFrame>()->error, "");
+  ASSERT_TRUE(b.await<PublishFrame>());
   EXPECT_EQ(b.ledger().blocks.size(), 6U);
 }
 

@@ -181,8 +181,9 @@ class SnapshotServiceTest : public testing::Test {
   static std::string restore_error(Side& side, const kvsnap::Manifest& manifest) {
     EXPECT_TRUE(side.service->restore({3, manifest}));
     EXPECT_TRUE(side.service->poll());
-    const auto frames = side.sent();
-    return std::get<RestoreDoneFrame>(frames.back()).error;
+    for (const Frame& frame : side.sent())
+      if (const auto* done = std::get_if<RestoreDoneFrame>(&frame)) return done->error;
+    return "no answer";
   }
 
   kvsnap::Arena arena_ = std::move(kvsnap::Arena::create(1 << 20)).value();
@@ -198,9 +199,9 @@ TEST_F(SnapshotServiceTest, CarriesBlocksToAnotherWorker) {
   ASSERT_TRUE(side.service->poll());
   EXPECT_FALSE(side.service->busy());
   const auto frames = side.sent();
-  ASSERT_EQ(kinds(frames), "publish restore_done ");
-  EXPECT_EQ(std::get<PublishFrame>(frames[0]).blocks.size(), 5U);
-  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).num_tokens, trunk_.size());
+  ASSERT_EQ(kinds(frames), "restore_done publish ");
+  EXPECT_EQ(std::get<PublishFrame>(frames[1]).blocks.size(), 5U);
+  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[0]).num_tokens, trunk_.size());
   EXPECT_TRUE(side.holds(trunk_));
   EXPECT_EQ(side.service->num_restores(), 1U);
   side.expect_sound(5);
@@ -217,7 +218,7 @@ TEST_F(SnapshotServiceTest, EvictsWhatIsInTheWayAndSaysSoFirst) {
   ASSERT_EQ(kinds(before), "evict ");
   EXPECT_EQ(std::get<EvictFrame>(before[0]).hashes.size(), 3U);
   ASSERT_TRUE(side.service->poll());
-  EXPECT_EQ(kinds(side.sent()), "publish restore_done ");
+  EXPECT_EQ(kinds(side.sent()), "restore_done publish ");
   EXPECT_TRUE(side.holds(trunk_));
   side.expect_sound(6);
 }
@@ -336,7 +337,7 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   side.reachable = &source;
   side.service->meet(source.introduction(4));
   side.pipeline.finished = false;
-  side.service->borrow({7, 4, kTrunkRoot, trunk_});
+  ASSERT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, {}}));
   ASSERT_TRUE(side.service->poll());
   EXPECT_TRUE(side.service->busy());
   EXPECT_FALSE(side.service->copying());
@@ -354,14 +355,70 @@ TEST_F(SnapshotServiceTest, WhatIsLentStaysAndIsCopiedStraight) {
   side.pipeline.finished = true;
   ASSERT_TRUE(side.service->poll());
   const auto frames = side.sent();
-  ASSERT_EQ(kinds(frames), "publish restore_done ");
-  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[1]).num_tokens, trunk_.size());
+  ASSERT_EQ(kinds(frames), "restore_done publish ");
+  EXPECT_EQ(std::get<RestoreDoneFrame>(frames[0]).num_tokens, trunk_.size());
   EXPECT_TRUE(side.holds(trunk_));
   side.expect_sound(5);
 
   source.service->take_back({7});
   source.expect_sound(5);
   EXPECT_EQ(source.index->evict(5), 5U);
+}
+
+// The pool names the blocks that it knows of: they are copied while the source looks whether it can
+// lend them, and count once it has.
+TEST_F(SnapshotServiceTest, WhatIsNamedIsCopiedBeforeItIsLent) {
+  Side source(5, view_);
+  source.fill(trunk_);
+  const auto blocks = source.index->match(kTrunkRoot, trunk_).full_blocks;
+  Side side(8, view_);
+  side.reachable = &source;
+  side.service->meet(source.introduction(4));
+  ASSERT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, blocks}));
+  EXPECT_TRUE(side.service->copying());
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_FALSE(side.service->copying());
+  EXPECT_TRUE(side.service->busy());
+  EXPECT_EQ(kinds(side.sent()), "");  // nobody holds them as yet
+  EXPECT_EQ(side.index->num_blocks(), 0U);
+  ASSERT_TRUE(side.service->lent({7, "", {}}));
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_EQ(kinds(side.sent()), "restore_done publish ");
+  EXPECT_TRUE(side.holds(trunk_));
+  side.expect_sound(5);
+}
+
+TEST_F(SnapshotServiceTest, WhatWasNotLentAsNamedIsCopiedAgain) {
+  Side source(10, view_);
+  source.fill(tokens_from(700, 5));  // not what it is taken for
+  source.fill(trunk_);
+  const auto named = source.index->match(kTrunkRoot, tokens_from(700, 5)).full_blocks;
+  const auto lent = source.index->match(kTrunkRoot, trunk_).full_blocks;
+  Side side(8, view_);
+  side.reachable = &source;
+  side.service->meet(source.introduction(4));
+  side.pipeline.finished = false;
+  ASSERT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, named}));
+  ASSERT_TRUE(side.service->lent({7, "", lent}));
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_EQ(kinds(side.sent()), "");
+  EXPECT_EQ(side.pool.num_free(), 3U);
+  side.pipeline.finished = true;
+  ASSERT_TRUE(side.service->poll());  // the first copy is done, and the second begins
+  ASSERT_TRUE(side.service->poll());
+  EXPECT_EQ(kinds(side.sent()), "restore_done publish ");
+  EXPECT_TRUE(side.holds(trunk_));
+  side.expect_sound(5);
+
+  // Where they are not lent at all, what was copied is given up.
+  Side other(8, view_);
+  other.reachable = &source;
+  other.service->meet(source.introduction(4));
+  ASSERT_TRUE(other.service->borrow({7, 4, kTrunkRoot, trunk_, named}));
+  ASSERT_TRUE(other.service->lent({7, "they are gone", {}}));
+  ASSERT_TRUE(other.service->poll());
+  EXPECT_EQ(kinds(other.sent()), "restore_done ");
+  other.expect_sound(0);
 }
 
 TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
@@ -375,7 +432,7 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
 
   Side side(8, view_);
   const auto refusal = [&](const LentFrame& lent, bool at_once = false) {
-    side.service->borrow({7, 4, kTrunkRoot, trunk_});
+    EXPECT_TRUE(side.service->borrow({7, 4, kTrunkRoot, trunk_, {}}));
     EXPECT_EQ(side.service->busy(), !at_once);
     EXPECT_TRUE(side.service->lent(lent));
     EXPECT_TRUE(side.service->poll());
@@ -408,11 +465,26 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
   Side small(4, view_);
   small.reachable = &source;
   small.service->meet(source.introduction(4));
-  small.service->borrow({7, 4, kTrunkRoot, trunk_});
+  ASSERT_TRUE(small.service->borrow({7, 4, kTrunkRoot, trunk_, {}}));
   ASSERT_TRUE(small.service->lent(good));
   ASSERT_TRUE(small.service->poll());
   EXPECT_NE(std::get<RestoreDoneFrame>(small.sent().at(0)).error.find("no room for a restore"),
             std::string::npos);
+  small.expect_sound(0);
+
+  // The same of blocks that are named beforehand, at once.
+  const auto refused_at_once = [&](Side& target, const std::vector<BlockId>& blocks) {
+    EXPECT_TRUE(target.service->borrow({7, 4, kTrunkRoot, trunk_, blocks}));
+    EXPECT_FALSE(target.service->busy());
+    return std::get<RestoreDoneFrame>(target.sent().at(0)).error;
+  };
+  side.service->meet(source.introduction(4));
+  EXPECT_NE(refused_at_once(side, {0, 1, 2, 3, 5}).find("block 5 of"), std::string::npos);
+  EXPECT_NE(refused_at_once(side, {0, 1}).find("2 blocks are lent for 5"), std::string::npos);
+  side.pipeline.refusal = make_error(Errc::kIo, "no copy today");
+  EXPECT_NE(refused_at_once(side, good.blocks).find("no copy today"), std::string::npos);
+  side.expect_sound(0);
+  EXPECT_NE(refused_at_once(small, good.blocks).find("no room"), std::string::npos);
   small.expect_sound(0);
 }
 
@@ -462,7 +534,7 @@ TEST_F(SnapshotServiceTest, PartsAreToldAndRestoredAsTheyCome) {
     EXPECT_EQ(kinds(side.sent()), "");
     EXPECT_TRUE(side.service->arrive({3, 3, {crc(3), crc(4)}, ""}));
     EXPECT_TRUE(side.service->poll());
-    EXPECT_EQ(kinds(side.sent()), "publish restore_done ");
+    EXPECT_EQ(kinds(side.sent()), "restore_done publish ");
     EXPECT_TRUE(side.holds(trunk_));
     side.expect_sound(5);
   }
