@@ -10,6 +10,9 @@
 namespace thaw::forkpool {
 namespace {
 
+// About as long as moves of 4,000 tokens take.
+constexpr std::chrono::milliseconds kAwakeForStraight{3};
+constexpr std::chrono::milliseconds kAwakeForArena{15};
 // Past this a transfer is not worth waiting for: the branches prefill their trunk instead.
 constexpr std::chrono::seconds kTransferDeadline{10};
 
@@ -244,6 +247,9 @@ void Dispatcher::move(const Transfers::End& from, const Transfers::End& to, Pref
   const bool straight = way == TransferWay::kPeer ||
                         (way == TransferWay::kBest && peers_.possible(from, to) &&
                          model_.peer_move_seconds(bytes) < model_.arena_move_seconds(bytes));
+  // Every frame on the way of a device's copies is waited for. A CPU has better to do.
+  if (options_.device != "cpu" && getenv("THAW_NO_AWAKE") == nullptr)
+    loop_.stay_awake(loop_.now() + (straight ? kAwakeForStraight : kAwakeForArena));
   if (!straight) return transfers_.start(from, to, names, num_blocks, deadline, std::move(done));
   if (way == TransferWay::kPeer)
     return peers_.start(from, to, names, num_blocks, deadline, std::move(done));

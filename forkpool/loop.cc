@@ -1,5 +1,6 @@
 #include "forkpool/loop.h"
 
+#include <thread>
 #include <utility>
 
 #include <boost/asio/executor_work_guard.hpp>
@@ -22,7 +23,13 @@ Loop::Loop() : impl_(std::make_unique<Impl>()) {}
 Loop::~Loop() = default;
 
 void Loop::run() {
-  impl_->context.run();
+  asio::io_context& context = impl_->context;
+  while (!context.stopped()) {
+    if (now() >= awake_until_)
+      context.run_one();
+    else if (context.poll_one() == 0)
+      std::this_thread::yield();
+  }
 }
 
 void Loop::stop() {

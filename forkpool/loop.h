@@ -26,6 +26,9 @@ class Loop {
   /// Runs `task` on the loop's thread, in the order of the calls. Thread-safe.
   void post(Task task);
   Clock::TimePoint now() const { return std::chrono::steady_clock::now(); }
+  /// Until then run() looks for work instead of sleeping, since whoever waits for a millisecond
+  /// is woken up tens of microseconds late. For a few milliseconds; a processor is busy with it.
+  void stay_awake(Clock::TimePoint until) { awake_until_ = until; }
 
   /// A one-shot timer. After cancel() or destruction its task never runs.
   class Timer {
@@ -57,6 +60,7 @@ class Loop {
 
  private:
   std::unique_ptr<Impl> impl_;
+  Clock::TimePoint awake_until_{};
 };
 
 }  // namespace thaw::forkpool
