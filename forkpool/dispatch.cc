@@ -10,9 +10,8 @@
 namespace thaw::forkpool {
 namespace {
 
-// About as long as moves of 4,000 tokens take.
-constexpr std::chrono::milliseconds kAwakeForStraight{3};
-constexpr std::chrono::milliseconds kAwakeForArena{15};
+// What a move of 4,000 tokens takes by the shorter way.
+constexpr std::chrono::milliseconds kAwake{3};
 // Past this a transfer is not worth waiting for: the branches prefill their trunk instead.
 constexpr std::chrono::seconds kTransferDeadline{10};
 
@@ -223,6 +222,7 @@ void Dispatcher::place_group(const std::vector<std::uint32_t>& workers,
 /// it, they run afterwards.
 void Dispatcher::hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std::uint32_t from,
                       std::uint32_t to, std::uint32_t num_tokens) {
+  expect_move(from, to);
   for (const RequestId id : ids) {
     entries_.at(id).held_for = to;
     ++outstanding_[to];
@@ -238,6 +238,16 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std
        });
 }
 
+/// A move begins. What a device copies in a millisecond is waited for awake, here
+/// and at both ends: each sleeper on the way would oversleep by tens of microseconds. A CPU has
+/// better to do.
+void Dispatcher::expect_move(std::uint32_t from, std::uint32_t to) {
+  if (options_.device == "cpu") return;
+  loop_.stay_awake(loop_.now() + kAwake);
+  for (const std::uint32_t worker : {from, to})
+    if (slots_[worker]->ready()) slots_[worker]->send(ExpectFrame{});
+}
+
 /// Copies KV from one worker to another. Where the straight way fails and both still serve, the
 /// arena is tried.
 void Dispatcher::move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
@@ -247,9 +257,6 @@ void Dispatcher::move(const Transfers::End& from, const Transfers::End& to, Pref
   const bool straight = way == TransferWay::kPeer ||
                         (way == TransferWay::kBest && peers_.possible(from, to) &&
                          model_.peer_move_seconds(bytes) < model_.arena_move_seconds(bytes));
-  // Every frame on the way of a device's copies is waited for. A CPU has better to do.
-  if (options_.device != "cpu" && getenv("THAW_NO_AWAKE") == nullptr)
-    loop_.stay_awake(loop_.now() + (straight ? kAwakeForStraight : kAwakeForArena));
   if (!straight) return transfers_.start(from, to, names, num_blocks, deadline, std::move(done));
   if (way == TransferWay::kPeer)
     return peers_.start(from, to, names, num_blocks, deadline, std::move(done));
@@ -319,6 +326,7 @@ void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::
     return done(
         make_error(Errc::kInvalidArgument, "from and to are both worker " + std::to_string(from)));
   }
+  expect_move(from, to);
   PrefixNames names(root_of(like, from), like.prompt);
   const std::uint32_t alive = slots_[from]->ledger().alive_tokens(names);
   if (alive == 0) {

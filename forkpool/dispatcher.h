@@ -82,6 +82,7 @@ class Dispatcher {
   void hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
+  void expect_move(std::uint32_t from, std::uint32_t to);
   void move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
             std::size_t num_blocks, TransferWay way, std::chrono::milliseconds deadline,
             Transfers::Done done);

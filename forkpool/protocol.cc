@@ -28,7 +28,7 @@ constexpr TypeInfo kTypes[] = {
     {13, "arrive"},        {16, "ready"},  {17, "events"},        {18, "publish"},
     {19, "evict"},         {20, "stats"},  {21, "snapshot_done"}, {22, "restore_done"},
     {23, "fatal"},         {24, "keep"},   {25, "offer"},         {26, "lent"},
-    {27, "snapshot_part"}, {28, "rank"},   {14, "vocabulary"}};
+    {27, "snapshot_part"}, {28, "rank"},   {14, "vocabulary"},    {15, "expect"}};
 static_assert(std::size(kTypes) == std::variant_size_v<Frame>);
 
 template <typename Item>
@@ -155,6 +155,7 @@ struct PayloadOf {
     return {{"id", frame.id}, {"first_extent", frame.first_extent}, {"crc32c", frame.crc32c}};
   }
   Json operator()(const ShutdownFrame& /*frame*/) const { return Json::object(); }
+  Json operator()(const ExpectFrame& /*frame*/) const { return Json::object(); }
   Json operator()(const InheritFrame& frame) const {
     return {{"memory", wire::to_json(frame.memory)}};
   }
@@ -319,6 +320,8 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
                          fields.text("error", kMaxTextBytes)};
     case 14:
       return read_vocabulary(fields);
+    case 15:
+      return ExpectFrame{};
     case 16:
       return read_ready(fields);
     case 17: {

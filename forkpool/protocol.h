@@ -127,6 +127,9 @@ struct LendFrame {
 struct TakeBackFrame {
   std::uint64_t id = 0;
 };
+/// A frame that asks for a copy comes within a moment: whoever has nothing to do stays awake for
+/// it.
+struct ExpectFrame {};
 /// Copy the KV of these tokens out of a peer's blocks. Those that are named may be copied at once;
 /// they are the tokens' where a LentFrame of that id says so. Where none are named, it says which
 /// they are. Answered by RestoreDoneFrame.
@@ -219,7 +222,7 @@ using Frame =
                  ShutdownFrame, InheritFrame, PeerFrame, LendFrame, TakeBackFrame, BorrowFrame,
                  ArriveFrame, ReadyFrame, EventsFrame, PublishFrame, EvictFrame, StatsFrame,
                  SnapshotDoneFrame, RestoreDoneFrame, FatalFrame, KeepFrame, OfferFrame, LentFrame,
-                 SnapshotPartFrame, RankFrame, VocabularyFrame>;
+                 SnapshotPartFrame, RankFrame, VocabularyFrame, ExpectFrame>;
 
 /// The type byte of a frame and its name, such as "submit".
 std::uint8_t frame_type(const Frame& frame);

@@ -51,6 +51,7 @@ Result<void> SnapshotService::restore(RestoreFrame frame) {
 }
 
 Result<void> SnapshotService::borrow(BorrowFrame frame) {
+  expect();
   const std::uint64_t id = frame.id;
   auto read = start_borrow(std::move(frame));
   if (!read && lost_device(read.error())) return read.error();
@@ -256,7 +257,6 @@ Result<void> SnapshotService::start_extents(Read& read, std::size_t end) {
 }
 
 Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
-  parts_.pipeline->expect();
   const auto refused = [&](const std::string& why) {
     return make_error(Errc::kUnsupported, "peer " + std::to_string(frame.from) + ": " + why);
   };
@@ -288,7 +288,6 @@ Result<SnapshotService::Read> SnapshotService::start_borrow(BorrowFrame frame) {
 }
 
 Result<void> SnapshotService::copy_from_peer(Read& read, const std::vector<BlockId>& blocks) {
-  parts_.pipeline->expect();
   const std::uint64_t block_bytes = parts_.kv.format.block_bytes;
   const std::size_t num_wanted = read.manifest.token_ids.size() / kBlockSize;
   if (blocks.size() != num_wanted) {

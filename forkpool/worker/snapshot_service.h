@@ -64,6 +64,10 @@ class SnapshotService {
   /// More of a snapshot that is being restored has been written. One that has ended is ignored.
   Result<void> arrive(const ArriveFrame& frame);
 
+  /// Something is to be copied within a moment.
+  void expect() {
+    if (parts_.pipeline != nullptr) parts_.pipeline->expect();
+  }
   /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
   /// mapped is reported when something is to be borrowed from it.
   void meet(const PeerFrame& frame);

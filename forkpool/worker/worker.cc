@@ -27,6 +27,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kBootDeadline{60000};
+constexpr std::chrono::microseconds kExpectation{500};  // of a frame that is about to come
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
 constexpr milliseconds kFarewellDeadline{5000};
 constexpr std::chrono::microseconds kRestWait{2000};
@@ -99,7 +100,8 @@ class Server {
  private:
   Result<void> wait_unless_busy() {
     if (engine_->scheduler().has_work()) return {};
-    if (!engine_->snapshots().copying()) return channel_->wait(kIdleWait);
+    if (!engine_->snapshots().copying() && std::chrono::steady_clock::now() >= awake_until_)
+      return channel_->wait(kIdleWait);
     // A copy engine at work does not wake us, and whoever sleeps for microseconds oversleeps by
     // more than these copies have to lose.
     std::this_thread::yield();
@@ -154,6 +156,9 @@ class Server {
       engine_->snapshots().meet(*peer);
     } else if (const auto* lend = std::get_if<LendFrame>(&frame)) {
       engine_->snapshots().lend(*lend);
+    } else if (std::holds_alternative<ExpectFrame>(frame)) {
+      awake_until_ = std::chrono::steady_clock::now() + kExpectation;
+      engine_->snapshots().expect();
     } else if (const auto* take_back = std::get_if<TakeBackFrame>(&frame)) {
       engine_->snapshots().take_back(*take_back);
     } else if (auto* borrow = std::get_if<BorrowFrame>(&frame)) {
@@ -169,6 +174,7 @@ class Server {
   Channel* channel_;
   Outbox* outbox_;
   Engine* engine_;
+  std::chrono::steady_clock::time_point awake_until_{};
 };
 
 Result<void> serve(Channel& channel, const WorkerFds& fds) {

@@ -238,6 +238,8 @@ class RandomFrames {
         return SnapshotPartFrame{u64(), u32(), checksums()};
       case 25:  // its descriptor is any
         return RankFrame{u32(), std::make_shared<const UniqueFd>(::dup(0))};
+      case 27:
+        return ExpectFrame{};
       case 22: {
         OfferFrame offer{hash(), {}, 0};
         offer.token_ids.resize(kBlockSize * (1 + number(4)));
