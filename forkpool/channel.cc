@@ -78,6 +78,11 @@ void Channel::send(const Frame& frame) {
     write_at_end_of_turn();
 }
 
+void Channel::send_at_once(const Frame& frame) {
+  send(frame);
+  if (!broken_ && !waits_ && unsent_bytes() > 0) write_available();
+}
+
 void Channel::write_at_end_of_turn() {
   if (std::exchange(posted_, true)) return;
   loop_.post([weak = std::weak_ptr(self_)] {

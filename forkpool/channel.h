@@ -30,7 +30,10 @@ class Channel {
 
   /// Starts to read.
   void start();
+  /// Written at the end of the loop's turn, together with what else comes until then.
   void send(const Frame& frame);
+  /// Written now, behind what waits.
+  void send_at_once(const Frame& frame);
   /// Reads what a process that has exited left behind: to end of file, without waiting.
   void drain();
 

@@ -35,11 +35,11 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       outstanding_(kv_pools.size(), 0),
       transfers_(loop, arena, trunks_,
                  [this](std::uint32_t worker, const Frame& frame) {
-                   if (slots_[worker]->ready()) slots_[worker]->send(frame);
+                   if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
                  }),
       peers_(loop,
              {[this](std::uint32_t worker, const Frame& frame) {
-                if (slots_[worker]->ready()) slots_[worker]->send(frame);
+                if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
               },
               [this](std::uint32_t worker) {
                 // KV in parts is in nobody's one allocation.

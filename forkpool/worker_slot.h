@@ -75,6 +75,8 @@ class WorkerSlot {
   void release_memory();
   /// REQUIRES: ready().
   void send(const Frame& frame) { channel_->send(frame); }
+  /// Channel::send_at_once(). REQUIRES: ready().
+  void send_at_once(const Frame& frame) { channel_->send_at_once(frame); }
   /// Kills the process because of what it did; `trusted` is whether its ledger still is.
   void kill(const std::string& reason, bool trusted);
   /// Asks a serving process to end, kills any other. No respawn afterwards.

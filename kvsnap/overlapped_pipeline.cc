@@ -18,7 +18,7 @@ constexpr std::size_t kCrewSliceBytes = std::size_t{256} << 10;
 // Between two looks at an engine that has nothing new: a chunk takes some 150 microseconds.
 constexpr std::chrono::microseconds kEngineNap{10};
 // Awake for a launch that was said to come.
-constexpr std::chrono::microseconds kExpectation{500};
+constexpr std::chrono::microseconds kExpectation{1000};
 constexpr std::chrono::seconds kCollectMargin{5};
 
 /// As long, but not a moment longer: a thread that sleeps may wake up several naps later. Whoever

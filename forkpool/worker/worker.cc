@@ -27,7 +27,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kBootDeadline{60000};
-constexpr std::chrono::microseconds kExpectation{500};  // of a frame that is about to come
+constexpr std::chrono::microseconds kExpectation{1000};  // of a frame that is about to come
 constexpr milliseconds kIdleWait{10000};  // the channel wakes us; this only bounds the wait
 constexpr milliseconds kFarewellDeadline{5000};
 constexpr std::chrono::microseconds kRestWait{2000};
