@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,13 +85,17 @@ auto caught(F&& body) -> Result<decltype(body())> try {
   return failure.error();
 }
 
+/// Reached from the beginning where the device has nothing to compute: an event on a stream that
+/// rests would hold up the first copy.
 class CudaFence final : public CopyEngine::Fence {
  public:
-  explicit CudaFence(cuda::StreamView compute) { event_.record(compute); }
-  const cuda::Event& event() const { return event_; }
+  explicit CudaFence(cuda::StreamView compute) {
+    if (!compute.done()) event_.emplace().record(compute);
+  }
+  const std::optional<cuda::Event>& event() const { return event_; }
 
  private:
-  cuda::Event event_;
+  std::optional<cuda::Event> event_;
 };
 
 constexpr OverlapOptions kDefaults;
@@ -117,10 +122,11 @@ class CudaCopyEngine final : public CopyEngine {
 
   Result<void> wait_for(const Fence& fence) override {
     return caught([&] {
-      const cuda::Event& reached = static_cast<const CudaFence&>(fence).event();
+      const std::optional<cuda::Event>& reached = static_cast<const CudaFence&>(fence).event();
+      if (!reached) return;
       for (const cuda::Stream& stream : streams_)
-        reached.wait(stream);
-      reached.wait(sent_checks_);
+        reached->wait(stream);
+      reached->wait(sent_checks_);
     });
   }
 

@@ -4,8 +4,25 @@
 
 namespace thaw::cuda {
 
+namespace {
+
+bool is_done(cudaError_t state, const char* what) {
+  if (state == cudaErrorNotReady) {
+    cudaGetLastError();  // not an error, but it is recorded as one
+    return false;
+  }
+  check(state, what);
+  return true;
+}
+
+}  // namespace
+
 void StreamView::synchronize() const {
   check(cudaStreamSynchronize(stream_), "stream synchronize");
+}
+
+bool StreamView::done() const {
+  return is_done(cudaStreamQuery(stream_), "query stream");
 }
 
 Stream::Stream() {
@@ -68,13 +85,7 @@ void Event::wait(StreamView stream) const {
 }
 
 bool Event::done() const {
-  const cudaError_t state = cudaEventQuery(event_);
-  if (state == cudaErrorNotReady) {
-    cudaGetLastError();  // not an error, but it is recorded as one
-    return false;
-  }
-  check(state, "query event");
-  return true;
+  return is_done(cudaEventQuery(event_), "query event");
 }
 
 void Event::synchronize() const {

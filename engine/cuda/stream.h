@@ -13,6 +13,8 @@ class StreamView {
   cudaStream_t get() const noexcept { return stream_; }
   /// Blocks until all work enqueued so far is done. Throws what that work failed with.
   void synchronize() const;
+  /// Whether all work enqueued so far is done. Throws what that work failed with.
+  bool done() const;
 
  private:
   cudaStream_t stream_;
