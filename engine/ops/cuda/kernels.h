@@ -26,8 +26,12 @@ inline constexpr int kMaxStreamRows = 64;
 void linear_stream(const CudaDevice& device, const LinearParams& params, int first_row,
                    int num_rows, thaw::cuda::StreamView stream);
 
-/// out for all rows, by wgmma.
+/// out for all rows, by wgmma, in tiles of the size that is fastest for so many.
 void linear_tile(const CudaDevice& device, const LinearParams& params,
                  thaw::cuda::StreamView stream);
+/// The same in tiles of one size, 0 .. kTileSizes - 1: what compares them asks for each.
+inline constexpr int kTileSizes = 4;
+void linear_tile_of(int size, const CudaDevice& device, const LinearParams& params,
+                    thaw::cuda::StreamView stream);
 
 }  // namespace thaw::ops::cuda

@@ -3,7 +3,7 @@
 #include "engine/ops/cuda/linear.h"
 #include "engine/ops/cuda/ptx.cuh"
 
-// The epilogues, element by element, so that both kernels round at the same points.
+// What both kernels make of a product. Each adds the bias first, in float32, and rounds last.
 
 namespace thaw::ops::cuda {
 
@@ -17,14 +17,6 @@ struct LinearOut {
   std::int64_t copies[kMostCopies] = {};  ///< LinearParams::copies
   int num_copies = 0;
 };
-
-/// Stores what belongs at `at`, and its copies.
-template <typename T>
-__device__ __forceinline__ void put(const LinearOut& out, T* at, const T& value) {
-  *at = value;
-  for (int i = 0; i < out.num_copies; ++i)
-    *reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(at) + out.copies[i]) = value;
-}
 
 __device__ __forceinline__ float with_bias(const LinearOut& out, float product, int row) {
   return out.bias == nullptr ? product : __fadd_rn(product, out.bias[row]);

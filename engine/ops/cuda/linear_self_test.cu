@@ -7,7 +7,7 @@
 namespace thaw::ops::cuda {
 namespace {
 
-// Each number of tiles that the streaming kernel has an instance for, and the tile kernel.
+// Each number of tiles that the streaming kernel has an instance for; each size of tiles at the last.
 constexpr int kCounts[] = {1, 2, 3, 8, 16, 17, 32, 48, 64, 200};
 constexpr int kMostRows = 200;
 
@@ -63,14 +63,16 @@ Result<std::vector<LinearDisagreement>> linear_self_test(const CudaDevice& devic
       linear(device, params, stream);
       params.out = tiled.data();
       params.kernel = LinearKernel::kTile;
-      linear(device, params, stream);
       thaw::cuda::check(
           cudaMemsetAsync(differ.data(), 0, sizeof(unsigned long long), stream.get()));
-      count_differences_kernel<<<512, 256, 0, stream.get()>>>(
-          reinterpret_cast<const std::uint32_t*>(streamed.data()),
-          reinterpret_cast<const std::uint32_t*>(tiled.data()),
-          static_cast<std::size_t>(num_rows) * shape.rows, differ.data());
-      thaw::cuda::check(cudaGetLastError(), "linear self-test");
+      for (int size = num_rows == kMostRows ? 0 : kTileSizes - 1; size < kTileSizes; ++size) {
+        linear_tile_of(size, device, params, stream);
+        count_differences_kernel<<<512, 256, 0, stream.get()>>>(
+            reinterpret_cast<const std::uint32_t*>(streamed.data()),
+            reinterpret_cast<const std::uint32_t*>(tiled.data()),
+            static_cast<std::size_t>(num_rows) * shape.rows, differ.data());
+        thaw::cuda::check(cudaGetLastError(), "linear self-test");
+      }
       unsigned long long count = 0;
       thaw::cuda::copy_to_host<unsigned long long>(differ, {&count, 1}, stream);
       stream.synchronize();

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <iterator>
 
 #include "engine/cuda/driver.h"
 #include "engine/ops/cuda/kernels.h"
@@ -65,8 +66,8 @@ __device__ __forceinline__ TilePlace place_of(const TileParams& p, int tile) {
   return {band * p.band + rest % height, rest / height};
 }
 
-// One step of K. Three warpgroups leave an instruction 128 registers, too few for 256 outputs at
-// once.
+// One step of K. For blocks of 512 threads ptxas allows an instruction 128 registers, whatever
+// setmaxnreg says: too few for 256 outputs at once.
 template <int R, int Accumulators>
 __device__ __forceinline__ void multiply(float (&d)[Accumulators], std::uint64_t a,
                                          std::uint64_t b) {
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(Shape<R, N>::kThreads, 1)
       phase ^= 1;
     }
   };
-  using W = Writer<R, N, E>;
+  using W = TileWriter<R, N, E>;
   const int tiles = p.block_rows * p.block_cols;
 
   if (threadIdx.x < 128) {
@@ -233,7 +234,7 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
   p.out.num_copies = static_cast<int>(params.copies.size());
   p.block_rows = ceil_div(params.num_rows, S::kRows);
   p.block_cols = ceil_div(weight.rows, N);
-  // Bands of one height each: a low one at the end would read all weights for few rows.
+  // Bands about as high as one another: a low one at the end would read all weights for few rows.
   const int bands = std::max(1, (params.num_rows + kBandRows / 2) / kBandRows);
   p.band = ceil_div(p.block_rows, bands);
   launch_early(kernel_for<R, N>(params.epilogue),
@@ -241,6 +242,20 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
                 static_cast<std::size_t>(S::kStages) * S::kStageBytes},
                stream, "linear (tile)", p);
 }
+
+struct TileSize {
+  void (*launch)(const LinearParams&, int, cudaStream_t);
+  int rows;
+  int width;
+  double rate;  // measured, of the products of one block
+};
+
+// Large tiles read less for each product, small ones fill the device where there are few.
+constexpr TileSize kSizes[] = {{launch<3, 256>, 192, 256, 1.04},
+                               {launch<2, 256>, 128, 256, 1.0},
+                               {launch<2, 128>, 128, 128, 0.85},
+                               {launch<2, 64>, 128, 64, 0.6}};
+static_assert(std::size(kSizes) == kTileSizes);
 
 }  // namespace
 
@@ -251,27 +266,21 @@ void prepare_tile_kernels() {
   prepare<3, 256>();
 }
 
+void linear_tile_of(int size, const CudaDevice& device, const LinearParams& params,
+                    thaw::cuda::StreamView stream) {
+  kSizes[size].launch(params, device.multiprocessors(), stream.get());
+}
+
 void linear_tile(const CudaDevice& device, const LinearParams& params,
                  thaw::cuda::StreamView stream) {
-  // Large tiles read less for each product, small ones fill the device where there are few. Cost of
-  // a choice: rounds of the busiest block, each as long as its tile over the rate measured for it.
-  struct Choice {
-    void (*launch)(const LinearParams&, int, cudaStream_t);
-    int rows;
-    int width;
-    double rate;
-  };
-  static constexpr Choice kChoices[] = {{launch<3, 256>, 192, 256, 1.04},
-                                        {launch<2, 256>, 128, 256, 1.0},
-                                        {launch<2, 128>, 128, 128, 0.85},
-                                        {launch<2, 64>, 128, 64, 0.6}};
+  // Cost of a size: rounds of the busiest block, each as long as its tile over the rate.
   const int blocks = device.multiprocessors();
-  const auto cost = [&](const Choice& choice) {
+  const auto cost = [&](const TileSize& size) {
     const int tiles =
-        ceil_div(params.num_rows, choice.rows) * ceil_div(params.weight.rows, choice.width);
-    return ceil_div(tiles, blocks) * choice.rows * choice.width / choice.rate;
+        ceil_div(params.num_rows, size.rows) * ceil_div(params.weight.rows, size.width);
+    return ceil_div(tiles, blocks) * size.rows * size.width / size.rate;
   };
-  std::ranges::min_element(kChoices, {}, cost)->launch(params, blocks, stream.get());
+  std::ranges::min_element(kSizes, {}, cost)->launch(params, blocks, stream.get());
 }
 
 }  // namespace thaw::ops::cuda

@@ -5,10 +5,18 @@
 // The tile kernel's epilogues: what a warpgroup does with its 64 rows by N outputs, as wgmma leaves
 // them. A thread holds, of rows `token` and `token + 8`, two neighbouring outputs of every 8.
 //
-// Values are computed first and stored together, and copies of them after that: a store at a time
-// would wait for each value's own chain.
+// Where they are many, values are computed first and stored together, and copies of them after that:
+// a store at a time would wait for each value's own chain.
 
 namespace thaw::ops::cuda {
+
+/// Stores what belongs at `at`, and its copies.
+template <typename T>
+__device__ __forceinline__ void put(const LinearOut& out, T* at, const T& value) {
+  *at = value;
+  for (int i = 0; i < out.num_copies; ++i)
+    *reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(at) + out.copies[i]) = value;
+}
 
 /// Stores values[i] at at(i) where inside(i), and their copies.
 template <typename T, int Count, typename At, typename Inside>
@@ -26,7 +34,7 @@ __device__ __forceinline__ void put_all(const LinearOut& out, const T (&values)[
   }
 }
 
-/// One float32 output, its bias added.
+/// One float32 output, whose bias has been added.
 template <Epilogue E>
 __device__ __forceinline__ void store_f32(const LinearOut& out, int token, int row, float value) {
   float* at = static_cast<float*>(out.data) + token * out.stride + row;
@@ -81,19 +89,21 @@ __device__ __forceinline__ float4 gather_half(float2 first, float2 second) {
   return odd ? float4{x, y, second.x, second.y} : float4{first.x, first.y, x, y};
 }
 
-// What a thread's rows of a tile are, and where they go: 16 bytes at a time where `wide`.
+// What a thread's rows of a tile are, and where they go: where `wide`, 16 bytes at a time, or 8 where
+// registers are few.
 template <int R, int N, Epilogue E>
-struct Writer {
+struct TileWriter {
   static constexpr bool kFloats = E == Epilogue::kF32 || E == Epilogue::kAddF32;
   static constexpr int kPiece = R == 3 || N / 16 < 8 ? 4 : 8;  // 16 bytes each
   static constexpr bool kLoadsAhead = E == Epilogue::kAddF32 && R == 2;
   static constexpr int kPieces = N / 16 / kPiece;  // of a row
+  static_assert(kPieces > 0);
   const LinearOut& out;
   int token;  // and 8 further
   int row;  // the tile's first output
   bool wide;
 
-  __device__ Writer(const LinearOut& o, int first_token, int first_row)
+  __device__ TileWriter(const LinearOut& o, int first_token, int first_row)
       : out(o),
         token(first_token + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
         row(first_row) {
@@ -156,7 +166,7 @@ struct Writer {
         [](int) { return true; });
   }
 
-  // With few registers: 8 bytes at a time, and the other warpgroups multiply meanwhile.
+  // kAddF32 with few registers: 8 bytes at a time.
   __device__ void add(int half, const float (&d)[N / 2]) const {
     constexpr int kBatch = 8;
     if (!has(half)) return;
@@ -216,7 +226,7 @@ struct Writer {
     }
   }
 
-  // `old`: what load(0, ...) brought.
+  // `old`: what load(0, ...) brought, where kLoadsAhead.
   __device__ void store(float (&d)[N / 2], float4 (&old)[kPiece]) const {
     if (E != Epilogue::kSwigluTiles && out.bias != nullptr) add_bias(d);
     if constexpr (E == Epilogue::kSwigluTiles) {

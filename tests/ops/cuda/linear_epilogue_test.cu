@@ -156,19 +156,28 @@ TEST_F(CudaLinearEpilogueTest, EveryTileWritesAsTheStreamingKernelDoes) {
         for (int r = 0; r < rows; ++r)
           bias[r] = 0.01F * static_cast<float>(r % 71) - 0.3F;
         const auto device_bias = to_device(bias, *stream);
-        for (const int more : {0, 3}) {  // of a stride: the second is aligned to nothing
+        for (const int more : {0, 3, missing}) {  // of a stride: 3 is aligned to nothing
           if (swiglu && more != 0) continue;
           const std::size_t size =
               swiglu ? tiles_elements(count, rows / 2)
                      : static_cast<std::size_t>(count) * static_cast<std::size_t>(rows + more);
+          std::vector<float> before(2 * size);
+          for (std::size_t i = 0; i < size; ++i)
+            before[i] = before[size + i] = static_cast<float>(i % 1021) * 0.006F - 3.0F;
           std::vector<std::vector<float>> results;
           for (const LinearKernel kernel : {LinearKernel::kStream, LinearKernel::kTile}) {
-            const auto out = to_device(std::vector<float>(size, 1.5F), *stream);
+            const auto out = to_device(before, *stream);
             LinearParams p = params(epilogue, out.data(), swiglu ? 0 : rows + more,
                                     swiglu ? nullptr : device_bias.data());
             p.kernel = kernel;
+            const std::int64_t distance[] = {static_cast<std::int64_t>(size * sizeof(float))};
+            const bool copies = kernel == LinearKernel::kTile && epilogue != Epilogue::kBf16;
+            if (copies) p.copies = distance;
             linear(*device, p, *stream);
-            results.push_back(to_host(out, *stream));
+            const auto values = to_host(out, *stream);
+            const auto middle = values.begin() + static_cast<std::ptrdiff_t>(size);
+            results.emplace_back(values.begin(), middle);
+            if (copies) results.emplace_back(middle, values.end());
           }
           // Of tiles, padding is nobody's.
           if (swiglu) {
@@ -181,9 +190,11 @@ TEST_F(CudaLinearEpilogueTest, EveryTileWritesAsTheStreamingKernelDoes) {
               result = std::move(kept);
             }
           }
-          ASSERT_TRUE(same_bits<float>(results[0], results[1]))
-              << rows << " outputs, " << count << " rows, epilogue " << static_cast<int>(epilogue)
-              << ", stride " << rows + more;
+          for (const std::vector<float>& result : results) {
+            ASSERT_TRUE(same_bits<float>(results[0], result))
+                << rows << " outputs, " << count << " rows, epilogue " << static_cast<int>(epilogue)
+                << ", stride " << rows + more << ", " << (&result - results.data());
+          }
         }
       }
     }
