@@ -12,6 +12,8 @@ namespace {
 
 // What a move of 4,000 tokens takes by the shorter way.
 constexpr std::chrono::milliseconds kAwake{3};
+// A worker publishes what it has restored right behind the word that it has.
+constexpr std::chrono::milliseconds kSettling{50};
 // Past this a transfer is not worth waiting for: the branches prefill their trunk instead.
 constexpr std::chrono::seconds kTransferDeadline{10};
 
@@ -308,6 +310,14 @@ void Dispatcher::assign(Ongoing& entry, std::uint32_t worker) {
   slots_[worker]->send(SubmitFrame{std::move(request)});
 }
 
+/// What the worker has restored is in its ledger, or it is gone.
+void Dispatcher::settled(std::uint32_t worker) {
+  const auto settling = settling_.extract(worker);
+  if (settling.empty()) return;
+  for (const auto& task : settling.mapped())
+    task();
+}
+
 void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to,
                           TransferWay way, std::chrono::milliseconds deadline,
                           Transfers::Done done) {
@@ -325,6 +335,14 @@ void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::
   if (from == to) {
     return done(
         make_error(Errc::kInvalidArgument, "from and to are both worker " + std::to_string(from)));
+  }
+  if (const auto settling = settling_.find(from); settling != settling_.end()) {
+    // What it has restored is not in its ledger yet, but is about to be.
+    auto timer = std::make_shared<Loop::Timer>(loop_);
+    timer->start(loop_.now() + kSettling, [this, from] { settled(from); });
+    settling->second.push_back([this, like, from, to, way, deadline, done = std::move(done),
+                                timer] { transfer(like, from, to, way, deadline, done); });
+    return;
   }
   expect_move(from, to);
   PrefixNames names(root_of(like, from), like.prompt);

@@ -314,6 +314,7 @@ void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
                           changed();
                         },
                         [&](RestoreDoneFrame& done) {
+                          if (done.error.empty()) settling_.try_emplace(worker);
                           transfers_.on_restore_done(worker, done);
                           peers_.on_restore_done(worker, done);
                           changed();
@@ -325,6 +326,7 @@ void Dispatcher::on_frame(std::uint32_t worker, Frame frame) {
 }
 
 void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const EngineStats& now) {
+  settled(worker);  // these come behind what was published
   Pace& pace = pace_[worker];
   const auto time = loop_.now();
   if (pace.busy) {
@@ -336,6 +338,7 @@ void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const
 }
 
 void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) {
+  settled(worker);
   start_others();
   if (!stopping_) ++deaths_;
   if (stopping_ && death.was_ready && !death.expected) killed_ = true;

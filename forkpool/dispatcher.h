@@ -83,6 +83,7 @@ class Dispatcher {
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
   void expect_move(std::uint32_t from, std::uint32_t to);
+  void settled(std::uint32_t worker);
   void move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,
             std::size_t num_blocks, TransferWay way, std::chrono::milliseconds deadline,
             Transfers::Done done);
@@ -144,6 +145,8 @@ class Dispatcher {
   };
   std::map<std::pair<TrunkId, std::uint32_t>, Bring> brings_;  // by trunk and worker
   RecentTrunks recent_;
+  /// Workers that have restored something and not published it yet; what waits until they have.
+  std::map<std::uint32_t, std::vector<std::function<void()>>> settling_;
   Loop::Timer tend_timer_;
   bool tending_ = false;
   bool tended_ = false;  // all of it, at the end

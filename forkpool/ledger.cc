@@ -30,15 +30,17 @@ void Ledger::publish(const std::vector<BlockEntry>& blocks) {
       // It had another name and no evict was seen: the older one must not be offered again.
       entries_.erase(own->second);
       own->second = block.hash;
-      ++num_lost_;
     }
-    const auto [entry, added] = entries_.try_emplace(block.hash, block);
-    if (added) continue;
-    if (entry->second.block != block.block) {
-      by_block_.erase(entry->second.block);
-      ++num_lost_;
+    const auto [known, added] = entries_.try_emplace(block.hash, Known{block, version_ + 1});
+    if (added) {
+      ++version_;
+      continue;
     }
-    entry->second = block;
+    if (known->second.entry.block != block.block) {
+      by_block_.erase(known->second.entry.block);
+      known->second.since = ++version_;
+    }
+    known->second.entry = block;
   }
 }
 
@@ -46,23 +48,34 @@ void Ledger::evict(std::span<const Hash128> hashes) {
   for (const Hash128& hash : hashes) {
     const auto found = entries_.find(hash);
     if (found == entries_.end()) continue;
-    by_block_.erase(found->second.block);
+    by_block_.erase(found->second.entry.block);
     entries_.erase(found);
-    ++num_lost_;
   }
 }
 
 void Ledger::clear() {
   entries_.clear();
   by_block_.clear();
-  ++num_lost_;
 }
 
 const BlockEntry* Ledger::alive(PrefixNames& names, std::size_t block) const {
   const auto found = entries_.find(names.name(block));
-  return found != entries_.end() && std::ranges::equal(found->second.tokens, names.tokens(block))
-             ? &found->second
-             : nullptr;
+  if (found == entries_.end()) return nullptr;
+  const BlockEntry& entry = found->second.entry;
+  return std::ranges::equal(entry.tokens, names.tokens(block)) ? &entry : nullptr;
+}
+
+bool Ledger::unmoved(std::span<const Hash128> names, std::span<const BlockId> blocks,
+                     std::uint64_t version) const {
+  if (names.size() != blocks.size()) return false;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto found = entries_.find(names[i]);
+    if (found == entries_.end() || found->second.entry.block != blocks[i] ||
+        found->second.since > version) {
+      return false;
+    }
+  }
+  return true;
 }
 
 std::uint32_t Ledger::alive_tokens(PrefixNames& names) const {
@@ -87,7 +100,8 @@ std::vector<BlockId> Ledger::alive_blocks(PrefixNames& names, std::size_t num_bl
 std::vector<BlockEntry> Ledger::adoptable(std::size_t max_blocks) {
   std::unordered_map<Hash128, std::vector<const BlockEntry*>, Hash128Hasher> children;
   std::vector<const BlockEntry*> reached;
-  for (const auto& [hash, entry] : entries_) {
+  for (const auto& [hash, known] : entries_) {
+    const BlockEntry& entry = known.entry;
     if (entry.parent == entry.root) {
       reached.push_back(&entry);
     } else {

@@ -56,21 +56,28 @@ class Ledger {
   std::uint32_t alive_tokens(PrefixNames& names) const;
   /// The blocks that the first `num_blocks` of a prompt lie in, as far as they are alive.
   std::vector<BlockId> alive_blocks(PrefixNames& names, std::size_t num_blocks) const;
-  /// Grows with every block that is no longer what it was published as. A worker tells of an
-  /// eviction before it writes the block again: what was alive before, and of which nothing came
-  /// since, has been the same bytes all the while.
-  std::uint64_t num_lost() const { return num_lost_; }
+  /// Grows with every block that comes to lie where it was not before.
+  std::uint64_t version() const { return version_; }
+  /// Whether blocks of these names lie in `blocks`, one each, and have since that version(). A
+  /// worker tells of an eviction before it writes the block again: they have been the same bytes
+  /// all the while.
+  bool unmoved(std::span<const Hash128> names, std::span<const BlockId> blocks,
+               std::uint64_t version) const;
 
   /// Every block whose chain down to its root is whole, parents before children, at most
   /// `max_blocks`. The rest, which no one could reach, is dropped from the ledger.
   std::vector<BlockEntry> adoptable(std::size_t max_blocks);
 
  private:
+  struct Known {
+    BlockEntry entry;
+    std::uint64_t since = 0;  ///< version() when it came to lie there
+  };
   const BlockEntry* alive(PrefixNames& names, std::size_t block) const;
 
-  std::unordered_map<Hash128, BlockEntry, Hash128Hasher> entries_;
+  std::unordered_map<Hash128, Known, Hash128Hasher> entries_;
   std::unordered_map<BlockId, Hash128> by_block_;  // a block's bytes have one name
-  std::uint64_t num_lost_ = 0;
+  std::uint64_t version_ = 0;
 };
 
 }  // namespace thaw::forkpool

@@ -40,8 +40,10 @@ void PeerCopies::start(const End& from, const End& to, PrefixNames& names, std::
   slots_.hold(from.process.worker, true);
   const Ledger& ledger = slots_.ledger(from.process.worker);
   copy.told = ledger.alive_blocks(names, num_blocks);
-  copy.num_lost = ledger.num_lost();
+  copy.version = ledger.version();
   if (copy.told.size() != num_blocks) copy.told.clear();
+  for (std::size_t block = 0; block < copy.told.size(); ++block)
+    copy.names.push_back(names.name(block));
   introduce(copy);
   const auto tokens = names.first_tokens(num_blocks);
   BorrowFrame borrow{
@@ -72,7 +74,8 @@ void PeerCopies::on_lent(std::uint32_t worker, const LentFrame& frame) {
     return finish(frame.id, make_error(Errc::kProtocol, "other blocks were lent than asked for"));
   }
   copy.lent = true;
-  const bool held = frame.blocks == copy.told && slots_.ledger(worker).num_lost() == copy.num_lost;
+  const bool held = frame.blocks == copy.told &&
+                    slots_.ledger(worker).unmoved(copy.names, copy.told, copy.version);
   slots_.send(copy.to.process.worker, held ? LentFrame{frame.id, "", {}} : frame);
 }
 

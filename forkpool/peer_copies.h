@@ -20,15 +20,15 @@ namespace thaw::forkpool {
 /// between touches a byte: from one GPU to the next, or between memory files. The target maps the
 /// source's memory by the descriptor that the pool holds and begins to copy the blocks that the
 /// ledger knows of; meanwhile the source lends them, so that they stay what they are. Only then,
-/// and if nothing of that ledger was lost since the target was told, does what was copied count;
-/// else it copies what is lent now. The source takes them back once they are there.
+/// and if they have lain there ever since the target was told, does what was copied count; else it
+/// copies what is lent now. The source takes them back once they are there.
 ///
-///     pool ─[peer] borrow─► target ───── copies ─────► target ─restore_done─► pool ─take_back─►
-///     source
+///     pool ─[peer] borrow─► target ── copies ──► target ─restore_done─► pool ─take_back─► source
 ///       └─lend─► source ─lent─► pool ─lent─► target
 ///
 /// The memory outlives its process, so a source that dies once it has lent costs nothing: no
-/// successor is started before the target has answered or is gone. Belongs to the loop's thread.
+/// successor is started before the target has answered or is gone. What was copied from one that
+/// dies before is given up. Belongs to the loop's thread.
 class PeerCopies {
  public:
   using End = Transfers::End;
@@ -73,8 +73,9 @@ class PeerCopies {
     End from;
     End to;
     std::size_t num_blocks = 0;
+    std::vector<Hash128> names;  ///< of the blocks
     std::vector<BlockId> told;  ///< which the target may have begun to copy
-    std::uint64_t num_lost = 0;  ///< of the source's ledger then
+    std::uint64_t version = 0;  ///< of the source's ledger then
     Done done;
     bool lent = false;  ///< and the target has been told
     Clock::TimePoint started;

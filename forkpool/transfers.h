@@ -29,7 +29,7 @@ class Transfers {
     std::uint64_t block_bytes = 0;
   };
   using Send = std::function<void(std::uint32_t worker, const Frame& frame)>;
-  /// Tokens that the target holds now.
+  /// Tokens that the target holds now; it publishes their blocks right behind that word.
   using Done = std::function<void(Result<std::uint32_t> tokens)>;
 
   /// The snapshot that was written, or was there.

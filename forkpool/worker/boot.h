@@ -80,8 +80,8 @@ class Engine {
   std::unique_ptr<EvictionOffers> offers_;
   std::unique_ptr<grammar::Service> grammars_;
   std::unique_ptr<scheduler::Scheduler> scheduler_;
-  std::unique_ptr<kvsnap::CopyPipeline> pipeline_;
   std::unique_ptr<SnapshotService> snapshots_;
+  std::unique_ptr<kvsnap::CopyPipeline> pipeline_;  ///< ends first: it copies what that one maps
   ReadyFrame ready_;
   double weights_ms_ = 0;
 };

@@ -54,7 +54,9 @@ void Outbox::queue(const Frame& frame) {
 }
 
 Result<void> Outbox::send(const Frame& frame) {
-  queue(frame);
+  queue_published();
+  queue_evicted();
+  channel_->queue(frame);
   return channel_->write_some();
 }
 

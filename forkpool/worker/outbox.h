@@ -33,7 +33,8 @@ class Outbox {
 
   /// Queues `frame` behind everything that came before it.
   void queue(const Frame& frame);
-  /// As queue(), and writes what the pool takes without waiting. Errors: the channel's.
+  /// Writes `frame` at once, behind what was published and evicted before; events wait for flush(),
+  /// which sends the counters first. Errors: the channel's.
   Result<void> send(const Frame& frame);
 
  private:

@@ -67,6 +67,10 @@ Result<void> SnapshotService::lent(const LentFrame& frame) {
     read->failed = make_error(Errc::kNotFound, "nothing is lent: " + frame.error);
     return {};
   }
+  if (frame.blocks.empty() && read->blocks.empty()) {
+    read->failed = make_error(Errc::kProtocol, "lent as named, but no block was named");
+    return {};
+  }
   read->to_copy = frame.blocks;
   return copy_what_is_left(*read);
 }

@@ -598,7 +598,7 @@ class FakeWorker {
     take_blocks(std::move(done), frame.manifest.cache_root, frame.manifest.token_ids, blocks);
   }
 
-  /// Publishes what came from elsewhere, if it is what it should be, and answers.
+  /// Answers whether what came from elsewhere is what it should be, and publishes it.
   void take_blocks(RestoreDoneFrame done, const Hash128& root, std::span<const TokenId> token_ids,
                    const std::vector<std::span<const std::byte>>& blocks) {
     PublishFrame publish;
@@ -614,12 +614,12 @@ class FakeWorker {
       }
       parent = hash;
     }
+    if (done.error.empty()) done.num_tokens = static_cast<std::uint32_t>(token_ids.size());
+    send(done);
     if (done.error.empty()) {
       send(publish);
-      done.num_tokens = static_cast<std::uint32_t>(token_ids.size());
       ++stats_.restores;
     }
-    send(done);
     send(StatsFrame{stats_});
   }
 

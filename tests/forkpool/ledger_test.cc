@@ -89,22 +89,38 @@ TEST(Ledger, TellsWhereBlocksLieAndWhetherTheyStayed) {
   ledger.publish(blocks);
   EXPECT_EQ(ledger.alive_blocks(names, 3), (std::vector<BlockId>{4, 5, 6}));
   EXPECT_EQ(ledger.alive_blocks(names, 2), (std::vector<BlockId>{4, 5}));
-  std::uint64_t lost = ledger.num_lost();
-  const auto lost_since = [&] {
-    return ledger.num_lost() != std::exchange(lost, ledger.num_lost());
-  };
+  const std::vector hashes = {names.name(0), names.name(1), names.name(2)};
+  const std::vector<BlockId> lie_in = {4, 5, 6};
+  const std::uint64_t then = ledger.version();
+  const auto stayed = [&] { return ledger.unmoved(hashes, lie_in, then); };
+  EXPECT_TRUE(stayed());
+  EXPECT_FALSE(ledger.unmoved(hashes, std::vector<BlockId>{4, 5, 7}, then));
+  EXPECT_FALSE(ledger.unmoved(hashes, std::vector<BlockId>{4, 5}, then));
   ledger.publish(blocks);  // nothing new
-  ledger.evict(std::vector{root(9)});  // nothing of ours
-  EXPECT_FALSE(lost_since());
+  ledger.publish(entries(root(3), prompt, 20));  // others come and go
+  ledger.evict(std::vector{entries(root(3), prompt, 20)[1].hash});
+  EXPECT_TRUE(stayed());
   ledger.evict(std::vector{blocks[1].hash});
-  EXPECT_TRUE(lost_since());
   EXPECT_EQ(ledger.alive_blocks(names, 3), (std::vector<BlockId>{4}));
+  EXPECT_FALSE(stayed());
+  ledger.publish(blocks);  // there again, and yet it may have been something else meanwhile
+  EXPECT_EQ(ledger.alive_blocks(names, 3), lie_in);
+  EXPECT_FALSE(stayed());
+  EXPECT_TRUE(ledger.unmoved(hashes, lie_in, ledger.version()));
+
+  std::uint64_t before = ledger.version();
   ledger.publish(entries(root(2), prompt, 6));  // block 6 has another name now
-  EXPECT_TRUE(lost_since());
+  EXPECT_FALSE(ledger.unmoved(hashes, lie_in, before));
+  PrefixNames others(root(2), prompt);
+  const std::vector moved = {others.name(0), others.name(1), others.name(2)};
+  before = ledger.version();
   ledger.publish(entries(root(2), prompt, 10));  // and its own lies elsewhere
-  EXPECT_TRUE(lost_since());
+  EXPECT_FALSE(ledger.unmoved(moved, std::vector<BlockId>{6, 7, 8}, before));
+  EXPECT_FALSE(ledger.unmoved(moved, std::vector<BlockId>{10, 11, 12}, before));
+  EXPECT_TRUE(ledger.unmoved(moved, std::vector<BlockId>{10, 11, 12}, ledger.version()));
+  before = ledger.version();
   ledger.clear();
-  EXPECT_TRUE(lost_since());
+  EXPECT_FALSE(ledger.unmoved(moved, std::vector<BlockId>{10, 11, 12}, before));
 }
 
 TEST(Ledger, OffersWholeChainsParentsFirst) {

@@ -137,6 +137,16 @@ TEST_F(PeerCopiesTest, TheTargetIsToldTheBlocksThatTheLedgerKnows) {
   done_.reset();
 
   start();
+  ledger_.publish({{root_, root_, hash_text("another"), 90, {}}});  // not ours, and gone again
+  ledger_.evict(std::vector{hash_text("another")});
+  lend();
+  EXPECT_EQ(sent(), "1:lent ");
+  EXPECT_TRUE(lent_.blocks.empty());
+  answer("");
+  expect_over();
+  done_.reset();
+
+  start();
   ledger_.evict(std::vector{PrefixNames(root_, prompt_).name(2)});
   publish({10, 11, 12});  // there again, and yet it may have been something else meanwhile
   lend();

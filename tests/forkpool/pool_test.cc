@@ -331,6 +331,10 @@ TEST(ForkPool, TransferMovesAPrefixThroughTheArena) {
   auto moved = harness.pool().transfer(request, 0, 1, milliseconds(20000));
   ASSERT_TRUE(moved) << moved.error().to_string();
   EXPECT_EQ(*moved, 96U);
+  // And on at once: what was published behind the answer is waited for.
+  moved = harness.pool().transfer(request, 1, 0, milliseconds(20000));
+  ASSERT_TRUE(moved) << moved.error().to_string();
+  EXPECT_EQ(*moved, 96U);
   request.id = 2;
   request.worker = 1;
   harness.submit({request});

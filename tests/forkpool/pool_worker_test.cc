@@ -122,6 +122,12 @@ TEST(ForkPoolWorker, ACopiedTrunkAnswersTheSame) {
     ASSERT_TRUE(moved) << moved.error().to_string();
     EXPECT_EQ(*moved, 192U);
     EXPECT_EQ(harness.pool().status().snapshots, way == TransferWay::kPeer ? 0U : 1U);
+    // Back and forth without a pause: what is restored is known there when it is asked for next.
+    for (const auto& [from, to] : {std::pair(1U, 0U), std::pair(0U, 1U), std::pair(1U, 0U)}) {
+      const auto again = harness.pool().transfer(request, from, to, milliseconds(20000), way);
+      ASSERT_TRUE(again) << again.error().to_string();
+      EXPECT_EQ(*again, 192U);
+    }
     request.id = 2;
     request.worker = 1;
     harness.submit({request});

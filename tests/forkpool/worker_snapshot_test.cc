@@ -450,6 +450,7 @@ TEST_F(SnapshotServiceTest, WhatCannotBeLentOrBorrowedIsNamed) {
   EXPECT_NE(refusal({7, "", {0, 1, 2, 3, 5}}).find("block 5 of the peer's 5"), std::string::npos);
   EXPECT_NE(refusal({7, "", {0, 1, 2}}).find("3 blocks are lent for 5"), std::string::npos);
   EXPECT_NE(refusal({7, "its worker died", {}}).find("its worker died"), std::string::npos);
+  EXPECT_NE(refusal({7, "", {}}).find("no block was named"), std::string::npos);
   side.pipeline.failure = make_error(Errc::kIo, "the copy failed");
   EXPECT_NE(refusal(good).find("the copy failed"), std::string::npos);
   side.pipeline.failure.reset();

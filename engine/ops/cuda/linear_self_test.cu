@@ -7,7 +7,8 @@
 namespace thaw::ops::cuda {
 namespace {
 
-// Each number of tiles that the streaming kernel has an instance for; each size of tiles at the last.
+// Each number of tiles that the streaming kernel has an instance for; each size of tiles at the
+// last.
 constexpr int kCounts[] = {1, 2, 3, 8, 16, 17, 32, 48, 64, 200};
 constexpr int kMostRows = 200;
 

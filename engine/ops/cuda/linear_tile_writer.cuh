@@ -5,8 +5,8 @@
 // The tile kernel's epilogues: what a warpgroup does with its 64 rows by N outputs, as wgmma leaves
 // them. A thread holds, of rows `token` and `token + 8`, two neighbouring outputs of every 8.
 //
-// Where they are many, values are computed first and stored together, and copies of them after that:
-// a store at a time would wait for each value's own chain.
+// Where they are many, values are computed first and stored together, and copies of them after
+// that: a store at a time would wait for each value's own chain.
 
 namespace thaw::ops::cuda {
 
@@ -89,8 +89,8 @@ __device__ __forceinline__ float4 gather_half(float2 first, float2 second) {
   return odd ? float4{x, y, second.x, second.y} : float4{first.x, first.y, x, y};
 }
 
-// What a thread's rows of a tile are, and where they go: where `wide`, 16 bytes at a time, or 8 where
-// registers are few.
+// What a thread's rows of a tile are, and where they go: where `wide`, 16 bytes at a time, or 8
+// where registers are few.
 template <int R, int N, Epilogue E>
 struct TileWriter {
   static constexpr bool kFloats = E == Epilogue::kF32 || E == Epilogue::kAddF32;
