@@ -340,8 +340,8 @@ void Dispatcher::transfer(const GenerateRequest& like, std::uint32_t from, std::
     // What it has restored is not in its ledger yet, but is about to be.
     auto timer = std::make_shared<Loop::Timer>(loop_);
     timer->start(loop_.now() + kSettling, [this, from] { settled(from); });
-    settling->second.push_back([this, like, from, to, way, deadline, done = std::move(done),
-                                timer] { transfer(like, from, to, way, deadline, done); });
+    settling->second.emplace_back([this, like, from, to, way, deadline, done = std::move(done),
+                                   timer] { transfer(like, from, to, way, deadline, done); });
     return;
   }
   expect_move(from, to);
