@@ -126,52 +126,40 @@ TEST_F(PeerCopiesTest, TheTargetIsToldWhileTheSourceLends) {
 // What the ledger knows may be copied at once, and counts where the source lends the same and has
 // told of no eviction since.
 TEST_F(PeerCopiesTest, TheTargetIsToldTheBlocksThatTheLedgerKnows) {
-  publish({10, 11, 12});
+  const std::vector<BlockId> lent = {10, 11, 12};
+  // What the target hears of a loan of those, and that it ends well.
+  const auto expect_told = [&](const std::vector<BlockId>& blocks) {
+    lend();
+    EXPECT_EQ(sent(), "1:lent ");
+    EXPECT_EQ(lent_.blocks, blocks);
+    answer("");
+    expect_over();
+    done_.reset();
+  };
+  publish(lent);
   start();
-  EXPECT_EQ(borrow_.blocks, (std::vector<BlockId>{10, 11, 12}));
-  lend();
-  EXPECT_EQ(sent(), "1:lent ");
-  EXPECT_TRUE(lent_.blocks.empty());
-  answer("");
-  expect_over();
-  done_.reset();
+  EXPECT_EQ(borrow_.blocks, lent);
+  expect_told({});
 
   start();
   ledger_.publish({{root_, root_, hash_text("another"), 90, {}}});  // not ours, and gone again
   ledger_.evict(std::vector{hash_text("another")});
-  lend();
-  EXPECT_EQ(sent(), "1:lent ");
-  EXPECT_TRUE(lent_.blocks.empty());
-  answer("");
-  expect_over();
-  done_.reset();
+  expect_told({});
 
   start();
   ledger_.evict(std::vector{PrefixNames(root_, prompt_).name(2)});
-  publish({10, 11, 12});  // there again, and yet it may have been something else meanwhile
-  lend();
-  EXPECT_EQ(sent(), "1:lent ");
-  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
-  answer("");
-  expect_over();
-  done_.reset();
+  publish(lent);  // there again, and yet it may have been something else meanwhile
+  expect_told(lent);
 
   publish({10, 11, 7});
   start();
   EXPECT_EQ(borrow_.blocks, (std::vector<BlockId>{10, 11, 7}));
-  lend();
-  EXPECT_EQ(sent(), "1:lent ");
-  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
-  answer("");
-  expect_over();
-  done_.reset();
+  expect_told(lent);
 
   ledger_.evict(std::vector{PrefixNames(root_, prompt_).name(1)});
   start();
   EXPECT_TRUE(borrow_.blocks.empty());
-  lend();
-  EXPECT_EQ(sent(), "1:lent ");
-  EXPECT_EQ(lent_.blocks, (std::vector<BlockId>{10, 11, 12}));
+  expect_told(lent);
 }
 
 TEST_F(PeerCopiesTest, WhatTheSourceRefusesTheTargetGivesUp) {
