@@ -240,14 +240,18 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std
        });
 }
 
-/// A move begins. What a device copies in a millisecond is waited for awake, here
-/// and at both ends: each sleeper on the way would oversleep by tens of microseconds. A CPU has
-/// better to do.
+/// At once, where it serves.
+void Dispatcher::tell(std::uint32_t worker, const Frame& frame) {
+  if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
+}
+
+/// A move begins. What a device copies in a millisecond is waited for awake, here and at both ends:
+/// each sleeper on the way would oversleep by tens of microseconds. A CPU has better to do.
 void Dispatcher::expect_move(std::uint32_t from, std::uint32_t to) {
   if (options_.device == "cpu") return;
   loop_.stay_awake(loop_.now() + kAwake);
   for (const std::uint32_t worker : {from, to})
-    if (slots_[worker]->ready()) slots_[worker]->send_at_once(ExpectFrame{});
+    tell(worker, ExpectFrame{});
 }
 
 /// Copies KV from one worker to another. Where the straight way fails and both still serve, the

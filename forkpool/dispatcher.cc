@@ -34,13 +34,9 @@ Dispatcher::Dispatcher(Loop& loop, const PoolOptions& options, WorkerSlot::Share
       sink_(std::move(sink)),
       outstanding_(kv_pools.size(), 0),
       transfers_(loop, arena, trunks_,
-                 [this](std::uint32_t worker, const Frame& frame) {
-                   if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
-                 }),
+                 [this](std::uint32_t worker, const Frame& frame) { tell(worker, frame); }),
       peers_(loop,
-             {[this](std::uint32_t worker, const Frame& frame) {
-                if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
-              },
+             {[this](std::uint32_t worker, const Frame& frame) { tell(worker, frame); },
               [this](std::uint32_t worker) {
                 // KV in parts is in nobody's one allocation.
                 return options_.tensor_parallel > 1 || !options_.peer_copies

@@ -82,6 +82,7 @@ class Dispatcher {
   void hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std::uint32_t from,
             std::uint32_t to, std::uint32_t num_tokens);
   void assign(Ongoing& entry, std::uint32_t worker);
+  void tell(std::uint32_t worker, const Frame& frame);
   void expect_move(std::uint32_t from, std::uint32_t to);
   void settled(std::uint32_t worker);
   void move(const Transfers::End& from, const Transfers::End& to, PrefixNames& names,

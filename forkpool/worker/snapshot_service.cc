@@ -44,19 +44,12 @@ Result<void> SnapshotService::snapshot(SnapshotFrame frame) {
 
 Result<void> SnapshotService::restore(RestoreFrame frame) {
   const std::uint64_t id = frame.id;
-  auto read = start_read(std::move(frame));
-  if (!read && lost_device(read.error())) return read.error();
-  take(std::move(read), id);
-  return {};
+  return take(start_read(std::move(frame)), id);
 }
 
 Result<void> SnapshotService::borrow(BorrowFrame frame) {
-  expect();
   const std::uint64_t id = frame.id;
-  auto read = start_borrow(std::move(frame));
-  if (!read && lost_device(read.error())) return read.error();
-  take(std::move(read), id);
-  return {};
+  return take(start_borrow(std::move(frame)), id);
 }
 
 Result<void> SnapshotService::lent(const LentFrame& frame) {
@@ -78,20 +71,25 @@ Result<void> SnapshotService::lent(const LentFrame& frame) {
 /// Both copies go to the same blocks: the second begins when the first has ended.
 Result<void> SnapshotService::copy_what_is_left(Read& read) {
   if (read.failed || read.to_copy.empty() || !read.copies.empty()) return {};
-  auto started = copy_from_peer(read, std::exchange(read.to_copy, {}));
-  if (started) return {};
-  if (lost_device(started.error())) return started;
-  read.failed = std::move(started).error();
+  return note(read, copy_from_peer(read, std::exchange(read.to_copy, {})));
+}
+
+Result<void> SnapshotService::take(Result<Read> read, std::uint64_t id) {
+  if (read) {
+    reads_.push_back(*std::move(read));
+    return {};
+  }
+  if (lost_device(read.error())) return read.error();
+  logger("worker")->warn("restore={} failed error=\"{}\"", id, read.error().message);
+  parts_.outbox->queue(RestoreDoneFrame{id, read.error().message, 0});
   return {};
 }
 
-void SnapshotService::take(Result<Read> read, std::uint64_t id) {
-  if (read) {
-    reads_.push_back(*std::move(read));
-    return;
-  }
-  logger("worker")->warn("restore={} failed error=\"{}\"", id, read.error().message);
-  parts_.outbox->queue(RestoreDoneFrame{id, read.error().message, 0});
+Result<void> SnapshotService::note(Read& read, Result<void> went) {
+  if (went) return {};
+  if (lost_device(went.error())) return went;
+  if (!read.failed) read.failed = std::move(went).error();
+  return {};
 }
 
 Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
@@ -111,10 +109,7 @@ Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
   } else {
     for (std::size_t i = 0; i < frame.crc32c.size(); ++i)
       extents[frame.first_extent + i].crc32c = frame.crc32c[i];
-    auto started = start_extents(*read, frame.first_extent + frame.crc32c.size());
-    if (started) return {};
-    if (lost_device(started.error())) return started;
-    wrong(std::move(started).error());
+    return note(*read, start_extents(*read, frame.first_extent + frame.crc32c.size()));
   }
   return {};
 }
@@ -387,10 +382,7 @@ Result<void> SnapshotService::finish_copy(Read& read) {
   } else {
     verified = reader_->finish(copy);
   }
-  if (verified) return {};
-  if (lost_device(verified.error())) return verified;
-  if (!read.failed) read.failed = verified.error();
-  return {};
+  return note(read, std::move(verified));
 }
 
 Result<void> SnapshotService::finish_read(Read& read) {

@@ -65,9 +65,7 @@ class SnapshotService {
   Result<void> arrive(const ArriveFrame& frame);
 
   /// Something is to be copied within a moment.
-  void expect() {
-    if (parts_.pipeline != nullptr) parts_.pipeline->expect();
-  }
+  void expect() { parts_.pipeline->expect(); }
   /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
   /// mapped is reported when something is to be borrowed from it.
   void meet(const PeerFrame& frame);
@@ -136,7 +134,9 @@ class SnapshotService {
   Result<void> start_extents(Read& read, std::size_t end);
   /// While others are at work: the index would do it once all has arrived.
   static void name_blocks(Read& read);
-  void take(Result<Read> read, std::uint64_t id);
+  Result<void> take(Result<Read> read, std::uint64_t id);
+  /// What goes wrong with a read is its failure, but for an error of the device.
+  static Result<void> note(Read& read, Result<void> went);
   void tell_parts(Write& write);
   Result<std::vector<BlockId>> allocate(std::size_t num_blocks);
   Result<void> finish_write(Write& write);

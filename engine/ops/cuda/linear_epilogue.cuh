@@ -18,10 +18,6 @@ struct LinearOut {
   int num_copies = 0;
 };
 
-__device__ __forceinline__ float with_bias(const LinearOut& out, float product, int row) {
-  return out.bias == nullptr ? product : __fadd_rn(product, out.bias[row]);
-}
-
 /// silu(gate) * up; the exponential and the reciprocal are the special function unit's.
 __device__ __forceinline__ float swiglu(float gate, float up) {
   const float e = ptx::exp2_approx(__fmul_rn(gate, -1.4426950408889634F));

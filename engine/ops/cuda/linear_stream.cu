@@ -75,6 +75,10 @@ __device__ __forceinline__ void load_residual(const StreamParams& p, int group,
     }
 }
 
+__device__ __forceinline__ float with_bias(const LinearOut& out, float product, int row) {
+  return out.bias == nullptr ? product : __fadd_rn(product, out.bias[row]);
+}
+
 template <Epilogue E, int NT>
 __device__ __forceinline__ void store(const StreamParams& p, int group, const float (&d)[NT][4],
                                       const float (&old)[NT][4], std::uint32_t number) {
