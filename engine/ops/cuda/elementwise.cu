@@ -19,50 +19,93 @@ void require(bool holds, const char* what, std::int64_t value, const char* right
                                std::string(what) + " is " + std::to_string(value) + "; " + right));
 }
 
-// One block a row. Thread i sums columns 4 i .. 4 i + 3, then 1024 further on; then the warp, then
-// the eight warps in order.
+// One block for `Rows` rows, 1 or 2. Thread i sums columns 4 i .. 4 i + 3 of each, then 1024
+// further on; then the warp, then the eight warps in order. Two rows' columns are neighbours in
+// tiles: by pairs of threads, they are stored as whole sectors.
+template <int Rows>
 __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormParams p) {
-  __shared__ float parts[kRowThreads / 32];
+  __shared__ float parts[Rows][kRowThreads / 32];
   ptx::let_next_kernel_start();
-  const int row = blockIdx.x;
-  const float* x = p.x + (p.rows == nullptr ? row : p.rows[row]) * p.x_stride;
-  // The row stays in registers up to 4,096 columns; all its loads are in flight at once. The
-  // weights depend on no kernel.
+  const int first = blockIdx.x * Rows;
+  const int cols = p.out.cols;
+  const float* x[Rows];
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) {
+    const int row = min(first + r, p.num_rows - 1);
+    x[r] = p.x + (p.rows == nullptr ? row : p.rows[row]) * p.x_stride;
+  }
+  // Rows stay in registers up to 4,096 columns; all their loads are in flight at once. The weights
+  // depend on no kernel.
   constexpr int kHeld = 4;
   float4 weight[kHeld];
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int col = (i * kRowThreads + threadIdx.x) * 4;
-    weight[i] = col < p.out.cols ? *reinterpret_cast<const float4*>(p.weight + col) : float4{};
+    weight[i] = col < cols ? *reinterpret_cast<const float4*>(p.weight + col) : float4{};
   }
   ptx::wait_for_previous_kernel();
-  float4 held[kHeld];
+  float4 held[Rows][kHeld];
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int col = (i * kRowThreads + threadIdx.x) * 4;
-    held[i] = col < p.out.cols ? *reinterpret_cast<const float4*>(x + col) : float4{};
+  for (int r = 0; r < Rows; ++r)
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int col = (i * kRowThreads + threadIdx.x) * 4;
+      held[r][i] = col < cols ? *reinterpret_cast<const float4*>(x[r] + col) : float4{};
+    }
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      add_squares(sum, held[r][i]);
+    for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < cols; col += kRowThreads * 4)
+      add_squares(sum, *reinterpret_cast<const float4*>(x[r] + col));
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) parts[r][threadIdx.x / 32] = sum;
   }
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i)
-    add_squares(sum, held[i]);
-  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < p.out.cols; col += kRowThreads * 4)
-    add_squares(sum, *reinterpret_cast<const float4*>(x + col));
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
   __syncthreads();
-  const float scale = norm_scale(parts, static_cast<float>(p.out.cols), p.eps);
-  const auto write = [&](int col, const float4& v, const float4& w) {
-    *reinterpret_cast<uint2*>(p.out.data + tiles_index(row, col, p.out.cols)) = normed(v, scale, w);
+  float scale[Rows];
+#pragma unroll
+  for (int r = 0; r < Rows; ++r)
+    scale[r] = norm_scale(parts[r], static_cast<float>(cols), p.eps);
+  // By whole warps: `col` may be behind the last one.
+  const auto write = [&](int col, const float4(&v)[Rows], const float4& w) {
+    const uint2 mine = normed(v[0], scale[0], w);
+    if constexpr (Rows == 1) {
+      if (col < cols) *reinterpret_cast<uint2*>(p.out.data + tiles_index(first, col, cols)) = mine;
+    } else {
+      // An even thread takes the first row's 8 columns, an odd one the second's.
+      const uint2 other = normed(v[1], scale[1], w);
+      const bool odd = threadIdx.x % 2 != 0;
+      const uint2 sent = odd ? mine : other;
+      const uint2 taken = {__shfl_xor_sync(0xffffffff, sent.x, 1),
+                           __shfl_xor_sync(0xffffffff, sent.y, 1)};
+      const uint4 whole =
+          odd ? uint4{taken.x, taken.y, other.x, other.y} : uint4{mine.x, mine.y, taken.x, taken.y};
+      const int row = first + (odd ? 1 : 0);
+      if (col < cols && row < p.num_rows)
+        *reinterpret_cast<uint4*>(p.out.data + tiles_index(row, col / 8 * 8, cols)) = whole;
+    }
   };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    const int col = (i * kRowThreads + threadIdx.x) * 4;
-    if (col < p.out.cols) write(col, held[i], weight[i]);
+    float4 v[Rows];
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+      v[r] = held[r][i];
+    write((i * kRowThreads + threadIdx.x) * 4, v, weight[i]);
   }
-  for (int col = (kHeld * kRowThreads + threadIdx.x) * 4; col < p.out.cols; col += kRowThreads * 4)
-    write(col, *reinterpret_cast<const float4*>(x + col),
-          *reinterpret_cast<const float4*>(p.weight + col));
+  const int lane_col = static_cast<int>(threadIdx.x) % 32 * 4;
+  for (int base = (kHeld * kRowThreads + threadIdx.x / 32 * 32) * 4; base < cols;
+       base += kRowThreads * 4) {
+    const int col = base + lane_col;
+    const int from = min(col, cols - 4);
+    float4 v[Rows];
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+      v[r] = *reinterpret_cast<const float4*>(x[r] + from);
+    write(col, v, *reinterpret_cast<const float4*>(p.weight + from));
+  }
 }
 
 __global__ void __launch_bounds__(kRowThreads) embedding_kernel(EmbeddingParams p) {
@@ -121,7 +164,8 @@ __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxParams p) 
 }  // namespace
 
 void prepare_elementwise_kernels() {
-  prepare_kernel(&rms_norm_kernel, 0, "rms_norm");
+  prepare_kernel(&rms_norm_kernel<1>, 0, "rms_norm");
+  prepare_kernel(&rms_norm_kernel<2>, 0, "rms_norm");
   prepare_kernel(&embedding_kernel, 0, "embedding");
   prepare_kernel(&argmax_kernel, 0, "argmax");
 }
@@ -133,7 +177,14 @@ void rms_norm(const CudaDevice& /*device*/, const RmsNormParams& params,
           "it must be a multiple of 64");
   require(params.x_stride % 4 == 0 && params.x_stride >= params.out.cols, "rms_norm: x_stride",
           params.x_stride, "it must be a multiple of 4 and at least cols");
-  launch_early(&rms_norm_kernel, {params.num_rows, kRowThreads}, stream.get(), "rms_norm", params);
+  // Fewer fill the device with a block each.
+  constexpr int kManyRows = 1024;
+  if (params.num_rows >= kManyRows)
+    launch_early(&rms_norm_kernel<2>, {ceil_div(params.num_rows, 2), kRowThreads}, stream.get(),
+                 "rms_norm", params);
+  else
+    launch_early(&rms_norm_kernel<1>, {params.num_rows, kRowThreads}, stream.get(), "rms_norm",
+                 params);
 }
 
 void embedding(const CudaDevice& /*device*/, const EmbeddingParams& params,

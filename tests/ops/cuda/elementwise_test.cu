@@ -21,8 +21,11 @@ std::vector<float> random_floats(std::size_t count, unsigned seed) {
 using CudaElementwiseTest = CudaOpsTest;
 
 TEST_F(CudaElementwiseTest, RmsNormOfEachRowAloneAndNearTheTruth) {
-  for (const int width : {64, 576, 4096, 5120, 9216}) {
-    const int rows = 70;
+  // Few rows, and so many that two share a block, the last one with nobody.
+  for (const auto& [width, rows] :
+       {std::pair(64, 70), std::pair(576, 70), std::pair(4096, 70), std::pair(5120, 70),
+        std::pair(9216, 70), std::pair(64, 1025), std::pair(576, 1025), std::pair(4096, 1030),
+        std::pair(5184, 1025)}) {
     const auto x = random_floats(static_cast<std::size_t>(rows) * width, 1);
     const auto weight = random_floats(width, 2);
     const auto device_x = to_device(x, *stream);
@@ -32,7 +35,7 @@ TEST_F(CudaElementwiseTest, RmsNormOfEachRowAloneAndNearTheTruth) {
                          {out.data(), width}};
     rms_norm(*device, params, *stream);
     const auto all = to_host(out, *stream);
-    for (const int row : {0, 1, 63, 64, 69}) {
+    for (const int row : {0, 1, 63, 64, 69, rows - 2, rows - 1}) {
       const std::vector<std::int32_t> index = {row};
       const auto rows_of = to_device(index, *stream);
       const auto one = poisoned<Bf16>(tiles_elements(1, width), *stream);
