@@ -12,13 +12,14 @@
 // A block computes tiles of R x 64 rows of x by N outputs: a warpgroup for every 64 rows, and one
 // more of which one thread keeps a ring of K chunks full. x is the M operand, the weight the N
 // operand of wgmma, both as they lie in memory: tensor maps see their core matrices as rows of 2
-// KiB, so that one instruction brings all of a chunk's weights. There are no clusters: copies of
-// the weights to two blocks at once were measured at half the speed. K is stepped by 16 in order in
-// one accumulator, so each output is the chain of the streaming kernel.
+// KiB, so that one instruction brings all of a chunk's weights. K is stepped by 16 in order in one
+// accumulator, so each output is the chain of the streaming kernel.
 //
 // With many rows the GPU's power is what bounds this kernel, and reading from the second-level
 // cache takes much of it. Large tiles read less for each product: the largest are as large as
-// accumulators have registers.
+// accumulators have registers. Large tiles also come in pairs, next to one another, to the two
+// blocks of a cluster, which bring in turns what both of them read: the same rows of x or the same
+// weights.
 
 // Below sm_90 the kernel is empty, and what it uses is unused.
 #pragma nv_diag_suppress 177
@@ -33,8 +34,12 @@ constexpr int kBandRows = 2048;  // that are worked through column by column
 constexpr int kLeading = 128;  // next core matrix along K
 constexpr int kStride = 1024;  // next 8 rows
 
-template <int R, int N>
+// What the two blocks of a cluster both read, if it is one.
+enum class Shared { kNothing, kX, kWeight };
+
+template <int R, int N, Shared B>
 struct Shape {
+  static constexpr int kCluster = B == Shared::kNothing ? 1 : 2;
   static constexpr int kThreads = 128 * (R + 1);
   static constexpr int kRegisters = R == 2 ? 240 : 160;  // of a thread that multiplies
   static constexpr int kRows = R * kTokenTile;
@@ -47,23 +52,28 @@ struct TileParams {
   CUtensorMap x;  // [tiles of 64 rows][4 chunks][kUnit]
   LinearOut out;
   int chunks;  // of K
-  int block_rows;  // tiles of R x 64 rows
-  int block_cols;  // tiles of N outputs
-  int band;  // rows of tiles that are worked through column by column
+  int block_rows;  // a cluster's tiles, R x 64 rows of x each: all of x
+  int block_cols;  // and N outputs: all of them
+  int band;  // rows of a cluster's tiles that are worked through column by column
 };
 
 struct TilePlace {
   int row;  // in tiles of R x 64 rows
-  int col;  // in tiles of N
+  int col;  // in tiles of N outputs
 };
 
 // Bands of row tiles, column by column: what the blocks work on at a time is then about as high as
 // wide, and the second-level cache brings the least.
-__device__ __forceinline__ TilePlace place_of(const TileParams& p, int tile) {
+template <Shared B>
+__device__ __forceinline__ TilePlace place_of(const TileParams& p, int tile, int rank) {
   const int band = tile / (p.band * p.block_cols);
   const int rest = tile - band * p.band * p.block_cols;
   const int height = min(p.band, p.block_rows - band * p.band);
-  return {band * p.band + rest % height, rest / height};
+  const int row = band * p.band + rest % height;
+  const int col = rest / height;
+  if (B == Shared::kX) return {row, 2 * col + rank};
+  if (B == Shared::kWeight) return {2 * row + rank, col};
+  return {row, col};
 }
 
 // One step of K. For blocks of 512 threads ptxas allows an instruction 128 registers, whatever
@@ -82,22 +92,26 @@ __device__ __forceinline__ void multiply(float (&d)[Accumulators], std::uint64_t
   }
 }
 
-template <int R, int N, Epilogue E>
-__global__ void __launch_bounds__(Shape<R, N>::kThreads, 1)
+template <int R, int N, Shared B, Epilogue E>
+__global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
     tile_kernel(const __grid_constant__ TileParams p) {
 #if THAW_HOPPER
-  using S = Shape<R, N>;
+  using S = Shape<R, N, B>;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) std::uint64_t full[S::kStages];
   __shared__ __align__(8) std::uint64_t empty[S::kStages];
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       ptx::barrier_init(ptx::shared_address(&full[i]), 1);
-      ptx::barrier_init(ptx::shared_address(&empty[i]), R);
+      ptx::barrier_init(ptx::shared_address(&empty[i]), R * S::kCluster);
     }
     ptx::barrier_init_fence();
   }
-  __syncthreads();
+  const int rank = S::kCluster == 1 ? 0 : ptx::cluster_rank();
+  if (S::kCluster == 1)
+    __syncthreads();
+  else
+    ptx::cluster_wait();
   ptx::let_next_kernel_start();
   int stage = 0;
   int phase = 0;
@@ -109,32 +123,42 @@ __global__ void __launch_bounds__(Shape<R, N>::kThreads, 1)
   };
   using W = TileWriter<R, N, E>;
   const int tiles = p.block_rows * p.block_cols;
+  const int first_tile = blockIdx.x / S::kCluster;
+  const int step = gridDim.x / S::kCluster;
 
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == 0) {
       const auto stage_at = [&](int s) { return ptx::shared_address(ring) + s * S::kStageBytes; };
+      // What both blocks read, each brings for every other chunk.
+      const auto bring = [&](bool shared, std::uint32_t to, const CUtensorMap& map, int chunk,
+                             int at, int chunk_units, std::uint32_t barrier) {
+        if (!shared)
+          ptx::tensor_copy(to, &map, 0, chunk * chunk_units, at, barrier);
+        else if (chunk % 2 == rank)
+          ptx::tensor_copy_shared(to, &map, 0, chunk * chunk_units, at, barrier, 0b11);
+      };
       const auto bring_weight = [&](int col, int chunk) {
         const std::uint32_t barrier = ptx::shared_address(&full[stage]);
         // What lies outside of a tensor arrives as zeros, and counts.
         ptx::barrier_expect(barrier, S::kStageBytes);
-        ptx::tensor_copy(stage_at(stage) + R * kTileBytes, &p.weight, 0, chunk,
-                         col * (N / kWeightGroup), barrier);
+        bring(B == Shared::kWeight, stage_at(stage) + R * kTileBytes, p.weight, chunk,
+              col * (N / kWeightGroup), 1, barrier);
       };
       const auto bring_x = [&](int s, int row, int chunk) {
-        ptx::tensor_copy(stage_at(s), &p.x, 0, chunk * 4, row * R, ptx::shared_address(&full[s]));
+        bring(B == Shared::kX, stage_at(s), p.x, chunk, row * R, 4, ptx::shared_address(&full[s]));
       };
       // Weights depend on no kernel: the first ones are asked for ahead of those before.
       const int ahead = min(S::kStages, p.chunks);
-      const TilePlace begin = place_of(p, blockIdx.x);
+      const TilePlace begin = place_of<B>(p, first_tile, rank);
       for (int c = 0; c < ahead; ++c, next_stage())
         bring_weight(begin.col, c);
       ptx::wait_for_previous_kernel();
       for (int c = 0; c < ahead; ++c)
         bring_x(c, begin.row, c);
       int first = ahead;
-      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, first = 0) {
-        const TilePlace place = place_of(p, tile);
+      for (int tile = first_tile; tile < tiles; tile += step, first = 0) {
+        const TilePlace place = place_of<B>(p, tile, rank);
         for (int c = first; c < p.chunks; ++c, next_stage()) {
           ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
           bring_weight(place.col, c);
@@ -149,14 +173,15 @@ __global__ void __launch_bounds__(Shape<R, N>::kThreads, 1)
     // what lanes do not compute is time.
     const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0) - 1;
     const bool elected = threadIdx.x % 128 == 0;
+    const std::uint32_t other =
+        S::kCluster == 1 ? 0 : ptx::address_in(rank ^ 1, ptx::shared_address(empty));
     const auto release = [&](int s) {
-      if (elected) ptx::barrier_arrive(ptx::shared_address(&empty[s]));
+      if (!elected) return;
+      ptx::barrier_arrive(ptx::shared_address(&empty[s]));
+      if (S::kCluster > 1) ptx::barrier_arrive_in(other + s * sizeof(empty[0]));
     };
     ptx::wait_for_previous_kernel();
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      const TilePlace place = place_of(p, tile);
-      const W writer(p.out, (place.row * R + group) * kTokenTile, place.col * N);
-      float4 old[W::kPiece];
+    for (int tile = first_tile; tile < tiles; tile += step) {
       float d[N / 2];
 #pragma unroll
       for (int i = 0; i < N / 2; ++i)
@@ -178,11 +203,18 @@ __global__ void __launch_bounds__(Shape<R, N>::kThreads, 1)
         previous = stage;
         next_stage();
       }
+      const TilePlace place = place_of<B>(p, tile, rank);
+      const W writer(p.out, (place.row * R + group) * kTokenTile, place.col * N);
+      float4 old[W::kPiece];
       if (W::kLoadsAhead) writer.load(0, old);  // while the last products run
       wgmma::wait<0>();
       release(previous);
       writer.store(d, old);
     }
+  }
+  if (S::kCluster > 1) {
+    __syncwarp();
+    ptx::cluster_wait();  // while the other block may still arrive at this one's barriers
   }
 #endif
 }
@@ -206,21 +238,22 @@ CUtensorMap map_of(const void* data, int outer, int middle, int outer_box, int m
   return map;
 }
 
-template <int R, int N>
+template <int R, int N, Shared B>
 auto kernel_for(Epilogue epilogue) {
-  return with_epilogue(epilogue, [&]<Epilogue E>() { return &tile_kernel<R, N, E>; });
+  return with_epilogue(epilogue, [&]<Epilogue E>() { return &tile_kernel<R, N, B, E>; });
 }
 
-template <int R, int N>
+template <int R, int N, Shared B>
 void prepare() {
+  using S = Shape<R, N, B>;
   for (const Epilogue epilogue : kAllEpilogues)
-    prepare_kernel(kernel_for<R, N>(epilogue), Shape<R, N>::kStages * Shape<R, N>::kStageBytes,
+    prepare_kernel(kernel_for<R, N, B>(epilogue), S::kStages * S::kStageBytes,
                    "shared memory of the tile kernel");
 }
 
-template <int R, int N>
+template <int R, int N, Shared B>
 void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
-  using S = Shape<R, N>;
+  using S = Shape<R, N, B>;
   const TiledWeight& weight = params.weight;
   TileParams p{};
   p.chunks = weight.cols / kChunk;
@@ -232,38 +265,45 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
     p.out.stride = weight.rows / 2;
   std::ranges::copy(params.copies, p.out.copies);
   p.out.num_copies = static_cast<int>(params.copies.size());
-  p.block_rows = ceil_div(params.num_rows, S::kRows);
-  p.block_cols = ceil_div(weight.rows, N);
+  p.block_rows = ceil_div(params.num_rows, S::kRows * (B == Shared::kWeight ? 2 : 1));
+  p.block_cols = ceil_div(weight.rows, N * (B == Shared::kX ? 2 : 1));
   // Bands about as high as one another: a low one at the end would read all weights for few rows.
   const int bands = std::max(1, (params.num_rows + kBandRows / 2) / kBandRows);
   p.band = ceil_div(p.block_rows, bands);
-  launch_early(kernel_for<R, N>(params.epilogue),
-               {std::min(p.block_rows * p.block_cols, blocks), S::kThreads,
-                static_cast<std::size_t>(S::kStages) * S::kStageBytes},
+  const int clusters = std::min(p.block_rows * p.block_cols, blocks / S::kCluster);
+  launch_early(kernel_for<R, N, B>(params.epilogue),
+               {clusters * S::kCluster, S::kThreads,
+                static_cast<std::size_t>(S::kStages) * S::kStageBytes, S::kCluster},
                stream, "linear (tile)", p);
 }
 
 struct TileSize {
   void (*launch)(const LinearParams&, int, cudaStream_t);
-  int rows;
+  int rows;  // of a cluster's tiles
   int width;
+  int cluster;
   double rate;  // measured, of the products of one block
 };
 
+template <int R, int N, Shared B>
+constexpr TileSize tile_size(double rate) {
+  return {launch<R, N, B>, R * kTokenTile * (B == Shared::kWeight ? 2 : 1),
+          N * (B == Shared::kX ? 2 : 1), Shape<R, N, B>::kCluster, rate};
+}
+
 // Large tiles read less for each product, small ones fill the device where there are few.
-constexpr TileSize kSizes[] = {{launch<3, 256>, 192, 256, 1.04},
-                               {launch<2, 256>, 128, 256, 1.0},
-                               {launch<2, 128>, 128, 128, 0.85},
-                               {launch<2, 64>, 128, 64, 0.6}};
+constexpr TileSize kSizes[] = {
+    tile_size<3, 256, Shared::kX>(1.04), tile_size<2, 256, Shared::kWeight>(1.0),
+    tile_size<2, 128, Shared::kNothing>(0.85), tile_size<2, 64, Shared::kNothing>(0.6)};
 static_assert(std::size(kSizes) == kTileSizes);
 
 }  // namespace
 
 void prepare_tile_kernels() {
-  prepare<2, 64>();
-  prepare<2, 128>();
-  prepare<2, 256>();
-  prepare<3, 256>();
+  prepare<2, 64, Shared::kNothing>();
+  prepare<2, 128, Shared::kNothing>();
+  prepare<2, 256, Shared::kWeight>();
+  prepare<3, 256, Shared::kX>();
 }
 
 void linear_tile_of(int size, const CudaDevice& device, const LinearParams& params,
@@ -278,7 +318,8 @@ void linear_tile(const CudaDevice& device, const LinearParams& params,
   const auto cost = [&](const TileSize& size) {
     const int tiles =
         ceil_div(params.num_rows, size.rows) * ceil_div(params.weight.rows, size.width);
-    return ceil_div(tiles, blocks) * size.rows * size.width / size.rate;
+    return ceil_div(tiles, blocks / size.cluster) * size.rows * size.width / size.cluster /
+           size.rate;
   };
   std::ranges::min_element(kSizes, {}, cost)->launch(params, blocks, stream.get());
 }

@@ -49,6 +49,42 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
 #endif
 }
 
+/// Which block of its cluster this is.
+__device__ __forceinline__ int cluster_rank() {
+  std::uint32_t rank = 0;
+#if THAW_HOPPER
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+
+/// Waits for all threads of the cluster's blocks.
+__device__ __forceinline__ void cluster_wait() {
+#if THAW_HOPPER
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+
+/// Where `address` of this block's shared memory lies in that of the cluster's block `rank`.
+__device__ __forceinline__ std::uint32_t address_in(int rank, std::uint32_t address) {
+  std::uint32_t there = address;
+#if THAW_HOPPER
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#endif
+  return there;
+}
+
+/// Arrives at a barrier of another block, as address_in() names it. It orders no ordinary access of
+/// this thread for that block: a release for the cluster waits half a microsecond.
+__device__ __forceinline__ void barrier_arrive_in(std::uint32_t barrier) {
+#if THAW_HOPPER
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+
 __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
 #if THAW_HOPPER
   asm volatile(
@@ -112,6 +148,20 @@ __device__ __forceinline__ void tensor_copy(std::uint32_t to, const CUtensorMap*
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
       "%3, %4}], [%5];" ::"r"(to),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+#endif
+}
+
+/// As tensor_copy, to the same place of every block of the cluster whose bit is set in `blocks`;
+/// the barrier at `barrier` of each counts what it gets.
+__device__ __forceinline__ void tensor_copy_shared(std::uint32_t to, const CUtensorMap* map, int x,
+                                                   int y, int z, std::uint32_t barrier,
+                                                   std::uint16_t blocks) {
+#if THAW_HOPPER
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
       : "memory");
 #endif
 }
