@@ -54,6 +54,9 @@ struct RopeAndStoreParams {
   float norm_eps = 0.0F;
   DeviceKv kv;
   int layer = 0;
+  /// [num_rows][num_kv_heads], zeros between steps: which values were not finite. For linear() and
+  /// mark_bad_keys() alone.
+  std::uint8_t* bad_values = nullptr;
 };
 
 /// Rotates q in place and writes the rotated k, and v, to the blocks of their positions, all
@@ -62,6 +65,11 @@ struct RopeAndStoreParams {
 /// of 0 times NaN would be NaN). Source: Su et al., arXiv:2104.09864.
 void rope_and_store(const CudaDevice& device, const RopeAndStoreParams& params,
                     thaw::cuda::StreamView stream);
+
+/// What is left to do where linear() stored the heads (LinearParams::heads): keys become NaN whose
+/// values were not finite.
+void mark_bad_keys(const CudaDevice& device, const RopeAndStoreParams& params,
+                   thaw::cuda::StreamView stream);
 
 struct ArgmaxParams {
   const float* logits = nullptr;  ///< [num_rows][stride]

@@ -46,11 +46,34 @@ __global__ void tile_rows_kernel(const Bf16* source, int num_rows, int cols, Bf1
   }
 }
 
+void require_heads(const LinearParams& params) {
+  const RopeAndStoreParams& heads = *params.heads;
+  const AttentionShape& shape = heads.shape;
+  require(params.epilogue == Epilogue::kBf16 && stores_heads(params.kernel, params.num_rows),
+          "num_rows", params.num_rows,
+          "only the tile kernel stores heads, of bf16 and of at least 256 rows");
+  require(shape.head_dim == 64 || shape.head_dim == 128, "heads.shape.head_dim", shape.head_dim,
+          "it must be 64 or 128");
+  require((shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim == params.weight.rows,
+          "weight.rows", params.weight.rows, "it must be the heads of q, k and v");
+  require(heads.q_norm == nullptr && heads.k_norm == nullptr, "heads.norm", 1,
+          "a norm of q or k is rope_and_store()'s");
+  require(heads.num_rows == params.num_rows && heads.qkv == params.out &&
+              heads.stride == params.out_stride,
+          "heads.num_rows", heads.num_rows, "the heads must be the linear's output");
+  require(heads.bad_values != nullptr, "heads.bad_values", 0, "there must be room for its flags");
+}
+
 }  // namespace
 
 bool stores_copies(LinearKernel kernel, int num_rows) {
   return kernel == LinearKernel::kTile ||
          (kernel == LinearKernel::kAuto && num_rows > kMaxStreamRows);
+}
+
+bool stores_heads(LinearKernel kernel, int num_rows) {
+  constexpr int kManyRows = 256;  // fewer may be the work of tiles narrower than a head
+  return stores_copies(kernel, num_rows) && num_rows >= kManyRows;
 }
 
 void linear(const CudaDevice& device, const LinearParams& params, thaw::cuda::StreamView stream) {
@@ -75,6 +98,7 @@ void linear(const CudaDevice& device, const LinearParams& params, thaw::cuda::St
                                     params.copies.size() <= kMostCopies),
           "copies.size", static_cast<std::int64_t>(params.copies.size()),
           "only the tile kernel stores up to 7, of float32 and of tiles");
+  if (params.heads != nullptr) require_heads(params);
   const bool sendable =
       params.epilogue == Epilogue::kAddF32 ||
       (params.epilogue == Epilogue::kSwigluTiles && params.num_rows <= kTokenTile);

@@ -7,6 +7,7 @@
 #include "engine/base/result.h"
 #include "engine/cuda/stream.h"
 #include "engine/ops/cuda/device.h"
+#include "engine/ops/cuda/elementwise.h"
 #include "engine/ops/cuda/exchange.h"
 #include "engine/ops/cuda/tiles.h"
 
@@ -38,6 +39,10 @@ struct LinearParams {
   /// What is stored is stored at these distances from `out`, in bytes, too: in the matrices of
   /// other ranks, while the product goes on. Only where stores_copies(); not of kBf16.
   std::span<const std::int64_t> copies;
+  /// Of kBf16: the output is the heads of q, k and v, and they become what rope_and_store() of
+  /// these parameters makes of them, k and v in the blocks alone; mark_bad_keys() must follow. No
+  /// norms. Only where stores_heads().
+  const RopeAndStoreParams* heads = nullptr;
   /// Of several ranks: what is stored is sent to the others while the product goes on, as the
   /// packets of exchange `ordinal`, which then only receives (GatherParams::sent). Only of the
   /// streaming kernel, of kAddF32 and of kSwigluTiles with at most 64 rows.
@@ -52,6 +57,9 @@ struct LinearParams {
 /// Whether linear() of so many rows can store copies of its output: the tile kernel does.
 bool stores_copies(LinearKernel kernel, int num_rows);
 inline constexpr int kMostCopies = 7;
+
+/// Whether linear() of so many rows can store heads: the tile kernel does, with many rows.
+bool stores_heads(LinearKernel kernel, int num_rows);
 
 /// out = epilogue(x * weight^T + bias). Several outputs of one input (q, k, v; gate, up) are one
 /// weight whose rows follow one another, and one launch.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "engine/cuda/driver.h"
@@ -51,6 +52,7 @@ struct TileParams {
   CUtensorMap weight;  // [groups][chunks][kUnit]
   CUtensorMap x;  // [tiles of 64 rows][4 chunks][kUnit]
   LinearOut out;
+  RopeAndStoreParams heads;  // LinearParams::heads; without qkv: none
   int chunks;  // of K
   int block_rows;  // a cluster's tiles, R x 64 rows of x each: all of x
   int block_cols;  // and N outputs: all of them
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
         next_stage();
       }
       const TilePlace place = place_of<B>(p, tile, rank);
-      const W writer(p.out, (place.row * R + group) * kTokenTile, place.col * N);
+      const W writer(p.out, p.heads, (place.row * R + group) * kTokenTile, place.col * N);
       float4 old[W::kPiece];
       if (W::kLoadsAhead) writer.load(0, old);  // while the last products run
       wgmma::wait<0>();
@@ -265,6 +267,7 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
     p.out.stride = weight.rows / 2;
   std::ranges::copy(params.copies, p.out.copies);
   p.out.num_copies = static_cast<int>(params.copies.size());
+  if (params.heads != nullptr) p.heads = *params.heads;
   p.block_rows = ceil_div(params.num_rows, S::kRows * (B == Shared::kWeight ? 2 : 1));
   p.block_cols = ceil_div(weight.rows, N * (B == Shared::kX ? 2 : 1));
   // Bands about as high as one another: a low one at the end would read all weights for few rows.
@@ -282,13 +285,18 @@ struct TileSize {
   int rows;  // of a cluster's tiles
   int width;
   int cluster;
+  int outputs;  // of one tile
   double rate;  // measured, of the products of one block
 };
 
 template <int R, int N, Shared B>
 constexpr TileSize tile_size(double rate) {
-  return {launch<R, N, B>, R * kTokenTile * (B == Shared::kWeight ? 2 : 1),
-          N * (B == Shared::kX ? 2 : 1), Shape<R, N, B>::kCluster, rate};
+  return {launch<R, N, B>,
+          R * kTokenTile * (B == Shared::kWeight ? 2 : 1),
+          N * (B == Shared::kX ? 2 : 1),
+          Shape<R, N, B>::kCluster,
+          N,
+          rate};
 }
 
 // Large tiles read less for each product, small ones fill the device where there are few.
@@ -315,7 +323,10 @@ void linear_tile(const CudaDevice& device, const LinearParams& params,
                  thaw::cuda::StreamView stream) {
   // Cost of a size: rounds of the busiest block, each as long as its tile over the rate.
   const int blocks = device.multiprocessors();
-  const auto cost = [&](const TileSize& size) {
+  const auto cost = [&](const TileSize& size) -> double {
+    // A head is stored by the block that computed all of it.
+    if (params.heads != nullptr && size.outputs % params.heads->shape.head_dim != 0)
+      return INFINITY;
     const int tiles =
         ceil_div(params.num_rows, size.rows) * ceil_div(params.weight.rows, size.width);
     return ceil_div(tiles, blocks / size.cluster) * size.rows * size.width / size.cluster /

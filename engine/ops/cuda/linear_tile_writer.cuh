@@ -1,6 +1,7 @@
 #pragma once
 
 #include "engine/ops/cuda/linear_epilogue.cuh"
+#include "engine/ops/cuda/linear_heads.cuh"
 
 // The tile kernel's epilogues: what a warpgroup does with its 64 rows by N outputs, as wgmma leaves
 // them. A thread holds, of rows `token` and `token + 8`, two neighbouring outputs of every 8.
@@ -99,12 +100,15 @@ struct TileWriter {
   static constexpr int kPieces = N / 16 / kPiece;  // of a row
   static_assert(kPieces > 0);
   const LinearOut& out;
+  const RopeAndStoreParams& heads;  // of kBf16; without qkv: none
   int token;  // and 8 further
   int row;  // the tile's first output
   bool wide;
 
-  __device__ TileWriter(const LinearOut& o, int first_token, int first_row)
+  __device__ TileWriter(const LinearOut& o, const RopeAndStoreParams& h, int first_token,
+                        int first_row)
       : out(o),
+        heads(h),
         token(first_token + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
         row(first_row) {
     constexpr int kPer16 = kFloats ? 4 : 8;
@@ -191,6 +195,18 @@ struct TileWriter {
     }
   }
 
+  // Whether anything is left to be stored in the output.
+  __device__ bool store_heads(float (&d)[N / 2]) const {
+    if constexpr (N % 128 == 0) {
+      if (heads.shape.head_dim == 128) {
+        TileHeads<N, 128>{heads, token, row / 128}.turn_and_store(d);
+        return row < heads.shape.num_heads * 128;
+      }
+    }
+    TileHeads<N, 64>{heads, token, row / 64}.turn_and_store(d);
+    return row < heads.shape.num_heads * 64;
+  }
+
   __device__ void store_swiglu(int half, const float (&d)[N / 2]) const {
     std::uint32_t pairs[N / 16];
 #pragma unroll
@@ -229,6 +245,7 @@ struct TileWriter {
   // `old`: what load(0, ...) brought, where kLoadsAhead.
   __device__ void store(float (&d)[N / 2], float4 (&old)[kPiece]) const {
     if (E != Epilogue::kSwigluTiles && out.bias != nullptr) add_bias(d);
+    if (E == Epilogue::kBf16 && heads.qkv != nullptr && !store_heads(d)) return;
     if constexpr (E == Epilogue::kSwigluTiles) {
       store_swiglu(0, d);
       store_swiglu(1, d);

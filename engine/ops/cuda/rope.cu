@@ -6,6 +6,7 @@
 #include "engine/ops/cuda/launch.cuh"
 #include "engine/ops/cuda/norm_math.cuh"
 #include "engine/ops/cuda/ptx.cuh"
+#include "engine/ops/cuda/rope_math.cuh"
 
 // Between projection and attention: the optional norm of a head, the rotation, and storing. A lane
 // of a warp holds D / 64 pairs of a head's dims, from pair lane * D / 64 on. In a head's memory
@@ -121,12 +122,8 @@ __device__ __forceinline__ void rotate(const RopeAndStoreParams& r, const float*
   }
   if (r.cos == nullptr) return;
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const float a = v[i][0];
-    const float b = v[i][1];
-    v[i][0] = __fmaf_rn(a, angles.cos[i], -__fmul_rn(b, angles.sin[i]));
-    v[i][1] = __fmaf_rn(a, angles.sin[i], __fmul_rn(b, angles.cos[i]));
-  }
+  for (int i = 0; i < kPairs; ++i)
+    rotate_pair(v[i][0], v[i][1], angles.cos[i], angles.sin[i]);
 }
 
 // The lane's D / 32 dims of v, from lane * D / 32 on, and whether all of the head's are finite. A
@@ -166,11 +163,13 @@ struct LaneValues {
   }
 };
 
+constexpr std::uint32_t kBadPair = 0x7fff7fffU;  // two NaNs of bf16
+
 template <int D>
 __device__ __forceinline__ void mark_bad(LanePairs<D>& k) {
 #pragma unroll
   for (int i = 0; i < D / 64; ++i)
-    k[i][0] = k[i][1] = __uint_as_float(0x7fffffffU);  // as bf16 it is 0x7fff
+    k[i][0] = k[i][1] = __uint_as_float(0x7fffffffU);  // as bf16 half of kBadPair
 }
 
 // One warp for H heads of a row: few rows fill the device with one each, many share what a row's
@@ -229,6 +228,24 @@ __global__ void __launch_bounds__(128) rope_and_store_kernel(RopeAndStoreParams 
   }
 }
 
+constexpr int kMarkThreads = 256;
+
+// One thread a row and KV head.
+__global__ void __launch_bounds__(kMarkThreads) mark_bad_keys_kernel(RopeAndStoreParams p) {
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
+  const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(kMarkThreads) + threadIdx.x;
+  if (index >= static_cast<std::int64_t>(p.num_rows) * p.shape.num_kv_heads) return;
+  if (p.bad_values[index] == 0) return;
+  p.bad_values[index] = 0;
+  const auto row = static_cast<int>(index / p.shape.num_kv_heads);
+  const auto kv_head = static_cast<int>(index % p.shape.num_kv_heads);
+  Bf16* const k = p.kv.slab(p.blocks[row], p.layer, false, kv_head);
+  for (int dim = 0; dim < p.shape.head_dim; dim += 2)
+    *reinterpret_cast<std::uint32_t*>(k + p.kv.slab_index(p.positions[row] % kBlockSize, dim)) =
+        kBadPair;
+}
+
 }  // namespace
 
 void prepare_rope_kernels() {
@@ -237,6 +254,15 @@ void prepare_rope_kernels() {
       prepare_kernel(&rope_and_store_kernel<D, 1>, 0, "rope_and_store");
       prepare_kernel(&rope_and_store_kernel<D, kSharedHeads>, 0, "rope_and_store");
     });
+  prepare_kernel(&mark_bad_keys_kernel, 0, "mark_bad_keys");
+}
+
+void mark_bad_keys(const CudaDevice& /*device*/, const RopeAndStoreParams& params,
+                   thaw::cuda::StreamView stream) {
+  const std::int64_t flags = static_cast<std::int64_t>(params.num_rows) * params.shape.num_kv_heads;
+  launch_early(&mark_bad_keys_kernel,
+               {static_cast<int>((flags + kMarkThreads - 1) / kMarkThreads), kMarkThreads},
+               stream.get(), "mark_bad_keys", params);
 }
 
 void rope_and_store(const CudaDevice& /*device*/, const RopeAndStoreParams& params,
