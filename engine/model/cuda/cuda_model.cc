@@ -111,7 +111,9 @@ class CudaDecoder final : public CudaModel {
         view_(view_of(config_, kv, num_blocks, options.tp)),
         forward_(device, config_, weights_, kv, limits_, kernel, options.tp, options.exchange,
                  stream_),
-        inputs_(shapes_of(config_, limits_, options.tp), limits_, options.max_sequences, stream_) {
+        inputs_(shapes_of(config_, limits_, options.tp),
+                LayerWindows(config_, limits_.max_positions).of_layer.back(), limits_,
+                options.max_sequences, stream_) {
     const int pinned = std::min(rounded_up(options.max_sequences, 8), kMaxPinnedRows);
     for (Output& output : outputs_) {
       output.logits = cuda::PinnedBuffer<float>(static_cast<std::size_t>(pinned) *

@@ -40,6 +40,9 @@ struct Sizes {
     qkv = rows * static_cast<std::size_t>(own(bounds.attended) + 2 * kv_heads * config.head_dim);
     partials = ops::cuda::attention_workspace_elements(
         {own(bounds.heads), kv_heads, config.head_dim}, limits.max_partials);
+    tail_normed =
+        tiles_elements(std::min(limits.max_tail_rows, ops::cuda::kTokenTile), config.hidden_size);
+    bad_values = rows * static_cast<std::size_t>(kv_heads);
     drawn = 2 * rows;
     draw_workspace =
         ops::cuda::draw_workspace_bytes(limits.max_tail_rows, config.vocab_size) / sizeof(double);
@@ -61,10 +64,11 @@ struct Sizes {
   std::size_t parts() const { return attended_part + gated_part + tail_attended_part; }
   /// Without what is gathered.
   std::size_t bytes() const {
-    return 4 * (ids + partials + drawn + 2 * rope) + 2 * (normed + qkv + parts()) +
-           8 * draw_workspace;
+    return 4 * (ids + partials + drawn + 2 * rope) + 2 * (normed + tail_normed + qkv + parts()) +
+           8 * draw_workspace + bad_values;
   }
-  std::size_t ids, normed, qkv, partials, drawn, draw_workspace, rope;  // elements
+  std::size_t ids, normed, tail_normed, qkv, partials, bad_values, drawn, draw_workspace,
+      rope;  // elements
   std::size_t attended_part = 0, gated_part = 0, tail_attended_part = 0;
   std::size_t gathered = 0;  // bytes, and what begins where in them
   std::size_t x_at, attended_at, gated_at, tail_x_at, tail_attended_at, logits_at;
@@ -138,6 +142,7 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
   }
   ids_ = {sizes.ids, stream};
   normed_ = {sizes.normed, stream};
+  tail_normed_ = {sizes.tail_normed, stream};
   qkv_ = {sizes.qkv, stream};
   partials_ = {sizes.partials, stream};
   if (tp.size == 1) gathered_ = {sizes.gathered, stream};
@@ -162,6 +167,7 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
                  own(bounds_.intermediate)};
   tail_attended_part_ = {tp.size == 1 ? tail_attended_ : gated_part_.data + sizes.gated_part,
                          q_size()};
+  bad_values_ = {sizes.bad_values, stream};
   drawn_ = {sizes.drawn, stream};
   draw_workspace_ = {sizes.draw_workspace, stream};
   cos_ = {sizes.rope, stream};
@@ -169,6 +175,8 @@ Forward::Forward(const ops::CudaDevice& device, const ModelConfig& config,
   cuda::check(
       cudaMemsetAsync(drawn_.data(), 0xff, sizes.drawn * sizeof(std::int32_t), stream.get()),
       "clear drawn tokens");
+  cuda::check(cudaMemsetAsync(bad_values_.data(), 0, sizes.bad_values, stream.get()),
+              "clear flags of bad values");
 
   std::vector<float> factors;
   if (weights.rope_factors != nullptr) {
@@ -226,10 +234,20 @@ void Forward::enqueue(const ForwardInputs& inputs, const std::function<void(int,
   const int last = config_.num_layers - 1;
   const Tiles attended{attended_, config_.num_heads * config_.head_dim};
   const bool has_tail = inputs.num_logit_rows > 0;
+  const bool stops = !has_tail || goes_on_alone(inputs.num_rows, inputs.num_logit_rows);
   for (int layer = 0; layer <= last; ++layer) {
-    project_qkv(layer, inputs, stream);
-    if (layer == last && !has_tail) break;
-    attend(layer, inputs, stream);
+    const float* const weight = weights_.layers[static_cast<std::size_t>(layer)].attention_norm;
+    norm(weight, inputs.num_rows, x_, layer == 0 ? Columns::kWhole : Columns::kOwn, stream);
+    const ProjectedRows rows{
+        {normed_.data(), config_.hidden_size}, inputs.num_rows, inputs.positions, inputs.blocks};
+    if (layer == last && stops) {
+      project(layer, rows, Heads::kKeysAndValues, stream);
+      break;
+    }
+    project(layer, rows, Heads::kAll, stream);
+    const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
+    attend(layer, inputs.plans[static_cast<std::size_t>(window)], inputs.width, attended_part_,
+           stream);
     if (layer < last) finish_layer(layer, inputs.num_rows, x_, attended_part_, attended, stream);
   }
   for (int first = 0; first < inputs.num_logit_rows; first += limits_.max_tail_rows) {
@@ -243,19 +261,23 @@ void Forward::enqueue(const ForwardInputs& inputs, const std::function<void(int,
   if (tp_.size > 1) ops::cuda::end_round(device_, exchange_->view(), num_exchanges_, stream);
 }
 
-void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamView stream) {
+void Forward::project(int layer, const ProjectedRows& rows, Heads heads, cuda::StreamView stream) {
   const CudaLayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const bool has_rope = config_.layers[static_cast<std::size_t>(layer)].rope;
-  norm(w.attention_norm, inputs.num_rows, x_, layer == 0 ? Columns::kWhole : Columns::kOwn, stream);
-  linear(StepPart::kQkv, w.qkv, {normed_.data(), config_.hidden_size}, inputs.num_rows,
-         Epilogue::kBf16, qkv_.data(), qkv_size(), w.qkv_bias, stream);
+  // Outputs that are left out, the first ones.
+  const int skipped = heads == Heads::kAll ? 0 : q_size();
+  ops::cuda::TiledWeight weight = w.qkv;
+  weight.data += ops::cuda::weight_index(skipped, 0, weight.cols);
+  weight.rows -= skipped;
+  const float* const bias = w.qkv_bias == nullptr ? nullptr : w.qkv_bias + skipped;
   ops::cuda::RopeAndStoreParams rope;
-  rope.qkv = qkv_.data();
+  rope.qkv = qkv_.data() + skipped;
   rope.stride = qkv_size();
-  rope.num_rows = inputs.num_rows;
+  rope.num_rows = rows.num_rows;
   rope.shape = shape_of(layer);
-  rope.positions = inputs.positions;
-  rope.blocks = inputs.blocks;
+  if (heads == Heads::kKeysAndValues) rope.shape.num_heads = 0;
+  rope.positions = rows.positions;
+  rope.blocks = rows.blocks;
   rope.cos = has_rope ? cos_.data() : nullptr;
   rope.sin = has_rope ? sin_.data() : nullptr;
   rope.half_split = config_.rope.half_split;
@@ -264,7 +286,15 @@ void Forward::project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamVi
   rope.norm_eps = config_.rms_norm_eps;
   rope.kv = kv_;
   rope.layer = layer;
-  ops::cuda::rope_and_store(device_, rope, stream);
+  rope.bad_values = bad_values_.data();
+  const bool at_once =
+      w.q_norm == nullptr && w.k_norm == nullptr && ops::cuda::stores_heads(kernel_, rows.num_rows);
+  linear(StepPart::kQkv, weight, rows.x, rows.num_rows, Epilogue::kBf16, rope.qkv, rope.stride,
+         bias, stream, at_once ? &rope : nullptr);
+  if (at_once)
+    ops::cuda::mark_bad_keys(device_, rope, stream);
+  else
+    ops::cuda::rope_and_store(device_, rope, stream);
   done(StepPart::kRope);
 }
 
@@ -274,9 +304,8 @@ ops::cuda::AttentionShape Forward::shape_of(int layer) const {
           windows_.windows[static_cast<std::size_t>(window)]};
 }
 
-void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream) {
-  const int window = windows_.of_layer[static_cast<std::size_t>(layer)];
-  const ForwardPlan& plan = inputs.plans[static_cast<std::size_t>(window)];
+void Forward::attend(int layer, const ForwardPlan& plan, ops::cuda::ItemWidth width, Tiles out,
+                     cuda::StreamView stream) {
   ops::cuda::AttentionParams attention;
   attention.kv = kv_;
   attention.layer = layer;
@@ -287,8 +316,8 @@ void Forward::attend(int layer, const ForwardInputs& inputs, cuda::StreamView st
   attention.plan = plan.words;
   attention.workspace = partials_.data();
   attention.max_partials = limits_.max_partials;
-  attention.width = inputs.width;
-  attention.out = attended_part_;
+  attention.width = width;
+  attention.out = out;
   attention.has_tiles = plan.has_tiles;
   attention.has_items = plan.has_items;
   ops::cuda::attention(device_, attention, stream);
@@ -334,23 +363,31 @@ void Forward::tail(const ForwardInputs& inputs, int first, int count, cuda::Stre
   const int q_size_of_all = config_.num_heads * config_.head_dim;
   Tiles attended_part = attended_part_;
   Tiles attended{attended_, q_size_of_all};
+  const int last = config_.num_layers - 1;
+  const bool alone = goes_on_alone(inputs.num_rows, inputs.num_logit_rows);
   // Where every row goes on, they lie where they should.
   if (inputs.num_logit_rows != inputs.num_rows || count != inputs.num_rows) {
+    const Tiles tail_normed{tail_normed_.data(), config_.hidden_size};
     ops::cuda::GatherRowsParams gather;
     gather.rows = inputs.logit_rows + first;
     gather.num_rows = count;
     gather.x = x;
     gather.cols = config_.hidden_size;
     gather.x_out = tail_x_;
-    gather.tiles = attended_part;
-    gather.tiles_out = tail_attended_part_;
+    gather.tiles = alone ? Tiles{normed_.data(), config_.hidden_size} : attended_part;
+    gather.tiles_out = alone ? tail_normed : tail_attended_part_;
     ops::cuda::gather_rows(device_, gather, stream);
     done(StepPart::kGather);
     x = tail_x_;
     attended_part = tail_attended_part_;
     attended = {tail_attended_, q_size_of_all};
+    if (alone) {
+      project(last, {tail_normed, count, inputs.tail.positions, inputs.tail.blocks}, Heads::kAll,
+              stream);
+      attend(last, inputs.tail.plan, inputs.tail.width, attended_part, stream);
+    }
   }
-  finish_layer(config_.num_layers - 1, count, x, attended_part, attended, stream);
+  finish_layer(last, count, x, attended_part, attended, stream);
   norm(weights_.output_norm, count, x, Columns::kOwn, stream);
   linear(StepPart::kHead, weights_.head, {normed_.data(), config_.hidden_size}, count,
          Epilogue::kF32, logits_ + first_of(bounds_.vocabulary), config_.vocab_size, nullptr,
@@ -454,8 +491,9 @@ void Forward::gather_tiles_of(Tiles part, Tiles whole, int num_rows, const std::
 
 void Forward::linear(StepPart part, const ops::cuda::TiledWeight& weight, Tiles x, int num_rows,
                      Epilogue epilogue, void* out, std::int64_t out_stride, const float* bias,
-                     cuda::StreamView stream) {
+                     cuda::StreamView stream, const ops::cuda::RopeAndStoreParams* heads) {
   ops::cuda::LinearParams params;
+  params.heads = heads;
   params.weight = weight;
   params.x = x;
   params.num_rows = num_rows;

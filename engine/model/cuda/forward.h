@@ -56,6 +56,21 @@ struct LayerWindows {
   std::vector<int> of_layer;  ///< [num_layers]: index in `windows`
 };
 
+/// Whether only the rows with logits go through the last layer, of whose other rows nothing but
+/// keys and values is wanted: where they are few among many, as at the end of a prompt.
+constexpr bool goes_on_alone(int num_rows, int num_logit_rows) {
+  return num_rows >= 256 && num_logit_rows > 0 && num_logit_rows <= ops::cuda::kTokenTile &&
+         4 * num_logit_rows <= num_rows;
+}
+
+/// The logit rows of a step where they go on alone, as a step of their own.
+struct ForwardTail {
+  const std::int32_t* positions = nullptr;  ///< [num_logit_rows]
+  const BlockId* blocks = nullptr;  ///< [num_logit_rows], all -1: their keys have been stored
+  ForwardPlan plan;  ///< of the last layer's window
+  ops::cuda::ItemWidth width = ops::cuda::ItemWidth::kNarrow;
+};
+
 /// One step's inputs, all in device memory.
 struct ForwardInputs {
   int num_rows = 0;
@@ -67,6 +82,7 @@ struct ForwardInputs {
   const std::int32_t* logit_rows = nullptr;
   std::vector<ForwardPlan> plans;  ///< one for each window of LayerWindows
   ops::cuda::ItemWidth width = ops::cuda::ItemWidth::kNarrow;  ///< of all plans
+  ForwardTail tail;  ///< where goes_on_alone()
   /// [num_logit_rows]: how each is drawn.
   const ops::cuda::DrawRow* draws = nullptr;
   bool has_draws = true;  ///< whether any row is drawn
@@ -117,10 +133,20 @@ class Forward {
   void set_probe(std::function<void(StepPart)> probe) { probe_ = std::move(probe); }
 
  private:
-  void project_qkv(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
-  void attend(int layer, const ForwardInputs& inputs, cuda::StreamView stream);
+  /// Rows that a layer projects: normed, and where their keys and values belong.
+  struct ProjectedRows {
+    ops::cuda::Tiles x;
+    int num_rows = 0;
+    const std::int32_t* positions = nullptr;
+    const BlockId* blocks = nullptr;
+  };
+  enum class Heads { kAll, kKeysAndValues };
+  void project(int layer, const ProjectedRows& rows, Heads heads, cuda::StreamView stream);
+  void attend(int layer, const ForwardPlan& plan, ops::cuda::ItemWidth width, ops::cuda::Tiles out,
+              cuda::StreamView stream);
   void finish_layer(int layer, int num_rows, float* x, ops::cuda::Tiles attended_part,
                     ops::cuda::Tiles attended, cuda::StreamView stream);
+  /// The last layer of a group of logit rows from their attention, or from their norm, on.
   void tail(const ForwardInputs& inputs, int first, int count, cuda::StreamView stream);
   ops::cuda::DrawParams draw_params(const ForwardInputs& inputs, int first, int count);
   enum class Columns { kWhole, kOwn };  ///< of the residual stream that are up to date
@@ -140,7 +166,7 @@ class Forward {
                        const std::vector<int>& bounds, cuda::StreamView stream);
   void linear(StepPart part, const ops::cuda::TiledWeight& weight, ops::cuda::Tiles x, int num_rows,
               ops::cuda::Epilogue epilogue, void* out, std::int64_t out_stride, const float* bias,
-              cuda::StreamView stream);
+              cuda::StreamView stream, const ops::cuda::RopeAndStoreParams* heads = nullptr);
   void done(StepPart part) {
     if (probe_) probe_(part);
   }
@@ -171,6 +197,8 @@ class Forward {
   cuda::DeviceBuffer<ops::cuda::Bf16> normed_;  // tiles [rows, hidden]
   cuda::DeviceBuffer<ops::cuda::Bf16> qkv_;  // [rows, own qkv]
   cuda::DeviceBuffer<float> partials_;
+  cuda::DeviceBuffer<ops::cuda::Bf16> tail_normed_;  // of rows that go on alone
+  cuda::DeviceBuffer<std::uint8_t> bad_values_;  // RopeAndStoreParams
   cuda::DeviceBuffer<std::int32_t> drawn_;  // [2, rows]
   cuda::DeviceBuffer<double> draw_workspace_;
   cuda::DeviceBuffer<float> cos_;  // [positions, rope.dim / 2]

@@ -33,8 +33,9 @@ std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
 }
 
 std::size_t all_words(const ForwardLimits& limits, int max_sequences, int num_plans) {
-  return StepLayout(limits.max_rows, limits.max_rows).plan +
-         plan_words(limits, max_sequences) * static_cast<std::size_t>(num_plans);
+  constexpr std::size_t kMostTailRows = ops::cuda::kTokenTile;
+  return StepLayout(limits.max_rows, limits.max_rows).plan + 2 * kMostTailRows +
+         plan_words(limits, max_sequences) * static_cast<std::size_t>(num_plans + 1);
 }
 
 }  // namespace
@@ -44,11 +45,15 @@ StepLayout::StepLayout(int num_rows, int num_logit_rows)
       blocks(positions + padded(num_rows)),
       logit_rows(blocks + padded(num_rows)),
       draws(logit_rows + padded(num_logit_rows)),
-      plan(draws + kDrawWords * static_cast<std::size_t>(num_logit_rows)) {}
+      tail_positions(draws + kDrawWords * static_cast<std::size_t>(num_logit_rows)),
+      tail_blocks(tail_positions +
+                  (goes_on_alone(num_rows, num_logit_rows) ? padded(num_logit_rows) : 0)),
+      plan(2 * tail_blocks - tail_positions) {}
 
-StepInputs::StepInputs(std::vector<ops::cuda::AttentionShape> shapes, const ForwardLimits& limits,
-                       int max_sequences, cuda::StreamView stream)
+StepInputs::StepInputs(std::vector<ops::cuda::AttentionShape> shapes, int last,
+                       const ForwardLimits& limits, int max_sequences, cuda::StreamView stream)
     : shapes_(std::move(shapes)),
+      last_(last),
       max_partials_(limits.max_partials),
       max_plan_words_(plan_words(limits, max_sequences)) {
   const std::size_t words = all_words(limits, max_sequences, static_cast<int>(shapes_.size()));
@@ -74,6 +79,10 @@ ForwardInputs StepInputs::at(int num_rows, int num_logit_rows) const {
   inputs.draws = reinterpret_cast<const DrawRow*>(words_.data() + layout.draws);
   for (std::size_t i = 0; i < shapes_.size(); ++i)
     inputs.plans.push_back({words_.data() + layout.plan + i * max_plan_words_});
+  if (goes_on_alone(num_rows, num_logit_rows)) {
+    inputs.tail.positions = words_.data() + layout.tail_positions;
+    inputs.tail.blocks = words_.data() + layout.tail_blocks;
+  }
   return inputs;
 }
 
@@ -104,24 +113,60 @@ Result<ForwardInputs> StepInputs::send(const BatchRows& rows, std::span<const st
   std::fill(block, words.data() + layout.blocks + count, -1);
 
   ForwardInputs inputs = at(num_rows, num_logit_rows);
-  std::size_t first = 0;  // words that wait to be copied
+  std::size_t sent = 0;  // words that are on their way
+  // Writes plan `index`, and sends it with all that was laid out ahead of it.
+  const auto plan = [&](std::size_t index, const ops::cuda::AttentionShape& shape,
+                        std::span<const ops::AttentionSequence> sequences,
+                        std::optional<ops::cuda::ItemWidth> width,
+                        ForwardPlan& out) -> Result<ops::cuda::ItemWidth> {
+    const std::size_t place = layout.plan + index * max_plan_words_;
+    const auto used =
+        ops::cuda::plan_attention(shape, sequences, max_partials_,
+                                  words.subspan(place, max_plan_words_), width, rows.sequences());
+    if (!used) return used.error();
+    const std::size_t unsent = place + *used - sent;
+    cuda::copy_to_device<std::int32_t>(words.subspan(sent, unsent),
+                                       words_.span().subspan(sent, unsent), stream);
+    sent = place + max_plan_words_;
+    const ops::cuda::AttentionPlanHeader header = ops::cuda::header_of(words.subspan(place));
+    out = {words_.data() + place, header.num_tiles > 0, header.num_items > 0};
+    return header.width;
+  };
+  const bool alone = goes_on_alone(num_rows, num_logit_rows);
+  if (alone) {
+    lay_out_tail(rows);
+    const auto tail_rows = static_cast<std::size_t>(num_logit_rows);
+    for (std::size_t i = 0; i < tail_.size(); ++i)
+      words[layout.tail_positions + i] = tail_[i].first_position;
+    std::ranges::fill(words.subspan(layout.tail_blocks, tail_rows), -1);
+  }
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
-    const std::size_t place = layout.plan + i * max_plan_words_;
     // The same of all: a graph has the kernels of one.
     const auto width = i == 0 ? std::nullopt : std::optional(inputs.width);
-    const auto used = ops::cuda::plan_attention(shapes_[i], rows.sequences(), max_partials_,
-                                                words.subspan(place, max_plan_words_), width);
-    if (!used) return used.error();
-    const ops::cuda::AttentionPlanHeader header = ops::cuda::header_of(words.subspan(place));
-    inputs.plans[i].has_tiles = header.num_tiles > 0;
-    inputs.plans[i].has_items = header.num_items > 0;
-    inputs.width = header.width;
-    const std::size_t count = place + *used - first;
-    cuda::copy_to_device<std::int32_t>(words.subspan(first, count),
-                                       words_.span().subspan(first, count), stream);
-    first = place + max_plan_words_;
+    const auto planned = plan(i, shapes_[i], rows.sequences(), width, inputs.plans[i]);
+    if (!planned) return planned.error();
+    inputs.width = *planned;
+  }
+  if (alone) {
+    const auto planned = plan(shapes_.size(), shapes_[static_cast<std::size_t>(last_)], tail_,
+                              std::nullopt, inputs.tail.plan);
+    if (!planned) return planned.error();
+    inputs.tail.width = *planned;
   }
   return inputs;
+}
+
+void StepInputs::lay_out_tail(const BatchRows& rows) {
+  tail_.clear();
+  auto sequence = rows.sequences().begin();
+  for (const int row : rows.logit_rows()) {
+    while (row >= sequence->first_row + sequence->num_rows)
+      ++sequence;
+    ops::AttentionSequence& one = tail_.emplace_back(*sequence);
+    one.first_position += row - sequence->first_row;
+    one.first_row = static_cast<int>(tail_.size()) - 1;
+    one.num_rows = 1;
+  }
 }
 
 }  // namespace thaw::model

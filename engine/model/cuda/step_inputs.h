@@ -24,15 +24,18 @@ struct StepLayout {
   std::size_t blocks = 0;
   std::size_t logit_rows = 0;
   std::size_t draws = 0;
-  std::size_t plan = 0;  ///< the first; each has max_plan_words
+  std::size_t tail_positions = 0;  ///< none of both but where goes_on_alone()
+  std::size_t tail_blocks = 0;
+  std::size_t plan = 0;  ///< the first; each has max_plan_words, and the tail's is the last
 };
 
 /// The inputs of steps on their way: two pinned slots that the host fills in turn, one place on the
 /// device, one copy a step and one for each further plan. Not thread-safe.
 class StepInputs {
  public:
-  /// One of `shapes` for each attention plan. Throws where memory is short.
-  StepInputs(std::vector<ops::cuda::AttentionShape> shapes, const ForwardLimits& limits,
+  /// One of `shapes` for each attention plan; `last`: the last layer's. Throws where memory is
+  /// short.
+  StepInputs(std::vector<ops::cuda::AttentionShape> shapes, int last, const ForwardLimits& limits,
              int max_sequences, cuda::StreamView stream);
 
   static std::size_t device_bytes(const ForwardLimits& limits, int max_sequences, int num_plans);
@@ -50,11 +53,16 @@ class StepInputs {
                              int num_logit_rows, int slot, cuda::StreamView stream);
 
  private:
+  /// Every logit row as a sequence of its own, in their order.
+  void lay_out_tail(const BatchRows& rows);
+
   const std::vector<ops::cuda::AttentionShape> shapes_;
+  const int last_;  // of shapes_: the last layer's
   const std::size_t max_partials_;
   const std::size_t max_plan_words_;
   std::array<cuda::PinnedBuffer<std::int32_t>, 2> staging_;
   cuda::DeviceBuffer<std::int32_t> words_;
+  std::vector<ops::AttentionSequence> tail_;  // of the step that is being sent: its logit rows
 };
 
 }  // namespace thaw::model

@@ -81,10 +81,13 @@ struct AttentionShape {
 /// Errors: `kResourceExhausted` where the plan does not fit,
 /// `kInvalidArgument` for a shape that the kernels lack or a table that does not cover its rows.
 /// `width`: none, and it is wide where more rows than a narrow item holds share a split.
+/// `written`: whose blocks the step writes, where these are others than `sequences` (some rows of a
+/// step that attend by themselves): all other keys may be read before the kernels ahead are done.
 Result<std::size_t> plan_attention(const AttentionShape& shape,
                                    std::span<const AttentionSequence> sequences,
                                    std::size_t max_partials, std::span<std::int32_t> words,
-                                   std::optional<ItemWidth> width = std::nullopt);
+                                   std::optional<ItemWidth> width = std::nullopt,
+                                   std::span<const AttentionSequence> written = {});
 
 /// float32 elements of the workspace that holds `partials` partial results.
 constexpr std::size_t attention_workspace_elements(const AttentionShape& shape,

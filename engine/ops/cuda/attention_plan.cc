@@ -120,7 +120,8 @@ int merging_split(const AttentionEntry& row, int rank, int group, int warps, int
 Result<std::size_t> plan_attention(const AttentionShape& shape,
                                    std::span<const AttentionSequence> sequences,
                                    std::size_t max_partials, std::span<std::int32_t> words,
-                                   std::optional<ItemWidth> width) {
+                                   std::optional<ItemWidth> width,
+                                   std::span<const AttentionSequence> written) {
   if (Result<void> valid = check_shape(shape, sequences); !valid) return valid.error();
   const int group = shape.num_heads / shape.num_kv_heads;
   AttentionPlanHeader header;
@@ -128,12 +129,12 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
   writer.append(&header, 1);
 
   std::vector<AttentionTile> tiles;
-  // Blocks that the batch writes to: keys in all others are read before the kernels that write.
-  std::unordered_set<BlockId> written;
-  for (const AttentionSequence& sequence : sequences) {
+  // Blocks that the step writes to: keys in all others are read before the kernels that write.
+  std::unordered_set<BlockId> unsettled;
+  for (const AttentionSequence& sequence : written.empty() ? sequences : written) {
     const int end = sequence.first_position + sequence.num_rows;
     for (int block = sequence.first_position / kBlockSize; block * kBlockSize < end; ++block)
-      written.insert(sequence.block_table[block]);
+      unsettled.insert(sequence.block_table[block]);
   }
   // Entries of decode by split and by the blocks that hold it: equal keys share their reads.
   std::map<std::pair<int, std::vector<BlockId>>, std::vector<AttentionEntry>> groups;
@@ -205,7 +206,7 @@ Result<std::size_t> plan_attention(const AttentionShape& shape,
     const std::vector<BlockId>& blocks = key.second;
     const std::int32_t table = writer.append(blocks.data(), blocks.size());
     const auto settled = std::find_if(blocks.begin(), blocks.end(),
-                                      [&](BlockId block) { return written.contains(block); });
+                                      [&](BlockId block) { return unsettled.contains(block); });
     for (AttentionEntry& entry : entries)
       entry.counters_at += counters_at;
     for (std::size_t at = 0; at < entries.size(); at += most) {

@@ -204,14 +204,18 @@ TEST(CudaAttentionPlanTest, SaysWhatIsWrong) {
   says({32, 8, 128}, beyond, 10, 1000, Errc::kInvalidArgument, "4 blocks");
 }
 
+std::vector<AttentionItem> items_of(std::span<const std::int32_t> words) {
+  const AttentionPlanHeader header = header_of(words);
+  std::vector<AttentionItem> items(static_cast<std::size_t>(header.num_items));
+  std::memcpy(static_cast<void*>(items.data()), words.data() + header.items_at,
+              items.size() * sizeof(AttentionItem));
+  return items;
+}
+
 // (row, split) of the items that merge.
 std::vector<std::pair<int, int>> mergers(std::span<const std::int32_t> words) {
-  const AttentionPlanHeader header = header_of(words);
   std::vector<std::pair<int, int>> found;
-  for (int i = 0; i < header.num_items; ++i) {
-    AttentionItem item;
-    const auto at = static_cast<std::size_t>(header.items_at) + i * sizeof item / 4;
-    std::memcpy(static_cast<void*>(&item), words.data() + at, sizeof item);
+  for (const AttentionItem& item : items_of(words)) {
     for (int e = 0; e < 64; ++e) {
       if ((item.merged >> e & 1) == 0) continue;
       EXPECT_LT(e, item.num_entries);
@@ -264,6 +268,33 @@ TEST(CudaAttentionPlanTest, EveryRowOfSeveralSplitsIsMergedOnceByOneOfThem) {
   const AttentionSequence late[] = {{tables[0], 0, 1, 3900}};
   ASSERT_TRUE(plan_attention({32, 8, 128, 60}, late, 1000, words));
   EXPECT_TRUE(mergers(words).empty());
+}
+
+// Keys of settled blocks are read before the kernels ahead are done: none that the step writes is
+// one, whoever of its rows attends.
+TEST(CudaAttentionPlanTest, BlocksThatTheStepWritesAreNotSettled) {
+  std::vector<std::int32_t> words(100000);
+  std::vector<BlockId> table(251);
+  std::iota(table.begin(), table.end(), 0);
+  const AttentionSequence chunk[] = {{table, 0, 3700, 300}};
+  const AttentionSequence last_row[] = {{table, 0, 1, 3999}};
+  const auto settled = [&] {
+    std::map<int, int> of_split;
+    for (const AttentionItem& item : items_of(words))
+      of_split[item.split] = item.settled_blocks;
+    return of_split;
+  };
+  ASSERT_TRUE(plan_attention({32, 8, 128}, last_row, 1000, words));
+  auto of_split = settled();
+  ASSERT_EQ(of_split.size(), 16U);
+  EXPECT_EQ(of_split[14], 16);
+  EXPECT_EQ(of_split[15], 9) << "all but the row's own block";
+  ASSERT_TRUE(plan_attention({32, 8, 128}, last_row, 1000, words, std::nullopt, chunk));
+  of_split = settled();
+  EXPECT_EQ(of_split[0], 16);
+  EXPECT_EQ(of_split[1], 2) << "blocks 16 and 17; position 300 is in block 18";
+  for (int split = 2; split < 16; ++split)
+    EXPECT_EQ(of_split[split], 0) << "split " << split;
 }
 
 }  // namespace
