@@ -3,8 +3,11 @@
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/cuda/check.h"
@@ -27,6 +30,26 @@ std::byte* map_aligned(std::size_t bytes) {
   return first + skipped;
 }
 
+/// Has the kernel give all pages, on several cores: it clears them first, one after the other if
+/// they are asked for by pinning.
+void take_pages(std::byte* first, std::size_t bytes) {
+  constexpr std::size_t kPage = 4096;
+  constexpr std::size_t kMostThreads = 16;
+  constexpr std::size_t kShare = 2 * kHugePage;  // of a thread, at least: less than starting it
+  const std::size_t threads =
+      std::min({kMostThreads, std::size_t{std::max(1U, std::thread::hardware_concurrency())},
+                bytes / kShare + 1});
+  const std::size_t share = (bytes / threads + kHugePage - 1) / kHugePage * kHugePage;
+  const auto take = [=](std::size_t begin) {
+    for (std::size_t at = begin; at < std::min(bytes, begin + share); at += kPage)
+      *reinterpret_cast<volatile std::byte*>(first + at) = std::byte{0};
+  };
+  std::vector<std::jthread> running;
+  for (std::size_t begin = share; begin < bytes; begin += share)
+    running.emplace_back(take, begin);
+  take(0);
+}
+
 }  // namespace
 
 PinnedPages::PinnedPages(std::size_t bytes)
@@ -37,6 +60,7 @@ PinnedPages::PinnedPages(std::size_t bytes)
                                "cannot map " + std::to_string(bytes_) + " bytes to be pinned"));
   }
   (void)::madvise(data_, bytes_, MADV_HUGEPAGE);  // else small ones do
+  take_pages(data_, bytes_);
   const cudaError_t registered = cudaHostRegister(data_, bytes_, cudaHostRegisterPortable);
   if (registered != cudaSuccess) {
     ::munmap(data_, bytes_);

@@ -17,7 +17,7 @@ namespace thaw::model {
 
 struct UploadOptions {
   int readers = 0;  ///< threads that read ahead; 0: one for each core, at most 16
-  std::size_t slot_bytes = std::size_t{2} << 20;  ///< of a read, a copy
+  std::size_t slot_bytes = std::size_t{3} << 20;  ///< of a read, a copy
   std::size_t slots = 2;  ///< a reader's: one is filled while the others are copied
   /// The whole upload must be done by then.
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
