@@ -251,7 +251,7 @@ void Dispatcher::expect_move(std::uint32_t from, std::uint32_t to) {
   if (options_.device == "cpu") return;
   loop_.stay_awake(loop_.now() + kAwake);
   for (const std::uint32_t worker : {from, to})
-    tell(worker, ExpectFrame{});
+    tell(worker, ExpectFrame{from});
 }
 
 /// Copies KV from one worker to another. Where the straight way fails and both still serve, the

@@ -155,7 +155,7 @@ struct PayloadOf {
     return {{"id", frame.id}, {"first_extent", frame.first_extent}, {"crc32c", frame.crc32c}};
   }
   Json operator()(const ShutdownFrame& /*frame*/) const { return Json::object(); }
-  Json operator()(const ExpectFrame& /*frame*/) const { return Json::object(); }
+  Json operator()(const ExpectFrame& frame) const { return {{"from", frame.from}}; }
   Json operator()(const InheritFrame& frame) const {
     return {{"memory", wire::to_json(frame.memory)}};
   }
@@ -321,7 +321,7 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 14:
       return read_vocabulary(fields);
     case 15:
-      return ExpectFrame{};
+      return ExpectFrame{fields.u32("from")};
     case 16:
       return read_ready(fields);
     case 17: {

@@ -22,7 +22,7 @@ namespace thaw::forkpool {
 /// maps, with their long byte strings behind them. Header, 12 bytes little-endian: u8 version, u8
 /// type, u8 descriptors that travel with the frame, u8 zero, u32 bytes of the map, u32 bytes behind
 /// it.
-inline constexpr std::uint8_t kProtocolVersion = 5;
+inline constexpr std::uint8_t kProtocolVersion = 6;
 inline constexpr std::size_t kFrameHeaderBytes = 12;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;  ///< both together
 
@@ -128,8 +128,10 @@ struct TakeBackFrame {
   std::uint64_t id = 0;
 };
 /// A frame that asks for a copy comes within a moment: whoever has nothing to do stays awake for
-/// it.
-struct ExpectFrame {};
+/// it, and who will borrow wakes the way to the lender.
+struct ExpectFrame {
+  std::uint32_t from = 0;  ///< the lender: another worker, or the one that is told
+};
 /// Copy the KV of these tokens out of a peer's blocks. Those that are named may be copied at once;
 /// they are the tokens' where a LentFrame of that id says so. Where none are named, it says which
 /// they are. Answered by RestoreDoneFrame.

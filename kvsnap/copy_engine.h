@@ -28,6 +28,11 @@ class CopyEngine {
   virtual Result<void> attach_thread() = 0;
   /// Later copies begin when the device has reached the fence.
   virtual Result<void> wait_for(const Fence& fence) = 0;
+  /// Begins to wake the way to a peer's memory, which rests where nothing has gone over it for some
+  /// milliseconds: `memory` is read until awake(). Waits for nothing.
+  virtual Result<void> wake(const std::byte* /*memory*/) { return {}; }
+  /// Whether what wake() began last is done. Errors: the device's.
+  virtual Result<bool> awake() { return true; }
   /// Starts the copies of one chunk; waits for nothing. REQUIRES: the slot is not in flight.
   virtual Result<void> start(std::size_t slot, CopyDirection direction,
                              std::span<const CopyPiece> copies) = 0;

@@ -38,8 +38,9 @@ class CopyPipeline {
   virtual ~CopyPipeline() = default;
   /// Starts a copy; the memory must stay valid and unchanged until collect().
   virtual Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) = 0;
-  /// A launch is about to come: whoever must wake up for it does so meanwhile.
-  virtual void expect() {}
+  /// A launch is about to come: whoever must wake up for it does so meanwhile, and the way to
+  /// `peer`, if it is not null: the memory of a peer that will be copied from.
+  virtual void expect(std::shared_ptr<const std::byte> /*peer*/) {}
   /// Copies on where no engine does that by itself: a few milliseconds' worth. To be called between
   /// other work as long as something is not done.
   virtual void advance() {}

@@ -19,6 +19,8 @@ constexpr std::size_t kCrewSliceBytes = std::size_t{256} << 10;
 constexpr std::chrono::microseconds kEngineNap{10};
 // Awake for a launch that was said to come.
 constexpr std::chrono::microseconds kExpectation{1000};
+// Between two looks at a peer that is slow to wake.
+constexpr std::chrono::milliseconds kWakingNap{10};
 constexpr std::chrono::seconds kCollectMargin{5};
 
 /// As long, but not a moment longer: a thread that sleeps may wake up several naps later. Whoever
@@ -89,10 +91,11 @@ Result<CopyHandle> OverlappedPipeline::launch(CopyDirection direction,
   return handle;
 }
 
-void OverlappedPipeline::expect() {
+void OverlappedPipeline::expect(std::shared_ptr<const std::byte> peer) {
   {
     const std::scoped_lock lock(mutex_);
     expecting_ = true;
+    expected_peer_ = std::move(peer);
   }
   work_.notify_one();
 }
@@ -149,25 +152,60 @@ void OverlappedPipeline::serve() {
   std::unique_lock lock(mutex_);
   if (!attached) broken_ = attached.error();
   while (true) {
-    work_.wait(lock, [&] { return stopping_ || !queue_.empty() || expecting_; });
-    if (stopping_) return;
-    if (queue_.empty()) {  // awake, for a moment
-      const auto end = std::chrono::steady_clock::now() + kExpectation;
-      while (queue_.empty() && !stopping_ && std::chrono::steady_clock::now() < end) {
-        lock.unlock();
-        stay_awake();
-        lock.lock();
-      }
-      expecting_ = false;
-      continue;
+    const auto called = [&] {
+      return stopping_ || !queue_.empty() || expecting_ || expected_peer_;
+    };
+    if (waking_peer_)
+      work_.wait_for(lock, kWakingNap, called);
+    else
+      work_.wait(lock, called);
+    if (expected_peer_) wake_peer(lock);
+    if (std::exchange(expecting_, false) && queue_.empty() && !stopping_) await_job(lock);
+    if (stopping_) break;
+    if (!queue_.empty()) {
+      Job job = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      run(std::move(job));
+      lock.lock();
     }
-    expecting_ = false;
-    Job job = std::move(queue_.front());
-    queue_.pop_front();
+    leave_peer(lock);
+  }
+  const auto end = std::chrono::steady_clock::now() + options_.deadline;
+  for (; waking_peer_ && std::chrono::steady_clock::now() < end; stay_awake())
+    leave_peer(lock);
+}
+
+void OverlappedPipeline::await_job(std::unique_lock<std::mutex>& lock) {
+  const auto end = std::chrono::steady_clock::now() + kExpectation;
+  while (queue_.empty() && !stopping_ && std::chrono::steady_clock::now() < end) {
     lock.unlock();
-    run(std::move(job));
+    stay_awake();
     lock.lock();
   }
+}
+
+void OverlappedPipeline::wake_peer(std::unique_lock<std::mutex>& lock) {
+  if (broken_ || waking_peer_) {  // one at a time; copies wake it too
+    expected_peer_.reset();
+    return;
+  }
+  waking_peer_ = std::move(expected_peer_);
+  lock.unlock();
+  const auto begun = engine_->wake(waking_peer_.get());
+  lock.lock();
+  if (!begun) broken_ = begun.error();
+}
+
+void OverlappedPipeline::leave_peer(std::unique_lock<std::mutex>& lock) {
+  if (!waking_peer_) return;
+  lock.unlock();
+  const auto awake = engine_->awake();
+  std::shared_ptr<const std::byte> done;  // it may be the last of a mapping: without the lock
+  if (!awake || *awake) done = std::move(waking_peer_);
+  done.reset();
+  lock.lock();
+  if (!awake && !broken_) broken_ = awake.error();
 }
 
 void OverlappedPipeline::finish(const Job& job, Result<Checksums> result) {

@@ -50,7 +50,7 @@ class OverlappedPipeline final : public CopyPipeline {
   OverlappedPipeline& operator=(const OverlappedPipeline&) = delete;
 
   Result<CopyHandle> launch(CopyDirection direction, std::vector<ExtentCopy> extents) override;
-  void expect() override;
+  void expect(std::shared_ptr<const std::byte> peer) override;
   bool done(CopyHandle handle) const override;
   std::vector<std::uint32_t> checked(CopyHandle handle) const override;
   Result<std::vector<std::uint32_t>> collect(CopyHandle handle) override;
@@ -75,6 +75,12 @@ class OverlappedPipeline final : public CopyPipeline {
   };
 
   void serve();
+  /// With the lock, as the two below: stays awake for a moment, or until a job has come.
+  void await_job(std::unique_lock<std::mutex>& lock);
+  /// Begins to wake the way to the peer that is expected.
+  void wake_peer(std::unique_lock<std::mutex>& lock);
+  /// Lets go of the peer's memory where the engine no longer reads it.
+  void leave_peer(std::unique_lock<std::mutex>& lock);
   void run(Job job);
   /// Fills in what follows from the job.
   void prepare(Running& running) const;
@@ -108,6 +114,8 @@ class OverlappedPipeline final : public CopyPipeline {
   CopyHandle last_handle_ = 0;
   bool stopping_ = false;
   bool expecting_ = false;  ///< thread_ stays awake for a job that is about to come
+  std::shared_ptr<const std::byte> expected_peer_;  ///< it has not been woken for yet
+  std::shared_ptr<const std::byte> waking_peer_;  ///< thread_'s own: what the engine reads
 
   std::thread thread_;  ///< last: it uses all of the above
 };

@@ -114,6 +114,13 @@ Result<void> SnapshotService::arrive(const ArriveFrame& frame) {
   return {};
 }
 
+void SnapshotService::expect(std::uint32_t from) {
+  std::shared_ptr<const std::byte> memory;
+  if (const auto peer = peers_.find(from); peer != peers_.end() && peer->second.memory)
+    memory = {peer->second.memory, peer->second.memory->base()};
+  parts_.pipeline->expect(std::move(memory));
+}
+
 void SnapshotService::meet(const PeerFrame& frame) {
   // What copies from the old mapping keeps it to its end.
   Peer& peer = peers_[frame.worker] = {};

@@ -64,8 +64,9 @@ class SnapshotService {
   /// More of a snapshot that is being restored has been written. One that has ended is ignored.
   Result<void> arrive(const ArriveFrame& frame);
 
-  /// Something is to be copied within a moment.
-  void expect() { parts_.pipeline->expect(); }
+  /// Something is to be copied within a moment, from worker `from` to another: to this one, if that
+  /// is a peer.
+  void expect(std::uint32_t from);
   /// Maps a peer's memory in place of what was mapped of it, or forgets it. One that cannot be
   /// mapped is reported when something is to be borrowed from it.
   void meet(const PeerFrame& frame);

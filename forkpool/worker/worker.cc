@@ -156,9 +156,9 @@ class Server {
       engine_->snapshots().meet(*peer);
     } else if (const auto* lend = std::get_if<LendFrame>(&frame)) {
       engine_->snapshots().lend(*lend);
-    } else if (std::holds_alternative<ExpectFrame>(frame)) {
+    } else if (const auto* expected = std::get_if<ExpectFrame>(&frame)) {
       awake_until_ = std::chrono::steady_clock::now() + kExpectation;
-      engine_->snapshots().expect();
+      engine_->snapshots().expect(expected->from);
     } else if (const auto* take_back = std::get_if<TakeBackFrame>(&frame)) {
       engine_->snapshots().take_back(*take_back);
     } else if (auto* borrow = std::get_if<BorrowFrame>(&frame)) {

@@ -239,7 +239,7 @@ class RandomFrames {
       case 25:  // its descriptor is any
         return RankFrame{u32(), std::make_shared<const UniqueFd>(::dup(0))};
       case 27:
-        return ExpectFrame{};
+        return ExpectFrame{u32()};
       case 22: {
         OfferFrame offer{hash(), {}, 0};
         offer.token_ids.resize(kBlockSize * (1 + number(4)));

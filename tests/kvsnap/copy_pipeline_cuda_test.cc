@@ -3,8 +3,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -176,11 +179,16 @@ TEST_F(CudaPipelineTest, WhatComesFromAPeerArrivesBitForBit) {
       copies[0].pieces.push_back({kv_[0].data() + (scattered ? place(i) : i) * kBlockBytes,
                                   kv_[1].data() + i * kBlockBytes, kBlockBytes});
     }
-    pipeline_->expect();
+    std::atomic<bool> let_go{false};
+    pipeline_->expect({kv_[0].data(), [&](const std::byte*) { let_go = true; }});
     const auto copy = pipeline_->launch(CopyDirection::kFromPeer, std::move(copies)).value();
     const auto sums = pipeline_->collect(copy);
     ASSERT_TRUE(sums) << sums.error().to_string();
     EXPECT_TRUE(sums->empty());
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!let_go && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ASSERT_TRUE(let_go) << "the peer's memory is held";
     if (scattered) {
       expect_restored();
     } else {

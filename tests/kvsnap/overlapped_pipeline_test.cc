@@ -33,6 +33,9 @@ class LazyEngine final : public CopyEngine {
     bool fail_attach = false;
     bool checks = false;  ///< the engine computes checksums itself
     std::atomic<int> checked{0};
+    std::atomic<int> wakes{0};
+    std::atomic<bool> asleep{false};  ///< what wake() began is not done
+    bool fail_wake = false;
     int damage_at = -1;  ///< the arrival with that number brings a flipped bit
     int arrivals = 0;
   };
@@ -55,6 +58,13 @@ class LazyEngine final : public CopyEngine {
     EXPECT_EQ(static_cast<const NumberedFence&>(fence).number, ++control_->waits);
     return {};
   }
+  Result<void> wake(const std::byte* memory) override {
+    EXPECT_NE(memory, nullptr);
+    ++control_->wakes;
+    if (control_->fail_wake) return make_error(Errc::kCuda, "no way");
+    return {};
+  }
+  Result<bool> awake() override { return !control_->asleep; }
   Result<void> start(std::size_t slot, CopyDirection direction,
                      std::span<const CopyPiece> copies) override {
     EXPECT_GT(control_->waits, 0) << "copies before their fence";
@@ -314,6 +324,55 @@ TEST_F(OverlappedPipelineTest, NobodyChecksWhatComesFromAPeer) {
               0)
         << i;
   }
+}
+
+TEST_F(OverlappedPipelineTest, AnExpectedPeerIsWokenAndItsMemoryKeptMeanwhile) {
+  std::atomic<int> let_go{0};
+  const auto peer = [&] {
+    return std::shared_ptr<const std::byte>(kv_.data(), [&](const std::byte*) { ++let_go; });
+  };
+  const auto becomes = [](const std::atomic<int>& count, int wanted) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (count < wanted && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(milliseconds(1));
+    return count == wanted;
+  };
+  {
+    auto pipeline = make();
+    pipeline.expect(nullptr);
+    control_.asleep = true;
+    pipeline.expect(peer());
+    EXPECT_TRUE(becomes(control_.wakes, 1));
+    pipeline.expect(peer());  // while the first is read: nothing to do for it
+    EXPECT_TRUE(becomes(let_go, 1));
+    EXPECT_EQ(control_.wakes, 1);
+    const auto copy =
+        pipeline.collect(pipeline.launch(CopyDirection::kToArena, to_arena()).value());
+    EXPECT_TRUE(copy) << "a copy does not wait for it";
+    EXPECT_EQ(let_go, 1) << "the first is still read";
+    control_.asleep = false;
+    EXPECT_TRUE(becomes(let_go, 2));
+    control_.asleep = true;
+    pipeline.expect(peer());
+    EXPECT_TRUE(becomes(control_.wakes, 2));
+    control_.asleep = false;
+  }
+  EXPECT_EQ(let_go, 3) << "destruction waits for the engine";
+}
+
+TEST_F(OverlappedPipelineTest, APeerThatCannotBeWokenFailsLaterCopies) {
+  control_.fail_wake = true;
+  auto pipeline = make();
+  pipeline.expect({kv_.data(), [](const std::byte*) {}});
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (control_.wakes == 0 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(milliseconds(1));
+  // Refused, or failed where it was launched just before.
+  const auto launched = pipeline.launch(CopyDirection::kToArena, to_arena());
+  const auto copied =
+      launched ? pipeline.collect(*launched) : Result<std::vector<std::uint32_t>>(launched.error());
+  ASSERT_FALSE(copied);
+  EXPECT_EQ(copied.error().message, "no way");
 }
 
 TEST_F(OverlappedPipelineTest, WhatTheEngineAloneSeesToStartsBeforeTheCopyAheadHasEnded) {
