@@ -10,8 +10,6 @@
 namespace thaw::forkpool {
 namespace {
 
-// What a move of 4,000 tokens takes by the shorter way.
-constexpr std::chrono::milliseconds kAwake{3};
 // A worker publishes what it has restored right behind the word that it has.
 constexpr std::chrono::milliseconds kSettling{50};
 // Past this a transfer is not worth waiting for: the branches prefill their trunk instead.
@@ -249,7 +247,7 @@ void Dispatcher::tell(std::uint32_t worker, const Frame& frame) {
 /// each sleeper on the way would oversleep by tens of microseconds. A CPU has better to do.
 void Dispatcher::expect_move(std::uint32_t from, std::uint32_t to) {
   if (options_.device == "cpu") return;
-  loop_.stay_awake(loop_.now() + kAwake);
+  loop_.stay_awake(loop_.now() + kMoveAwake);
   for (const std::uint32_t worker : {from, to})
     tell(worker, ExpectFrame{from});
 }

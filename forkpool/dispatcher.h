@@ -25,6 +25,10 @@
 
 namespace thaw::forkpool {
 
+/// What a move of 4,000 tokens between devices takes by the shorter way: for so long it is waited
+/// for awake.
+inline constexpr std::chrono::milliseconds kMoveAwake{3};
+
 /// Who does what: takes requests, places them, passes events on exactly once, and sends what a dead
 /// worker had again. Owns the worker slots. Belongs to the loop's thread.
 ///
