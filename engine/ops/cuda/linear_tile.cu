@@ -19,8 +19,8 @@
 // With many rows the GPU's power is what bounds this kernel, and reading from the second-level
 // cache takes much of it. Large tiles read less for each product: the largest are as large as
 // accumulators have registers. Large tiles also come in pairs, next to one another, to the two
-// blocks of a cluster, which bring in turns what both of them read: the same rows of x or the same
-// weights.
+// blocks of a cluster, which bring in turns what both of them read: the same weights or, in a last
+// row of tiles that has no other, the same rows of x.
 
 // Below sm_90 the kernel is empty, and what it uses is unused.
 #pragma nv_diag_suppress 177
@@ -35,12 +35,12 @@ constexpr int kBandRows = 2048;  // that are worked through column by column
 constexpr int kLeading = 128;  // next core matrix along K
 constexpr int kStride = 1024;  // next 8 rows
 
-// What the two blocks of a cluster both read, if it is one.
-enum class Shared { kNothing, kX, kWeight };
+// Blocks of a cluster: one by itself, or a pair.
+enum class Cluster { kOne = 1, kPair = 2 };
 
-template <int R, int N, Shared B>
+template <int R, int N, Cluster C>
 struct Shape {
-  static constexpr int kCluster = B == Shared::kNothing ? 1 : 2;
+  static constexpr int kCluster = static_cast<int>(C);
   static constexpr int kThreads = 128 * (R + 1);
   static constexpr int kRegisters = R == 2 ? 240 : 160;  // of a thread that multiplies
   static constexpr int kRows = R * kTokenTile;
@@ -54,28 +54,37 @@ struct TileParams {
   LinearOut out;
   RopeAndStoreParams heads;  // LinearParams::heads; without qkv: none
   int chunks;  // of K
-  int block_rows;  // a cluster's tiles, R x 64 rows of x each: all of x
-  int block_cols;  // and N outputs: all of them
-  int band;  // rows of a cluster's tiles that are worked through column by column
+  int block_rows;  // tiles of R x 64 rows
+  int block_cols;  // tiles of N outputs
+  int tiles;  // that a cluster takes at a time: of one block or of a pair
+  int band;  // rows of those that are worked through column by column
 };
 
 struct TilePlace {
   int row;  // in tiles of R x 64 rows
-  int col;  // in tiles of N outputs
+  int col;  // in tiles of N
+  bool shares_x;  // of a pair: both blocks have the same rows, else the same columns
 };
 
 // Bands of row tiles, column by column: what the blocks work on at a time is then about as high as
 // wide, and the second-level cache brings the least.
-template <Shared B>
+template <Cluster C>
 __device__ __forceinline__ TilePlace place_of(const TileParams& p, int tile, int rank) {
+  const int rows = p.block_rows / static_cast<int>(C);
+  if (C == Cluster::kPair && tile >= rows * p.block_cols)
+    return {p.block_rows - 1, (tile - rows * p.block_cols) * 2 + rank, true};
   const int band = tile / (p.band * p.block_cols);
   const int rest = tile - band * p.band * p.block_cols;
-  const int height = min(p.band, p.block_rows - band * p.band);
+  const int height = min(p.band, rows - band * p.band);
   const int row = band * p.band + rest % height;
-  const int col = rest / height;
-  if (B == Shared::kX) return {row, 2 * col + rank};
-  if (B == Shared::kWeight) return {2 * row + rank, col};
-  return {row, col};
+  return {C == Cluster::kPair ? row * 2 + rank : row, rest / height, false};
+}
+
+// What a cluster takes at a time, of so many tiles.
+template <Cluster C>
+int tiles_of(int block_rows, int block_cols) {
+  if (C == Cluster::kOne) return block_rows * block_cols;
+  return block_rows / 2 * block_cols + block_rows % 2 * ceil_div(block_cols, 2);
 }
 
 // One step of K. For blocks of 512 threads ptxas allows an instruction 128 registers, whatever
@@ -94,11 +103,11 @@ __device__ __forceinline__ void multiply(float (&d)[Accumulators], std::uint64_t
   }
 }
 
-template <int R, int N, Shared B, Epilogue E>
-__global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
+template <int R, int N, Cluster C, Epilogue E>
+__global__ void __launch_bounds__(Shape<R, N, C>::kThreads, 1)
     tile_kernel(const __grid_constant__ TileParams p) {
 #if THAW_HOPPER
-  using S = Shape<R, N, B>;
+  using S = Shape<R, N, C>;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) std::uint64_t full[S::kStages];
   __shared__ __align__(8) std::uint64_t empty[S::kStages];
@@ -124,7 +133,6 @@ __global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
     }
   };
   using W = TileWriter<R, N, E>;
-  const int tiles = p.block_rows * p.block_cols;
   const int first_tile = blockIdx.x / S::kCluster;
   const int step = gridDim.x / S::kCluster;
 
@@ -140,31 +148,32 @@ __global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
         else if (chunk % 2 == rank)
           ptx::tensor_copy_shared(to, &map, 0, chunk * chunk_units, at, barrier, 0b11);
       };
-      const auto bring_weight = [&](int col, int chunk) {
+      const auto bring_weight = [&](const TilePlace& place, int chunk) {
         const std::uint32_t barrier = ptx::shared_address(&full[stage]);
         // What lies outside of a tensor arrives as zeros, and counts.
         ptx::barrier_expect(barrier, S::kStageBytes);
-        bring(B == Shared::kWeight, stage_at(stage) + R * kTileBytes, p.weight, chunk,
-              col * (N / kWeightGroup), 1, barrier);
+        bring(C == Cluster::kPair && !place.shares_x, stage_at(stage) + R * kTileBytes, p.weight,
+              chunk, place.col * (N / kWeightGroup), 1, barrier);
       };
-      const auto bring_x = [&](int s, int row, int chunk) {
-        bring(B == Shared::kX, stage_at(s), p.x, chunk, row * R, 4, ptx::shared_address(&full[s]));
+      const auto bring_x = [&](int s, const TilePlace& place, int chunk) {
+        bring(place.shares_x, stage_at(s), p.x, chunk, place.row * R, 4,
+              ptx::shared_address(&full[s]));
       };
       // Weights depend on no kernel: the first ones are asked for ahead of those before.
       const int ahead = min(S::kStages, p.chunks);
-      const TilePlace begin = place_of<B>(p, first_tile, rank);
+      const TilePlace begin = place_of<C>(p, first_tile, rank);
       for (int c = 0; c < ahead; ++c, next_stage())
-        bring_weight(begin.col, c);
+        bring_weight(begin, c);
       ptx::wait_for_previous_kernel();
       for (int c = 0; c < ahead; ++c)
-        bring_x(c, begin.row, c);
+        bring_x(c, begin, c);
       int first = ahead;
-      for (int tile = first_tile; tile < tiles; tile += step, first = 0) {
-        const TilePlace place = place_of<B>(p, tile, rank);
+      for (int tile = first_tile; tile < p.tiles; tile += step, first = 0) {
+        const TilePlace place = place_of<C>(p, tile, rank);
         for (int c = first; c < p.chunks; ++c, next_stage()) {
           ptx::barrier_wait(ptx::shared_address(&empty[stage]), phase ^ 1);
-          bring_weight(place.col, c);
-          bring_x(stage, place.row, c);
+          bring_weight(place, c);
+          bring_x(stage, place, c);
         }
       }
     }
@@ -183,7 +192,7 @@ __global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
       if (S::kCluster > 1) ptx::barrier_arrive_in(other + s * sizeof(empty[0]));
     };
     ptx::wait_for_previous_kernel();
-    for (int tile = first_tile; tile < tiles; tile += step) {
+    for (int tile = first_tile; tile < p.tiles; tile += step) {
       float d[N / 2];
 #pragma unroll
       for (int i = 0; i < N / 2; ++i)
@@ -205,7 +214,7 @@ __global__ void __launch_bounds__(Shape<R, N, B>::kThreads, 1)
         previous = stage;
         next_stage();
       }
-      const TilePlace place = place_of<B>(p, tile, rank);
+      const TilePlace place = place_of<C>(p, tile, rank);
       const W writer(p.out, p.heads, (place.row * R + group) * kTokenTile, place.col * N);
       float4 old[W::kPiece];
       if (W::kLoadsAhead) writer.load(0, old);  // while the last products run
@@ -240,22 +249,22 @@ CUtensorMap map_of(const void* data, int outer, int middle, int outer_box, int m
   return map;
 }
 
-template <int R, int N, Shared B>
+template <int R, int N, Cluster C>
 auto kernel_for(Epilogue epilogue) {
-  return with_epilogue(epilogue, [&]<Epilogue E>() { return &tile_kernel<R, N, B, E>; });
+  return with_epilogue(epilogue, [&]<Epilogue E>() { return &tile_kernel<R, N, C, E>; });
 }
 
-template <int R, int N, Shared B>
+template <int R, int N, Cluster C>
 void prepare() {
-  using S = Shape<R, N, B>;
+  using S = Shape<R, N, C>;
   for (const Epilogue epilogue : kAllEpilogues)
-    prepare_kernel(kernel_for<R, N, B>(epilogue), S::kStages * S::kStageBytes,
+    prepare_kernel(kernel_for<R, N, C>(epilogue), S::kStages * S::kStageBytes,
                    "shared memory of the tile kernel");
 }
 
-template <int R, int N, Shared B>
+template <int R, int N, Cluster C>
 void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
-  using S = Shape<R, N, B>;
+  using S = Shape<R, N, C>;
   const TiledWeight& weight = params.weight;
   TileParams p{};
   p.chunks = weight.cols / kChunk;
@@ -268,13 +277,14 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
   std::ranges::copy(params.copies, p.out.copies);
   p.out.num_copies = static_cast<int>(params.copies.size());
   if (params.heads != nullptr) p.heads = *params.heads;
-  p.block_rows = ceil_div(params.num_rows, S::kRows * (B == Shared::kWeight ? 2 : 1));
-  p.block_cols = ceil_div(weight.rows, N * (B == Shared::kX ? 2 : 1));
+  p.block_rows = ceil_div(params.num_rows, S::kRows);
+  p.block_cols = ceil_div(weight.rows, N);
+  p.tiles = tiles_of<C>(p.block_rows, p.block_cols);
   // Bands about as high as one another: a low one at the end would read all weights for few rows.
   const int bands = std::max(1, (params.num_rows + kBandRows / 2) / kBandRows);
-  p.band = ceil_div(p.block_rows, bands);
-  const int clusters = std::min(p.block_rows * p.block_cols, blocks / S::kCluster);
-  launch_early(kernel_for<R, N, B>(params.epilogue),
+  p.band = std::max(1, ceil_div(p.block_rows / S::kCluster, bands));
+  const int clusters = std::min(p.tiles, blocks / S::kCluster);
+  launch_early(kernel_for<R, N, C>(params.epilogue),
                {clusters * S::kCluster, S::kThreads,
                 static_cast<std::size_t>(S::kStages) * S::kStageBytes, S::kCluster},
                stream, "linear (tile)", p);
@@ -282,36 +292,31 @@ void launch(const LinearParams& params, int blocks, cudaStream_t stream) {
 
 struct TileSize {
   void (*launch)(const LinearParams&, int, cudaStream_t);
-  int rows;  // of a cluster's tiles
+  int (*tiles)(int, int);
+  int rows;
   int width;
   int cluster;
-  int outputs;  // of one tile
   double rate;  // measured, of the products of one block
 };
 
-template <int R, int N, Shared B>
+template <int R, int N, Cluster C>
 constexpr TileSize tile_size(double rate) {
-  return {launch<R, N, B>,
-          R * kTokenTile * (B == Shared::kWeight ? 2 : 1),
-          N * (B == Shared::kX ? 2 : 1),
-          Shape<R, N, B>::kCluster,
-          N,
-          rate};
+  return {launch<R, N, C>, tiles_of<C>, R * kTokenTile, N, static_cast<int>(C), rate};
 }
 
 // Large tiles read less for each product, small ones fill the device where there are few.
 constexpr TileSize kSizes[] = {
-    tile_size<3, 256, Shared::kX>(1.04), tile_size<2, 256, Shared::kWeight>(1.0),
-    tile_size<2, 128, Shared::kNothing>(0.85), tile_size<2, 64, Shared::kNothing>(0.6)};
+    tile_size<3, 256, Cluster::kPair>(1.04), tile_size<2, 256, Cluster::kPair>(1.0),
+    tile_size<2, 128, Cluster::kOne>(0.85), tile_size<2, 64, Cluster::kOne>(0.6)};
 static_assert(std::size(kSizes) == kTileSizes);
 
 }  // namespace
 
 void prepare_tile_kernels() {
-  prepare<2, 64, Shared::kNothing>();
-  prepare<2, 128, Shared::kNothing>();
-  prepare<2, 256, Shared::kWeight>();
-  prepare<3, 256, Shared::kX>();
+  prepare<2, 64, Cluster::kOne>();
+  prepare<2, 128, Cluster::kOne>();
+  prepare<2, 256, Cluster::kPair>();
+  prepare<3, 256, Cluster::kPair>();
 }
 
 void linear_tile_of(int size, const CudaDevice& device, const LinearParams& params,
@@ -325,12 +330,10 @@ void linear_tile(const CudaDevice& device, const LinearParams& params,
   const int blocks = device.multiprocessors();
   const auto cost = [&](const TileSize& size) -> double {
     // A head is stored by the block that computed all of it.
-    if (params.heads != nullptr && size.outputs % params.heads->shape.head_dim != 0)
-      return INFINITY;
+    if (params.heads != nullptr && size.width % params.heads->shape.head_dim != 0) return INFINITY;
     const int tiles =
-        ceil_div(params.num_rows, size.rows) * ceil_div(params.weight.rows, size.width);
-    return ceil_div(tiles, blocks / size.cluster) * size.rows * size.width / size.cluster /
-           size.rate;
+        size.tiles(ceil_div(params.num_rows, size.rows), ceil_div(params.weight.rows, size.width));
+    return ceil_div(tiles, blocks / size.cluster) * size.rows * size.width / size.rate;
   };
   std::ranges::min_element(kSizes, {}, cost)->launch(params, blocks, stream.get());
 }
