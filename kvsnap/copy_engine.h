@@ -29,7 +29,7 @@ class CopyEngine {
   /// Later copies begin when the device has reached the fence.
   virtual Result<void> wait_for(const Fence& fence) = 0;
   /// Begins to wake the way to a peer's memory, which rests where nothing has gone over it for some
-  /// milliseconds: `memory` is read until awake(). Waits for nothing.
+  /// milliseconds: `memory` is read until awake(), unless that fails. Waits for nothing.
   virtual Result<void> wake(const std::byte* /*memory*/) { return {}; }
   /// Whether what wake() began last is done. Errors: the device's.
   virtual Result<bool> awake() { return true; }

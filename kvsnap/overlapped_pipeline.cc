@@ -95,7 +95,7 @@ void OverlappedPipeline::expect(std::shared_ptr<const std::byte> peer) {
   {
     const std::scoped_lock lock(mutex_);
     expecting_ = true;
-    expected_peer_ = std::move(peer);
+    if (peer) std::swap(expected_peer_, peer);  // what was expected goes without the lock
   }
   work_.notify_one();
 }
@@ -186,15 +186,13 @@ void OverlappedPipeline::await_job(std::unique_lock<std::mutex>& lock) {
 }
 
 void OverlappedPipeline::wake_peer(std::unique_lock<std::mutex>& lock) {
-  if (broken_ || waking_peer_) {  // one at a time; copies wake it too
-    expected_peer_.reset();
-    return;
-  }
-  waking_peer_ = std::move(expected_peer_);
+  std::shared_ptr<const std::byte> peer = std::move(expected_peer_);
+  const bool wakes = !broken_ && !waking_peer_;  // one at a time; copies wake it too
   lock.unlock();
-  const auto begun = engine_->wake(waking_peer_.get());
+  // Where that fails the copy to come will say so.
+  if (wakes && engine_->wake(peer.get())) waking_peer_ = std::move(peer);
+  peer.reset();
   lock.lock();
-  if (!begun) broken_ = begun.error();
 }
 
 void OverlappedPipeline::leave_peer(std::unique_lock<std::mutex>& lock) {
@@ -205,7 +203,6 @@ void OverlappedPipeline::leave_peer(std::unique_lock<std::mutex>& lock) {
   if (!awake || *awake) done = std::move(waking_peer_);
   done.reset();
   lock.lock();
-  if (!awake && !broken_) broken_ = awake.error();
 }
 
 void OverlappedPipeline::finish(const Job& job, Result<Checksums> result) {

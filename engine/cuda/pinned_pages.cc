@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,8 +46,13 @@ void take_pages(std::byte* first, std::size_t bytes) {
       *reinterpret_cast<volatile std::byte*>(first + at) = std::byte{0};
   };
   std::vector<std::jthread> running;
-  for (std::size_t begin = share; begin < bytes; begin += share)
-    running.emplace_back(take, begin);
+  for (std::size_t begin = share; begin < bytes; begin += share) {
+    try {
+      running.emplace_back(take, begin);
+    } catch (const std::system_error&) {  // no more threads
+      take(begin);
+    }
+  }
   take(0);
 }
 

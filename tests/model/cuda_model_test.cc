@@ -206,27 +206,43 @@ TEST_P(CudaModelTest, StrangersInTheBatchChangeNothing) {
   expect_same(expected, found, "among strangers");
 }
 
-TEST_P(CudaModelTest, GraphsAreDirectLaunches) {
-  CudaHarness with(weights(), options(true), 200);
-  CudaHarness without(weights(), options(false), 200);
+// Rows of decode, one of each of `counts` sequences, with graphs and without.
+void expect_graphs_are_direct_launches(CudaTestWeights& weights, CudaModelOptions options,
+                                       std::span<const TokenId> tokens,
+                                       std::initializer_list<int> counts) {
+  const int most = std::max(counts);
+  options.max_sequences = most;
+  options.use_graphs = true;
+  CudaHarness with(weights, options, 2 * most + 8);
+  options.use_graphs = false;
+  CudaHarness without(weights, options, 2 * most + 8);
   const std::vector<int> only = {0};
-  for (const int sequences : {1, 2, 3, 5, 9, 17, 20}) {
+  for (const int sequences : counts) {
     std::vector<Logits> found;
     for (CudaHarness* harness : {&with, &without}) {
       std::vector<std::vector<BlockId>> tables;
       Batch batch;
       for (int i = 0; i < sequences; ++i) {
         tables.push_back({static_cast<BlockId>(2 * i), static_cast<BlockId>(2 * i + 1)});
-        harness->run(std::span(tokens).subspan(i), tables.back(), 0, 3 + i, 32, {});
+        harness->run(tokens.subspan(i), tables.back(), 0, 3 + i % 20, 32, {});
       }
       for (int i = 0; i < sequences; ++i)
-        batch.sequences.push_back({std::span(tokens).subspan(i, 1), 3 + i, tables[i], only});
+        batch.sequences.push_back({tokens.subspan(i, 1), 3 + i % 20, tables[i], only});
       found.push_back(harness->step(batch));
     }
     ASSERT_EQ(found[0].size(), static_cast<std::size_t>(sequences));
     for (int i = 0; i < sequences; ++i)
       EXPECT_TRUE(same_bits(found[0][i], found[1][i])) << sequences << " rows, row " << i;
   }
+}
+
+TEST_P(CudaModelTest, GraphsAreDirectLaunches) {
+  expect_graphs_are_direct_launches(weights(), options(), tokens, {1, 2, 3, 5, 9, 17, 20});
+}
+
+// By the tile kernel; heads are stored by it, too, from 256 rows on, some of which are nobody's.
+TEST_P(CudaModelTest, GraphsOfManyRowsAreDirectLaunches) {
+  expect_graphs_are_direct_launches(weights(), options(), tokens, {65, 200, 250, 256});
 }
 
 TEST_P(CudaModelTest, GraphsOfASharedTrunkAreDirectLaunches) {

@@ -26,9 +26,11 @@ std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
   constexpr std::size_t kWordsPerPartial = 8 + 3 + ops::cuda::kSplitBlocks + 4 + 3;
   constexpr std::size_t kWordsPerRow = 8 + 64;  // one counter for each KV head
   const std::size_t table = static_cast<std::size_t>(limits.max_positions) / kBlockSize + 1;
+  // Rows that go on alone are sequences, too.
+  const auto tables = static_cast<std::size_t>(std::max(max_sequences, ops::cuda::kTokenTile));
   const std::size_t words = 64 + kWordsPerPartial * limits.max_partials +
                             kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
-                            table * static_cast<std::size_t>(max_sequences);
+                            table * tables;
   return (words + 3) / 4 * 4;
 }
 

@@ -118,12 +118,12 @@ struct AttentionParams {
 };
 
 /// Causal attention of every row of the plan over its own sequence's keys 0 .. its position (the
-/// last `window` of them), all read from `kv` (rope_and_store first). Splits of 256 keys at
-/// absolute positions, max over the whole split first, splits merged in order; the same bits from
-/// both kernels (docs/exactness.md). Blocks that no row of the plan writes to are read before the
-/// kernels just ahead are done, so they must have been written before the step's first kernel.
-/// Sources: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2205.14135; windows Beltagy et
-/// al., arXiv:2004.05150.
+/// last `window` of them), all read from `kv` (stored first, by rope_and_store or linear). Splits
+/// of 256 keys at absolute positions, max over the whole split first, splits merged in order; the
+/// same bits from both kernels (docs/exactness.md). Blocks that the plan does not know to be
+/// written by the step are read before the kernels just ahead are done: they must have been written
+/// before its first. Sources: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2205.14135;
+/// windows Beltagy et al., arXiv:2004.05150.
 void attention(const CudaDevice& device, const AttentionParams& params,
                thaw::cuda::StreamView stream);
 

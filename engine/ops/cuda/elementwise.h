@@ -54,8 +54,8 @@ struct RopeAndStoreParams {
   float norm_eps = 0.0F;
   DeviceKv kv;
   int layer = 0;
-  /// [num_rows][num_kv_heads], zeros between steps: which values were not finite. For linear() and
-  /// mark_bad_keys() alone.
+  /// [num_rows][num_kv_heads], zeros before and after the two: which values were not finite. For
+  /// linear() and mark_bad_keys() alone.
   std::uint8_t* bad_values = nullptr;
 };
 

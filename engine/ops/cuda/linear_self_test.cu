@@ -66,7 +66,10 @@ Result<std::vector<LinearDisagreement>> linear_self_test(const CudaDevice& devic
       params.kernel = LinearKernel::kTile;
       thaw::cuda::check(
           cudaMemsetAsync(differ.data(), 0, sizeof(unsigned long long), stream.get()));
-      for (int size = num_rows == kMostRows ? 0 : kTileSizes - 1; size < kTileSizes; ++size) {
+      // Large tiles are for many rows: one row of tiles of each, and several.
+      for (int size = num_rows >= kTokenTile ? 0 : kTileSizes - 1; size < kTileSizes; ++size) {
+        thaw::cuda::check(
+            cudaMemsetAsync(tiled.data(), 0xff, tiled.size() * sizeof(float), stream.get()));
         linear_tile_of(size, device, params, stream);
         count_differences_kernel<<<512, 256, 0, stream.get()>>>(
             reinterpret_cast<const std::uint32_t*>(streamed.data()),
