@@ -140,7 +140,7 @@ TEST(Protocol, FloatsKeepTheirBits) {
 
 TEST(Protocol, BytesOfACancelFrame) {
   const std::string bytes = encode_frame(CancelFrame{7});
-  const std::string expected("\x05\x04\x00\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x81\xa7request\x07",
+  const std::string expected("\x06\x04\x00\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x81\xa7request\x07",
                              22);
   EXPECT_EQ(bytes, expected);
 }
