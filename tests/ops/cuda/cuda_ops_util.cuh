@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -86,6 +87,20 @@ DeviceBuffer<T> poisoned(std::size_t count, const Stream& stream) {
   check(cudaMemsetAsync(buffer.data(), 0xff, count * sizeof(T), stream.view().get()));
   return buffer;
 }
+
+/// Cosines and sines of all pairs of a head, position by position; base 10,000.
+struct RopeTables {
+  RopeTables(int positions, int head_dim) {
+    const int half = head_dim / 2;
+    for (int p = 0; p < positions; ++p)
+      for (int i = 0; i < half; ++i) {
+        const double angle = p * std::pow(10000.0, -static_cast<double>(i) / half);
+        cos.push_back(static_cast<float>(std::cos(angle)));
+        sin.push_back(static_cast<float>(std::sin(angle)));
+      }
+  }
+  std::vector<float> cos, sin;
+};
 
 /// True where both hold the same bytes.
 template <typename T>

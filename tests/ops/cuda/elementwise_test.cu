@@ -83,13 +83,9 @@ class CudaRopeTest : public CudaOpsTest {
  protected:
   void make(AttentionShape shape_) {
     shape = shape_;
-    const int half = shape.head_dim / 2;
-    for (int p = 0; p < kPositions; ++p)
-      for (int i = 0; i < half; ++i) {
-        const double angle = p * std::pow(10000.0, -static_cast<double>(i) / half);
-        cos.push_back(static_cast<float>(std::cos(angle)));
-        sin.push_back(static_cast<float>(std::sin(angle)));
-      }
+    const RopeTables tables(kPositions, shape.head_dim);
+    cos = tables.cos;
+    sin = tables.sin;
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
     qkv = random_bf16(static_cast<std::size_t>(kRows) * width, 1, 5);
     for (int r = 0; r < kRows; ++r) {
@@ -167,8 +163,6 @@ class CudaRopeTest : public CudaOpsTest {
 
 TEST_F(CudaRopeTest, ManyRowsAreRotatedAsFew) {
   for (const AttentionShape& one : {AttentionShape{9, 3, 64}, AttentionShape{32, 8, 128}}) {
-    cos.clear();
-    sin.clear();
     positions.clear();
     blocks.clear();
     make(one);
@@ -216,8 +210,6 @@ TEST_F(CudaRopeTest, ManyRowsAreRotatedAsFew) {
 
 TEST_F(CudaRopeTest, RotatesQueriesInPlaceAndStoresKeysAndValues) {
   for (const AttentionShape& one : {AttentionShape{9, 3, 64}, AttentionShape{8, 2, 128}}) {
-    cos.clear();
-    sin.clear();
     positions.clear();
     blocks.clear();
     make(one);

@@ -34,17 +34,9 @@ class CudaLinearHeadsTest : public CudaOpsTest {
       one_bias[i] = 0.01F * static_cast<float>(i % 71) - 0.3F;
     one_bias[width - 3] += bad_bias;  // of the last head of v
     bias = to_device(one_bias, *stream);
-    const int half = shape.head_dim / 2;
-    std::vector<float> cosines;
-    std::vector<float> sines;
-    for (int p = 0; p < kPositions; ++p)
-      for (int i = 0; i < half; ++i) {
-        const double angle = p * std::pow(10000.0, -static_cast<double>(i) / half);
-        cosines.push_back(static_cast<float>(std::cos(angle)));
-        sines.push_back(static_cast<float>(std::sin(angle)));
-      }
-    cos = to_device(cosines, *stream);
-    sin = to_device(sines, *stream);
+    const RopeTables tables(kPositions, shape.head_dim);
+    cos = to_device(tables.cos, *stream);
+    sin = to_device(tables.sin, *stream);
     std::vector<std::int32_t> at(num_rows);
     std::vector<BlockId> where(num_rows);
     for (int r = 0; r < num_rows; ++r) {
