@@ -64,10 +64,10 @@ ForwardLimits limits_of(const ModelConfig& config, const CudaModelOptions& optio
 
 /// Of every attention plan that a step needs.
 std::vector<ops::cuda::AttentionShape> shapes_of(const ModelConfig& config,
-                                                 const ForwardLimits& limits, TensorParallel tp) {
+                                                 const LayerWindows& windows, TensorParallel tp) {
   const ModelConfig own = rank_heads(config, tp.size);
   std::vector<ops::cuda::AttentionShape> shapes;
-  for (const int window : LayerWindows(config, limits.max_positions).windows)
+  for (const int window : windows.windows)
     shapes.push_back({own.num_heads, own.num_kv_heads, own.head_dim, window});
   return shapes;
 }
@@ -111,9 +111,8 @@ class CudaDecoder final : public CudaModel {
         view_(view_of(config_, kv, num_blocks, options.tp)),
         forward_(device, config_, weights_, kv, limits_, kernel, options.tp, options.exchange,
                  stream_),
-        inputs_(shapes_of(config_, limits_, options.tp),
-                LayerWindows(config_, limits_.max_positions).of_layer.back(), limits_,
-                options.max_sequences, stream_) {
+        inputs_(shapes_of(config_, forward_.windows(), options.tp),
+                forward_.windows().of_layer.back(), limits_, options.max_sequences, stream_) {
     const int pinned = std::min(rounded_up(options.max_sequences, 8), kMaxPinnedRows);
     for (Output& output : outputs_) {
       output.logits = cuda::PinnedBuffer<float>(static_cast<std::size_t>(pinned) *

@@ -40,8 +40,7 @@ struct Sizes {
     qkv = rows * static_cast<std::size_t>(own(bounds.attended) + 2 * kv_heads * config.head_dim);
     partials = ops::cuda::attention_workspace_elements(
         {own(bounds.heads), kv_heads, config.head_dim}, limits.max_partials);
-    tail_normed =
-        tiles_elements(std::min(limits.max_tail_rows, ops::cuda::kTokenTile), config.hidden_size);
+    tail_normed = tiles_elements(kMostAloneRows, config.hidden_size);
     bad_values = rows * static_cast<std::size_t>(kv_heads);
     drawn = 2 * rows;
     draw_workspace =

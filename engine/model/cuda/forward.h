@@ -56,10 +56,13 @@ struct LayerWindows {
   std::vector<int> of_layer;  ///< [num_layers]: index in `windows`
 };
 
+/// The most rows that go through the last layer alone.
+inline constexpr int kMostAloneRows = ops::cuda::kTokenTile;
+
 /// Whether only the rows with logits go through the last layer, of whose other rows nothing but
 /// keys and values is wanted: where they are few among many, as at the end of a prompt.
 constexpr bool goes_on_alone(int num_rows, int num_logit_rows) {
-  return num_rows >= 256 && num_logit_rows > 0 && num_logit_rows <= ops::cuda::kTokenTile &&
+  return num_rows >= 256 && num_logit_rows > 0 && num_logit_rows <= kMostAloneRows &&
          4 * num_logit_rows <= num_rows;
 }
 
@@ -127,6 +130,7 @@ class Forward {
   const float* logits() const { return logits_; }
   /// [max_rows]: by logit row, what the step drew.
   const std::int32_t* drawn() const { return drawn_.data(); }
+  const LayerWindows& windows() const { return windows_; }
   int max_drawn() const { return limits_.max_rows; }
 
   /// Called after each operation has been enqueued, to time them one by one. Not while capturing.

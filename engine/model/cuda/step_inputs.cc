@@ -27,7 +27,7 @@ std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
   constexpr std::size_t kWordsPerRow = 8 + 64;  // one counter for each KV head
   const std::size_t table = static_cast<std::size_t>(limits.max_positions) / kBlockSize + 1;
   // Rows that go on alone are sequences, too.
-  const auto tables = static_cast<std::size_t>(std::max(max_sequences, ops::cuda::kTokenTile));
+  const auto tables = static_cast<std::size_t>(std::max(max_sequences, kMostAloneRows));
   const std::size_t words = 64 + kWordsPerPartial * limits.max_partials +
                             kWordsPerRow * static_cast<std::size_t>(limits.max_rows) +
                             table * tables;
@@ -35,8 +35,7 @@ std::size_t plan_words(const ForwardLimits& limits, int max_sequences) {
 }
 
 std::size_t all_words(const ForwardLimits& limits, int max_sequences, int num_plans) {
-  constexpr std::size_t kMostTailRows = ops::cuda::kTokenTile;
-  return StepLayout(limits.max_rows, limits.max_rows).plan + 2 * kMostTailRows +
+  return StepLayout(limits.max_rows, limits.max_rows).plan + 2 * padded(kMostAloneRows) +
          plan_words(limits, max_sequences) * static_cast<std::size_t>(num_plans + 1);
 }
 

@@ -29,8 +29,8 @@ struct TileHeads {
 
   __device__ static void turn_pair(float& first, float& second, float cos, float sin) {
     const std::uint32_t rounded = ptx::pack_bf16(first, second);
-    first = __uint_as_float(rounded << 16);
-    second = __uint_as_float(rounded & 0xffff0000U);
+    first = low_bf16(rounded);
+    second = high_bf16(rounded);
     rotate_pair(first, second, cos, sin);
   }
 
@@ -102,8 +102,7 @@ struct TileHeads {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
       const int one = at(head, group, half);
-      const std::uint32_t word = ptx::pack_bf16(d[one], d[one + 1]);
-      finite = finite && (word & 0x7f80) != 0x7f80 && (word & 0x7f800000) != 0x7f800000;
+      finite = still_finite(finite, ptx::pack_bf16(d[one], d[one + 1]));
     }
     const unsigned all = __ballot_sync(0xffffffff, finite);
     return (all >> (threadIdx.x % 32 / 4 * 4) & 0xf) == 0xf;

@@ -52,13 +52,6 @@ __device__ __forceinline__ int lane_dim(bool half_split, int i, int e) {
   return half_split ? pair + e * (D / 2) : pair * 2 + e;
 }
 
-__device__ __forceinline__ float low_bf16(std::uint32_t pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high_bf16(std::uint32_t pair) {
-  return __uint_as_float(pair & 0xffff0000U);
-}
-
 // The lane's pairs of a head in memory.
 template <int D>
 __device__ __forceinline__ void load_pairs(const Bf16* x, bool half_split, LanePairs<D>& v) {
@@ -152,7 +145,7 @@ struct LaneValues {
     bool finite = true;
 #pragma unroll
     for (const std::uint32_t word : words)
-      finite = finite && (word & 0x7f80) != 0x7f80 && (word & 0x7f800000) != 0x7f800000;
+      finite = still_finite(finite, word);
     finite = __all_sync(0xffffffff, finite);
     if (!finite) {
 #pragma unroll
