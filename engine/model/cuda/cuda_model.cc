@@ -67,6 +67,7 @@ std::vector<ops::cuda::AttentionShape> shapes_of(const ModelConfig& config,
                                                  const LayerWindows& windows, TensorParallel tp) {
   const ModelConfig own = rank_heads(config, tp.size);
   std::vector<ops::cuda::AttentionShape> shapes;
+  shapes.reserve(windows.windows.size());
   for (const int window : windows.windows)
     shapes.push_back({own.num_heads, own.num_kv_heads, own.head_dim, window});
   return shapes;
