@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/tidy"
 GROUPS = BUILD / "groups"
-GROUP_SIZE = 8
+GROUP_SIZE = 16
 ROOMS = "(engine|kvsnap|forkpool|coalescer|cli|python)"
 
 
