@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <future>
 #include <memory>
 #include <thread>
@@ -128,7 +127,7 @@ Result<void> freeze_kv(const FreezeKvSettings& settings, const ModelLoader& mode
   const std::uint64_t kv_bytes = blocks * model::kv_block_bytes(loaded->image.config, *kv_dtype);
 
   forkpool::PoolOptions options;
-  options.worker_binary = std::filesystem::read_symlink("/proc/self/exe").string();
+  options.worker_binary = "/proc/self/exe";
   options.device = settings.device;
   options.threads_per_worker = cores;
   options.kv_dtype = settings.kv_dtype;

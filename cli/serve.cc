@@ -1,10 +1,13 @@
 #include "cli/serve.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <thread>
 #include <utility>
@@ -44,6 +47,16 @@ void serve_until_signal(ServeHost& host, const sigset_t& signals,
   host.run();
 }
 
+// Each connection takes a descriptor, and the soft limit is 1,024 on most systems. Nothing here
+// uses select(), which is what that is for.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0)
+    logger("serve")->warn("the limit of open files stays as it is: {}", std::strerror(errno));
+}
+
 void print_line(const std::string& line) {
   std::printf("%s\n", line.c_str());
   std::fflush(stdout);
@@ -53,6 +66,7 @@ void print_line(const std::string& line) {
 
 Result<void> run_serve(ServeSettings settings, const ModelPaths& paths) {
   const sigset_t signals = block_stop_signals();
+  raise_descriptor_limit();
   const std::string address = settings.host;
   const auto drain_timeout = seconds_to<std::chrono::milliseconds>(settings.drain_timeout_s);
   ServeHostOptions options;

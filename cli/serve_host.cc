@@ -234,9 +234,8 @@ Result<void> ServeHost::Impl::start_pool(const std::string& worker_binary,
                                          const std::string& spill_url,
                                          std::vector<forkpool::ModelSpec> specs) {
   forkpool::PoolOptions pool = pool_options(settings, threads_per_worker());
-  pool.worker_binary = worker_binary.empty()
-                           ? std::filesystem::read_symlink("/proc/self/exe").string()
-                           : worker_binary;
+  // Not by its path: an upgrade may put another binary there while this one serves.
+  pool.worker_binary = worker_binary.empty() ? "/proc/self/exe" : worker_binary;
   if (!spill_url.empty()) {
     auto opened = kvsnap::open_s3_store(s3_options(settings.s3));
     if (!opened) return make_error(opened.error().code, "--spill-s3: " + opened.error().message);

@@ -13,7 +13,6 @@ namespace {
 
 // Past this a file is not worth waiting for: the request prefills instead.
 constexpr std::chrono::seconds kBringDeadline{30};
-constexpr int kMaxFailures = 3;
 // A pool with nothing to do writes what was used more than once.
 constexpr std::chrono::milliseconds kIdle{500};
 constexpr std::uint32_t kMinRecentTokens = 64;
@@ -86,7 +85,7 @@ std::optional<TrunkIndex::Found> Dispatcher::gain_of(const Ongoing& entry, std::
   // What somebody keeps is there to be used, however short.
   const std::uint32_t least = trunk.pins > 0 ? 0 : model_.fork_min_prefix_tokens;
   if (found.num_tokens < least) return std::nullopt;
-  if (trunk.failures >= kMaxFailures) return std::nullopt;
+  if (loop_.now() < trunk.retry_at) return std::nullopt;
   std::uint32_t alive = slots_[worker]->ledger().alive_tokens(names);
   if (alive < found.num_tokens && brings_.contains({found.id, worker})) return found;
   if (!trunk.is_here() && !store_->is_available()) return std::nullopt;
@@ -118,7 +117,7 @@ void Dispatcher::bring(TrunkId trunk, std::uint32_t worker) {
   });
   const auto restore = [this, key, worker](TrunkId from_arena) {
     if (!brings_.contains(key)) {  // too late: it lies in the arena for the next one
-      if (Trunk* late = trunks_.find(from_arena)) late->failures = 0;
+      if (Trunk* late = trunks_.find(from_arena)) late->came();
       return;
     }
     if (!slots_[worker]->ready())
@@ -140,7 +139,12 @@ void Dispatcher::arrived(std::pair<TrunkId, std::uint32_t> key,
   const Bring bringing = std::move(found->second);
   brings_.erase(found);
   bringing.timer->cancel();
-  if (Trunk* trunk = trunks_.find(key.first)) trunk->failures = tokens ? 0 : trunk->failures + 1;
+  if (Trunk* trunk = trunks_.find(key.first)) {
+    if (tokens)
+      trunk->came();
+    else
+      trunk->failed_to_come(loop_.now());
+  }
   if (tokens) {
     tokens_restored_ += bringing.gain_tokens;
     logger("pool")->debug("trunk tokens={} restored worker={} for={}", *tokens, key.second,
@@ -191,12 +195,11 @@ void Dispatcher::tend(bool all, const std::function<void()>& done) {
     // A file is written as a whole: a chat's next turn waits until there is more of it.
     if (news == 0 || (!all && (entry.uses < 2 || news < entry.written_tokens / 4))) continue;
     entry.written_tokens = entry.token_ids.size();  // whatever comes of it: once
-    PrefixNames names(make_cache_root(engine_->fingerprint, entry.owner.tenant,
-                                      entry.owner.cache_salt, entry.owner.adapter),
-                      entry.token_ids);
+    PrefixNames names(engine_->root_of(entry.owner), entry.token_ids);
     const auto alive = keeper_.most_alive(names);
     const auto known = trunks_.longest(names);
-    const std::uint32_t tokens = alive ? alive->num_tokens : 0;
+    const std::uint32_t tokens =
+        std::max(alive ? alive->num_tokens : 0, known ? known->num_tokens : 0);
     const bool has_file = known && !trunks_.find(known->id)->file.empty();
     if (tokens < recent_min_tokens() || (has_file && known->num_tokens >= tokens)) continue;
     const std::uint64_t bytes = engine_->format.block_bytes * (tokens / kBlockSize);

@@ -336,7 +336,7 @@ void Dispatcher::on_stats(std::uint32_t worker, const EngineStats& before, const
 void Dispatcher::on_death(std::uint32_t worker, const WorkerSlot::Death& death) {
   settled(worker);
   start_others();
-  if (!stopping_) ++deaths_;
+  if (!stopping_) ++(death.spawned ? deaths_ : spawn_failures_);
   if (stopping_ && death.was_ready && !death.expected) killed_ = true;
   transfers_.on_exit({worker, slots_[worker]->generation()});
   peers_.on_exit({worker, slots_[worker]->generation()});
@@ -417,21 +417,34 @@ bool Dispatcher::any_ready() const {
 }
 
 std::optional<Error> Dispatcher::hopeless() const {
-  const bool failing = std::ranges::all_of(slots_, [&](const auto& slot) {
-    return slot->boot_failures() >= options_.max_boot_failures;
-  });
-  if (!failing) return std::nullopt;
+  if (!std::ranges::all_of(slots_, [](const auto& slot) { return slot->hopeless(); }))
+    return std::nullopt;
   return make_error(Errc::kUnavailable,
                     "no worker starts; the last one " + slots_.front()->last_reason());
 }
 
+bool Dispatcher::owes(std::uint32_t worker) const {
+  return outstanding_[worker] > 0 || transfers_.waits_for(worker) || peers_.waits_for(worker);
+}
+
+/// From the first request on: a pool without any has no timer running.
 void Dispatcher::watch_progress() {
-  if (entries_.empty() || std::exchange(watching_, true)) return;
+  if (std::exchange(watching_, true)) return;
+  for (const auto& slot : slots_)
+    slot->check_progress(options_.stall_limit, false);
+  check_progress_later();
+}
+
+void Dispatcher::check_progress_later() {
   progress_timer_.start(loop_.now() + options_.stall_limit / 4, [this] {
+    bool any = !entries_.empty();
+    for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
+      const bool owes_something = owes(worker);
+      slots_[worker]->check_progress(options_.stall_limit, owes_something);
+      any = any || owes_something;
+    }
+    if (any) return check_progress_later();
     watching_ = false;
-    for (const auto& slot : slots_)
-      slot->check_progress(options_.stall_limit);
-    watch_progress();
   });
 }
 
@@ -489,6 +502,7 @@ PoolStatus Dispatcher::status() const {
   status.requests_retried = retried_;
   status.requests_resumed = resumed_;
   status.worker_deaths = deaths_;
+  status.spawn_failures = spawn_failures_;
   status.arena_bytes = transfers_.arena_bytes();
   status.arena_used_bytes = transfers_.arena_used_bytes();
   status.snapshots = transfers_.num_snapshots();

@@ -111,6 +111,7 @@ class Dispatcher {
   void on_offer(std::uint32_t worker, OfferFrame& offer);
   void keep_offered(const Transfers::End& from, const std::shared_ptr<const OfferFrame>& offer,
                     std::size_t lost_blocks);
+  std::optional<TrunkOwner> owner_of(const Hash128& root);
   Hash128 root_of(const GenerateRequest& request, std::uint32_t worker) const;
   Transfers::End end_of(std::uint32_t worker) const;
 
@@ -123,7 +124,9 @@ class Dispatcher {
   std::optional<Error> hopeless() const;
   void start_others();
   void identify(std::uint32_t worker);
+  bool owes(std::uint32_t worker) const;
   void watch_progress();
+  void check_progress_later();
   void stop_if_drained();
   void changed() {
     if (on_change) on_change();
@@ -183,6 +186,7 @@ class Dispatcher {
   std::uint64_t retried_ = 0;
   std::uint64_t resumed_ = 0;
   std::uint64_t deaths_ = 0;
+  std::uint64_t spawn_failures_ = 0;
   std::uint64_t tokens_restored_ = 0;
 };
 

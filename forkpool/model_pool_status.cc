@@ -57,6 +57,7 @@ void ModelPool::Impl::keep_counters(std::size_t index, const PoolStatus& last) {
   former.requests_retried += last.requests_retried;
   former.requests_resumed += last.requests_resumed;
   former.worker_deaths += last.worker_deaths;
+  former.spawn_failures += last.spawn_failures;
   former.tokens_restored += last.tokens_restored;
   add_tier(former.arena, only_counters(last.arena));
   add_tier(former.files, only_counters(last.files));
@@ -77,6 +78,7 @@ PoolStatus ModelPool::Impl::status(Clock::TimePoint now) const {
     all.requests_retried += own.requests_retried + slot.former.requests_retried;
     all.requests_resumed += own.requests_resumed + slot.former.requests_resumed;
     all.worker_deaths += own.worker_deaths + slot.former.worker_deaths;
+    all.spawn_failures += own.spawn_failures + slot.former.spawn_failures;
     all.arena_bytes += own.arena_bytes;
     all.arena_used_bytes += own.arena_used_bytes;
     all.snapshots += own.snapshots;

@@ -36,6 +36,8 @@ void Dispatcher::keep_offered(const Transfers::End& from,
       from, names, num_blocks, [this, from, offer, num_tokens](const Result<TrunkId>& trunk) {
         const std::uint32_t worker = from.process.worker;
         if (trunk) {
+          // Only what somebody owns goes to files.
+          if (const auto owner = owner_of(offer->root)) trunks_.find(*trunk)->set_owner(*owner);
           logger("pool")->debug("worker={} tokens={} kept before they are evicted", worker,
                                 num_tokens);
           return;
@@ -52,6 +54,19 @@ void Dispatcher::keep_offered(const Transfers::End& from,
         logger("pool")->info("worker={} tokens={} will be lost when evicted: {}", worker,
                              num_tokens, trunk.error().message);
       });
+}
+
+/// Whose trunks begin with that root, of those who ask now or have asked of late.
+std::optional<TrunkOwner> Dispatcher::owner_of(const Hash128& root) {
+  if (engine_ == nullptr) return std::nullopt;
+  for (const RecentTrunks::Entry& entry : recent_.entries())
+    if (engine_->root_of(entry.owner) == root) return entry.owner;
+  for (const auto& [id, entry] : entries_) {
+    const GenerateRequest& request = entry.request();
+    TrunkOwner owner{request.tenant, request.cache_salt, request.model, request.adapter};
+    if (engine_->root_of(owner) == root) return owner;
+  }
+  return std::nullopt;
 }
 
 }  // namespace thaw::forkpool

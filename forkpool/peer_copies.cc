@@ -1,5 +1,6 @@
 #include "forkpool/peer_copies.h"
 
+#include <algorithm>
 #include <string>
 
 #include "engine/base/log.h"
@@ -79,6 +80,13 @@ void PeerCopies::on_lent(std::uint32_t worker, const LentFrame& frame) {
   slots_.send(copy.to.process.worker, held ? LentFrame{frame.id, "", {}} : frame);
 }
 
+bool PeerCopies::waits_for(std::uint32_t worker) const {
+  return std::ranges::any_of(copies_, [&](const auto& entry) {
+    const Copy& copy = entry.second;
+    return worker == (copy.lent ? copy.to : copy.from).process.worker;
+  });
+}
+
 void PeerCopies::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& frame) {
   const auto found = copies_.find(frame.id);
   if (found == copies_.end() || found->second.to.process.worker != worker) return;
@@ -136,7 +144,6 @@ void PeerCopies::finish(std::uint64_t id, Result<std::uint32_t> result) {
   }
   slots_.send(copy.from.process.worker, TakeBackFrame{id});
   slots_.hold(copy.from.process.worker, false);
-  if (!result) ++num_failures_;
   report(copy, std::move(result));
 }
 

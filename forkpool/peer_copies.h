@@ -60,9 +60,11 @@ class PeerCopies {
   /// The process is gone for certain (waitid).
   void on_exit(kvsnap::Holder process);
 
+  /// Whether a worker has been asked for something here and has not answered.
+  bool waits_for(std::uint32_t worker) const;
+
   std::uint64_t num_copies() const { return num_copies_; }
   std::uint64_t copied_bytes() const { return copied_bytes_; }
-  std::uint64_t num_failures() const { return num_failures_; }
 
   /// Called with every finished copy: payload bytes and time.
   std::function<void(std::uint64_t bytes, Clock::Duration took)> on_measured;
@@ -98,7 +100,6 @@ class PeerCopies {
   std::map<Pair, int> failures_;  ///< in a row
   std::uint64_t num_copies_ = 0;
   std::uint64_t copied_bytes_ = 0;
-  std::uint64_t num_failures_ = 0;
   std::uint64_t next_id_ = std::uint64_t{1} << 63;  ///< apart from those of Transfers
 };
 

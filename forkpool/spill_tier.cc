@@ -12,6 +12,7 @@ namespace {
 // Requests wait for the scan no longer than this; what it finds later serves later ones.
 constexpr std::chrono::seconds kScanPatience{10};
 constexpr std::size_t kMaxUnwritten = 256;
+constexpr std::chrono::milliseconds kBusyPause{100};
 /// What a file will take, about: blocks on page boundaries, header, table, token ids, sidecar.
 std::uint64_t file_bytes(const Trunk& trunk, std::uint64_t block_bytes) {
   constexpr std::uint64_t kPage = kvsnap::kPayloadAlignment;
@@ -33,7 +34,8 @@ SpillTier::SpillTier(Loop& loop, kvsnap::Arena* arena, TrunkIndex& trunks, Trunk
       directory_(std::make_shared<SpillDirectory>(files.io(), std::move(directory), max_bytes)),
       prefill_seconds_(std::move(prefill_seconds)),
       store_(store),
-      scan_timer_(loop) {}
+      scan_timer_(loop),
+      write_timer_(loop) {}
 
 void SpillTier::start() {
   const auto be_ready = [this] {
@@ -109,8 +111,16 @@ void SpillTier::spill(TrunkId trunk, Done done) {
   if (!known->file.empty()) return answer(trunk);
   if (!known->has_owner || engine_ == nullptr)
     return answer(make_error(Errc::kUnsupported, "nobody knows whose trunk it is"));
-  if (waiting_.size() >= kMaxUnwritten)
-    return answer(make_error(Errc::kResourceExhausted, "too many trunks wait to be written"));
+  if (!done &&
+      (writing_ == trunk || std::ranges::find(waiting_, trunk, &Job::trunk) != waiting_.end()))
+    return;
+  if (waiting_.size() >= kMaxUnwritten) {
+    const Error error =
+        make_error(Errc::kResourceExhausted,
+                   "too many trunks wait to be written: " + std::to_string(waiting_.size()));
+    logger("pool")->warn("spill: {}", error.to_string());
+    return answer(error);
+  }
   waiting_.push_back({trunk, std::move(done)});
   write_next();
 }
@@ -124,7 +134,7 @@ std::set<std::string> SpillTier::pinned_paths() const {
 
 void SpillTier::write_next() {
   if (writing_ || waiting_.empty()) return;
-  const Job job = std::move(waiting_.front());
+  Job job = std::move(waiting_.front());
   waiting_.pop_front();
   const Trunk* trunk = trunks_.find(job.trunk);
   if (trunk == nullptr || !trunk->file.empty()) {  // evicted, or written, while it waited
@@ -134,7 +144,7 @@ void SpillTier::write_next() {
     }
     return write_next();
   }
-  writing_ = true;
+  writing_ = job.trunk;
   struct Room {
     Result<std::vector<std::string>> gone = std::vector<std::string>{};
     bool is_there = false;
@@ -163,7 +173,7 @@ void SpillTier::write_next() {
         } else if (room->gone && known != nullptr) {
           return write(job, path);
         }
-        writing_ = false;
+        writing_.reset();
         if (!room->gone) logger("pool")->warn("spill: {}", room->gone.error().to_string());
         if (job.done) {
           job.done(!room->gone        ? Result<TrunkId>(room->gone.error())
@@ -173,8 +183,9 @@ void SpillTier::write_next() {
         write_next();
       });
   if (taken) return;
-  writing_ = false;
-  if (job.done) job.done(make_error(Errc::kResourceExhausted, "too much work on files waits"));
+  writing_.reset();
+  waiting_.push_front(std::move(job));
+  write_timer_.start(loop_.now() + kBusyPause, [this] { write_next(); });
 }
 
 void SpillTier::write(const Job& job, const std::string& path) {
@@ -182,7 +193,7 @@ void SpillTier::write(const Job& job, const std::string& path) {
   files_.write(
       job.trunk, trunk.num_tokens(), path, trunk.owner, *engine_,
       prefill_seconds_(trunk.num_tokens()), [this, job, path](Result<KeptTrunk> written) {
-        writing_ = false;
+        writing_.reset();
         Trunk* known = trunks_.find(job.trunk);
         if (written) {
           counts_.written_bytes += written->bytes;

@@ -41,7 +41,7 @@ class SpillTier {
   void identify(const EngineIdentity& engine);
 
   /// Writes a trunk that lies in the arena, unless a file holds it; one after another. `done` may
-  /// be null.
+  /// be null; then one that waits already is left as it is.
   void spill(TrunkId trunk, Done done);
   /// Reads a trunk's file into the arena, fetched from the store before where only that has it. A
   /// file that is damaged is removed, and the trunk gone.
@@ -79,7 +79,8 @@ class SpillTier {
   std::vector<SpillDirectory::File> found_;  ///< by the scan, until the engine is known
   std::unique_ptr<const EngineIdentity> engine_;  ///< null until it is known
   std::deque<Job> waiting_;
-  bool writing_ = false;
+  std::optional<TrunkId> writing_;
+  Loop::Timer write_timer_;  ///< where the threads had too much to do
   SpillDirectory::Usage usage_;
   TierStatus counts_;
 };

@@ -31,7 +31,8 @@ StoreTier::StoreTier(Loop& loop, TrunkIndex& trunks, kvsnap::FileIo& io,
       options_(std::move(options)),
       store_(std::make_shared<TrunkStore>(std::move(store), options_.url, io)),
       look_timer_(loop),
-      retry_timer_(loop),
+      put_timer_(loop),
+      get_timer_(loop),
       tending_(loop),
       fetching_(loop) {}
 
@@ -62,10 +63,10 @@ void StoreTier::look() {
                    [this, listed] {
                      looking_ = false;
                      if (!*listed) {
-                       failed(listed->error());
-                       return look_later(pause_);
+                       failed(gets_, listed->error());
+                       return look_later(gets_.length);
                      }
-                     worked();
+                     worked(gets_);
                      if (!std::exchange(fetched_since_look_, false) && on_idle_look) on_idle_look();
                      on_listed(std::move(**listed));
                      look_later(options_.list_every);
@@ -77,6 +78,7 @@ void StoreTier::look() {
 
 void StoreTier::on_listed(std::vector<TrunkStore::Object> objects) {
   std::map<std::string, Known> before = std::exchange(objects_, {});
+  object_bytes_ = 0;
   // The newest first: the others may be too many.
   std::ranges::sort(objects, [](const TrunkStore::Object& a, const TrunkStore::Object& b) {
     return a.modified != b.modified ? a.modified > b.modified : a.key < b.key;
@@ -89,7 +91,7 @@ void StoreTier::on_listed(std::vector<TrunkStore::Object> objects) {
   for (TrunkStore::Object& object : objects) {
     if (TrunkStore::is_of(engine_->fingerprint, object.key)) {
       if (const auto known = ours.find(object.key); known != ours.end()) {
-        trunks_.find(known->second)->object = object.key;
+        is_in(*trunks_.find(known->second), object.key);
         ++num_described;
       } else if (num_described < kMaxDescribed) {
         to_describe_.push_back(object.key);
@@ -97,7 +99,7 @@ void StoreTier::on_listed(std::vector<TrunkStore::Object> objects) {
       }
     }
     before.erase(object.key);
-    objects_.emplace(std::move(object.key), Known{object.bytes, object.modified});
+    add_object(object.key, {object.bytes, object.modified});
   }
   for (const auto& [key, gone] : before)
     forget(key);
@@ -112,32 +114,32 @@ void StoreTier::on_listed(std::vector<TrunkStore::Object> objects) {
 
 /// One after another: what is fetched and put in between waits for one at most.
 void StoreTier::describe_next() {
-  if (describing_ || to_describe_.empty() || is_paused()) return;
+  if (describing_ || to_describe_.empty() || lasts(gets_)) return;
   const std::string key = to_describe_.front();
   struct Described {
     Result<TrunkStore::Description> result = TrunkStore::Description();
   };
   auto described = std::make_shared<Described>();
-  const bool taken =
-      tending_.run([store = store_, described, key](
-                       ThreadPool& threads) { described->result = store->describe(key, threads); },
-                   [this, described, key] {
-                     describing_ = false;
-                     // A new list may have come meanwhile.
-                     if (to_describe_.empty() || to_describe_.front() != key)
-                       return describe_next();
-                     to_describe_.pop_front();
-                     if (described->result) {
-                       on_described(key, std::move(*described->result));
-                     } else if (is_about_object(described->result.error().code)) {
-                       logger("pool")->warn("store: {}", described->result.error().to_string());
-                       ++counts_.refused;
-                       changed();
-                     } else {
-                       return failed(described->result.error());  // the next list has it again
-                     }
-                     describe_next();
-                   });
+  const bool taken = tending_.run(
+      [store = store_, described, key](ThreadPool& threads) {
+        described->result = store->describe(key, threads);
+      },
+      [this, described, key] {
+        describing_ = false;
+        // A new list may have come meanwhile.
+        if (to_describe_.empty() || to_describe_.front() != key) return describe_next();
+        to_describe_.pop_front();
+        if (described->result) {
+          on_described(key, std::move(*described->result));
+        } else if (is_about_object(described->result.error().code)) {
+          logger("pool")->warn("store: {}", described->result.error().to_string());
+          ++counts_.refused;
+          changed();
+        } else {
+          return failed(gets_, described->result.error());  // the next list has it again
+        }
+        describe_next();
+      });
   if (taken) describing_ = true;
 }
 
@@ -148,7 +150,7 @@ void StoreTier::on_described(const std::string& key, TrunkStore::Description des
   const TrunkId id = trunks_.add(names, names.num_blocks(), document.payload_bytes());
   Trunk& trunk = *trunks_.find(id);
   if (!trunk.has_owner) trunk.set_owner(document.owner);
-  trunk.object = key;
+  is_in(trunk, key);
   changed();
 }
 
@@ -171,18 +173,19 @@ std::set<std::string> StoreTier::waiting() const {
 }
 
 bool StoreTier::is_settled() const {
-  return (uploads_.empty() && !uploading_) || is_paused();
+  // Nothing is put before the first list.
+  return (uploads_.empty() && !uploading_) || lasts(puts_) || (!is_listed_ && lasts(gets_));
 }
 
 void StoreTier::upload_next() {
-  if (uploading_ || !is_listed_ || is_paused()) return;
+  if (uploading_ || !is_listed_ || lasts(puts_)) return;
   while (!uploads_.empty()) {
     const std::string path = uploads_.front();
     const std::string key = TrunkStore::key_of(engine_->fingerprint, path);
     uploads_.pop_front();
     if (objects_.contains(key)) {
       for (const auto& [id, trunk] : trunks_.trunks())
-        if (trunk.file == path) trunks_.find(id)->object = key;
+        if (trunk.file == path) is_in(*trunks_.find(id), key);
       continue;
     }
     auto bytes = std::make_shared<Result<std::uint64_t>>(std::uint64_t{0});
@@ -207,42 +210,35 @@ void StoreTier::on_uploaded(const std::string& path, const std::string& key,
                             const Result<std::uint64_t>& bytes) {
   if (!bytes) {
     if (bytes.error().code == Errc::kNotFound) return;  // its budget was needed
-    uploads_.push_front(path);
-    return failed(bytes.error());
+    uploads_.push_back(path);  // what ails this one may not ail the others
+    return failed(puts_, bytes.error());
   }
-  worked();
+  worked(puts_);
   if (*bytes == 0) return;  // larger than the budget
   ++counts_.writes;
   counts_.written_bytes += *bytes;
   const auto now = std::chrono::duration_cast<std::chrono::seconds>(
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
-  objects_[key] = {*bytes, now};
+  add_object(key, {*bytes, now});
   for (const auto& [id, trunk] : trunks_.trunks())
-    if (trunk.file == path) trunks_.find(id)->object = key;
+    if (trunk.file == path) is_in(*trunks_.find(id), key);
   make_room();
 }
 
 /// Removes what was put longest ago while all of it takes more than the budget.
 void StoreTier::make_room() {
   if (options_.max_bytes == 0) return;
-  std::uint64_t used = 0;
+  if (object_bytes_ <= options_.max_bytes) return;
   std::vector<std::pair<std::int64_t, std::string>> oldest;
-  for (const auto& [key, known] : objects_) {
-    used += known.bytes;
+  for (const auto& [key, known] : objects_)
     oldest.emplace_back(known.modified, key);
-  }
-  if (used <= options_.max_bytes) return;
   std::ranges::sort(oldest);
   std::vector<std::string> victims;
   for (const auto& [modified, key] : oldest) {
-    if (used <= options_.max_bytes) break;
-    used -= objects_.at(key).bytes;
+    if (object_bytes_ <= options_.max_bytes) break;
+    remove_object(key);
     victims.push_back(key);
-  }
-  for (const std::string& key : victims) {
-    objects_.erase(key);
-    forget(key);
     ++counts_.evictions;
     logger("pool")->info("store: {} removed from {}", key, options_.url);
   }
@@ -253,7 +249,7 @@ void StoreTier::make_room() {
           if (auto done = store->remove(key); !done) *removed = std::move(done);
       },
       [this, removed] {
-        if (!*removed) failed(removed->error());  // the next list has it again
+        if (!*removed) failed(puts_, removed->error());  // the next list has it again
       });
 }
 
@@ -264,35 +260,54 @@ void StoreTier::forget(const std::string& key) {
     if (entry.object != key) continue;
     Trunk& trunk = *trunks_.find(id);
     trunk.object.clear();
+    --num_trunks_;
     if (!trunk.is_anywhere()) trunks_.remove(id);
     return;
   }
 }
 
-void StoreTier::failed(const Error& error) {
+void StoreTier::is_in(Trunk& trunk, const std::string& key) {
+  if (trunk.object.empty()) ++num_trunks_;
+  trunk.object = key;
+}
+
+void StoreTier::add_object(const std::string& key, const Known& known) {
+  const auto [object, is_new] = objects_.try_emplace(key, known);
+  if (!is_new) object_bytes_ -= std::exchange(object->second, known).bytes;
+  object_bytes_ += known.bytes;
+}
+
+void StoreTier::remove_object(const std::string& key) {
+  const auto object = objects_.find(key);
+  if (object != objects_.end()) {
+    object_bytes_ -= object->second.bytes;
+    objects_.erase(object);
+  }
+  forget(key);
+}
+
+void StoreTier::failed(Pause& pause, const Error& error) {
   ++counts_.failures;
   const Clock::Duration longest = kLongestPause;
-  pause_ = pause_ == Clock::Duration() ? Clock::Duration(kFirstPause) : pause_ * 2;
-  pause_ = std::min(pause_, longest);
-  paused_until_ = loop_.now() + pause_;
-  logger("pool")->warn("store: left alone for {} s: {}",
-                       std::chrono::duration_cast<std::chrono::seconds>(pause_).count(),
+  pause.length =
+      pause.length == Clock::Duration() ? Clock::Duration(kFirstPause) : pause.length * 2;
+  pause.length = std::min(pause.length, longest);
+  pause.until = loop_.now() + pause.length;
+  const bool is_put = &pause == &puts_;
+  logger("pool")->warn("store: nothing is {} for {} s: {}", is_put ? "put" : "read",
+                       std::chrono::duration_cast<std::chrono::seconds>(pause.length).count(),
                        error.to_string());
-  retry_timer_.start(paused_until_, [this] {
-    describe_next();
-    upload_next();
-  });
+  if (is_put) {
+    put_timer_.start(pause.until, [this] { upload_next(); });
+  } else {
+    get_timer_.start(pause.until, [this] { describe_next(); });
+  }
   if (on_settled) on_settled();
   changed();
 }
 
-void StoreTier::worked() {
-  pause_ = {};
-  paused_until_ = {};
-}
-
 bool StoreTier::is_available() const {
-  return is_listed_ && !is_paused() && num_fetching_ < kMaxFetching;
+  return is_listed_ && !lasts(gets_) && num_fetching_ < kMaxFetching;
 }
 
 void StoreTier::fetch(TrunkId trunk, const std::string& path, Done done) {
@@ -310,7 +325,7 @@ void StoreTier::fetch(TrunkId trunk, const std::string& path, Done done) {
         --num_fetching_;
         fetched_since_look_ = true;
         if (*fetched) {
-          worked();
+          worked(gets_);
           ++counts_.hits;
           counts_.restored_bytes += **fetched;
           if (on_fetched) on_fetched(**fetched, loop_.now() - started);
@@ -319,10 +334,9 @@ void StoreTier::fetch(TrunkId trunk, const std::string& path, Done done) {
         }
         const Error& error = fetched->error();
         if (error.code == Errc::kNotFound) {
-          objects_.erase(key);
-          forget(key);
+          remove_object(key);
         } else if (error.code != Errc::kResourceExhausted && error.code != Errc::kIo) {
-          failed(error);  // a full disk is no fault of the store
+          failed(gets_, error);  // a full disk is no fault of the store
         }
         done(error);
       });
@@ -332,8 +346,7 @@ void StoreTier::fetch(TrunkId trunk, const std::string& path, Done done) {
 
 void StoreTier::discard(const std::string& key) {
   ++counts_.refused;
-  objects_.erase(key);
-  forget(key);
+  remove_object(key);
   logger("pool")->warn("store: {} is damaged, and removed from {}", key, options_.url);
   tending_.run([store = store_, key](ThreadPool&) { static_cast<void>(store->remove(key)); },
                [] {});
@@ -342,10 +355,8 @@ void StoreTier::discard(const std::string& key) {
 
 void StoreTier::add_to(PoolStatus& status) const {
   status.store = counts_;
-  for (const auto& [id, trunk] : trunks_.trunks())
-    if (!trunk.object.empty()) ++status.store.entries;
-  for (const auto& [key, known] : objects_)
-    status.store.bytes += known.bytes;
+  status.store.entries = num_trunks_;
+  status.store.bytes = object_bytes_;
   status.store.waiting = uploads_.size() + (uploading_ ? 1 : 0);
 }
 

@@ -20,8 +20,8 @@ namespace thaw::forkpool {
 
 /// The tier below the files: every file of the spill directory is put into a store (S3), one after
 /// another, and found there by all servers that are given the same URL, when no file has it any
-/// more. Nothing waits for it but the requests that it pays for; where it fails it is left alone
-/// for a while. Belongs to the loop's thread; callbacks come from the loop.
+/// more. Nothing waits for it but the requests that it pays for; where putting or getting fails,
+/// that is left alone for a while. Belongs to the loop's thread; callbacks come from the loop.
 class StoreTier {
  public:
   struct Options {
@@ -79,9 +79,17 @@ class StoreTier {
                    const Result<std::uint64_t>& bytes);
   void make_room();
   void forget(const std::string& key);
-  void failed(const Error& error);
-  void worked();
-  bool is_paused() const { return loop_.now() < paused_until_; }
+  /// Of one kind of use, from its first failure to the next success.
+  struct Pause {
+    Clock::TimePoint until{};
+    Clock::Duration length{};
+  };
+  void failed(Pause& pause, const Error& error);
+  static void worked(Pause& pause) { pause = {}; }
+  bool lasts(const Pause& pause) const { return loop_.now() < pause.until; }
+  void add_object(const std::string& key, const Known& known);
+  void remove_object(const std::string& key);
+  void is_in(Trunk& trunk, const std::string& key);
   void changed();
 
   Loop& loop_;
@@ -90,6 +98,8 @@ class StoreTier {
   std::shared_ptr<TrunkStore> store_;  ///< shared with the threads
   std::unique_ptr<const EngineIdentity> engine_;  ///< null until it is known
   std::map<std::string, Known> objects_;  ///< by key, of all engines
+  std::uint64_t object_bytes_ = 0;  ///< of all of them
+  std::uint64_t num_trunks_ = 0;  ///< whose object is known
   std::deque<std::string> to_describe_;  ///< keys
   std::deque<std::string> uploads_;  ///< paths
   bool is_listed_ = false;
@@ -99,10 +109,11 @@ class StoreTier {
   std::string uploading_path_;
   std::uint32_t num_fetching_ = 0;
   bool fetched_since_look_ = false;
-  Clock::TimePoint paused_until_{};
-  Clock::Duration pause_{};
+  Pause puts_;
+  Pause gets_;  ///< lists, descriptions, fetches
   Loop::Timer look_timer_;
-  Loop::Timer retry_timer_;
+  Loop::Timer put_timer_;
+  Loop::Timer get_timer_;
   TierStatus counts_;
   // Last: their threads use the store. What is fetched waits for no upload.
   FileCrew tending_;

@@ -170,12 +170,17 @@ void Transfers::on_snapshot_done(std::uint32_t worker, const SnapshotDoneFrame& 
     if (lease) found_move->second.reading = lease->id;
   }
   PrefixNames names(root, token_ids, std::move(writing.names));
-  const TrunkId trunk = trunks_.add(names, names.num_blocks(), bytes);
-  trunks_.find(trunk)->snapshot = *snapshot;
-  settle_pin(arena_, *trunks_.find(trunk));
+  const TrunkId id = trunks_.add(names, names.num_blocks(), bytes);
+  Trunk& trunk = *trunks_.find(id);
+  if (trunk.snapshot) {  // a file was read meanwhile; who follows this one reads on
+    arena_->remove(*snapshot);
+  } else {
+    trunk.snapshot = *snapshot;
+    settle_pin(arena_, trunk);
+  }
   ++num_writes_;
   written_bytes_ += bytes;
-  tell(trunk);
+  tell(id);
 }
 
 void Transfers::restore(TrunkId trunk, const End& to, std::chrono::milliseconds deadline,
@@ -214,6 +219,15 @@ void Transfers::on_restore_done(std::uint32_t worker, const RestoreDoneFrame& fr
   read_bytes_ += move.payload_bytes;
   if (move.wrote && on_measured) on_measured(move.payload_bytes, loop_.now() - move.started);
   finish(frame.id, frame.num_tokens);
+}
+
+bool Transfers::waits_for(std::uint32_t worker) const {
+  return std::ranges::any_of(
+             writings_, [&](const auto& entry) { return entry.second.source.worker == worker; }) ||
+         std::ranges::any_of(moves_, [&](const auto& entry) {
+           const Move& move = entry.second;
+           return (move.reading || move.following) && move.to.process.worker == worker;
+         });
 }
 
 void Transfers::on_exit(kvsnap::Holder process) {

@@ -56,6 +56,9 @@ class Transfers {
   /// The process is gone for certain (waitid).
   void on_exit(kvsnap::Holder process);
 
+  /// Whether a worker writes or reads a snapshot and has not answered.
+  bool waits_for(std::uint32_t worker) const;
+
   std::uint64_t arena_bytes() const { return arena_ ? arena_->size_bytes() : 0; }
   std::uint64_t arena_used_bytes() const { return arena_ ? arena_->used_bytes() : 0; }
   std::uint64_t num_snapshots() const { return arena_ ? arena_->num_snapshots() : 0; }

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/base/hash.h"
 #include "engine/base/trunk_keeping.h"
 #include "forkpool/file_crew.h"
 #include "forkpool/transfers.h"
@@ -21,6 +22,11 @@ struct EngineIdentity {
   Hash128 fingerprint;
   std::string system_fingerprint;
   kvsnap::KvFormat format;
+
+  /// The cache root of what this engine computes for them.
+  Hash128 root_of(const TrunkOwner& owner) const {
+    return make_cache_root(fingerprint, owner.tenant, owner.cache_salt, owner.adapter);
+  }
 };
 
 /// Carries trunks between the arena and files, on threads of its own: the loop goes on meanwhile.

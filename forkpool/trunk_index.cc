@@ -1,8 +1,19 @@
 #include "forkpool/trunk_index.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace thaw::forkpool {
+
+void Trunk::failed_to_come(Clock::TimePoint now) {
+  constexpr int kAtOnce = 2;
+  constexpr std::chrono::seconds kFirst{10};
+  constexpr std::chrono::seconds kLongest{600};
+  ++failures;
+  if (failures <= kAtOnce) return;
+  const int doublings = std::min(failures - kAtOnce - 1, 6);
+  retry_at = now + std::min(kFirst * (1 << doublings), kLongest);
+}
 
 void settle_pin(kvsnap::Arena* arena, Trunk& trunk) {
   if (arena == nullptr) return;

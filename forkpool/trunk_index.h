@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/base/clock.h"
 #include "engine/base/trunk_keeping.h"
 #include "engine/base/types.h"
 #include "forkpool/ledger.h"
@@ -31,6 +32,7 @@ struct Trunk {
   int pins = 0;  ///< of callers
   bool is_arena_pinned = false;
   int failures = 0;  ///< to bring it to a worker, in a row
+  Clock::TimePoint retry_at{};  ///< it is not tried again before
 
   void set_owner(const TrunkOwner& whose) {
     owner = whose;
@@ -38,6 +40,13 @@ struct Trunk {
   }
   /// Whether this machine has it.
   bool is_here() const { return snapshot || !file.empty(); }
+  /// Bringing it to a worker failed. Whatever stood in its way may be over: the first times it is
+  /// tried again at once, then after 10 s, 20 s, ... up to ten minutes.
+  void failed_to_come(Clock::TimePoint now);
+  void came() {
+    failures = 0;
+    retry_at = {};
+  }
   bool is_anywhere() const { return is_here() || !object.empty(); }
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(token_ids.size()); }
 };

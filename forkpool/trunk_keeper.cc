@@ -40,10 +40,6 @@ Result<void> check_tokens(const std::vector<TokenId>& token_ids) {
   return {};
 }
 
-Hash128 root_of(const EngineIdentity& engine, const TrunkOwner& owner) {
-  return make_cache_root(engine.fingerprint, owner.tenant, owner.cache_salt, owner.adapter);
-}
-
 }  // namespace
 
 TrunkKeeper::TrunkKeeper(Loop& loop, const Places& places, Workers workers)
@@ -61,6 +57,11 @@ std::uint64_t TrunkKeeper::begin(const PinId& pin, std::chrono::milliseconds dea
   call.done = std::move(done);
   call.timer = std::make_unique<Loop::Timer>(loop_);
   call.timer->start(loop_.now() + deadline, [this, id] {
+    if (const auto held = calls_.at(id).held) {
+      logger("pool")->info("a trunk of {} tokens is kept; its file is not written yet",
+                           held->num_tokens);
+      return end(id, *held);
+    }
     end(id, make_error(Errc::kDeadlineExceeded, "the trunk was not ready in time"));
   });
   return id;
@@ -82,7 +83,7 @@ void TrunkKeeper::keep(const KeepTrunk& trunk, TrunkDone done) {
   const EngineIdentity* engine = workers_.engine();
   if (engine == nullptr) return end(call, make_error(Errc::kUnavailable, "no worker is ready"));
   // What a file holds already needs no copy in the arena.
-  PrefixNames names(root_of(*engine, trunk.owner), trunk.token_ids);
+  PrefixNames names(engine->root_of(trunk.owner), trunk.token_ids);
   const auto known = trunks_.longest(names);
   const auto alive = workers_.most_alive(names);
   if (known && known->num_tokens >= (alive ? alive->num_tokens : 0)) {
@@ -97,16 +98,22 @@ void TrunkKeeper::keep(const KeepTrunk& trunk, TrunkDone done) {
                  });
 }
 
-/// Holds the trunk and, where there is a place for it, waits until a file has it: what is said to
-/// be kept outlives the server then.
 void TrunkKeeper::keep_found(std::uint64_t call, const TrunkIndex::Found& found,
                              std::chrono::seconds ttl) {
   const Trunk& trunk = *trunks_.find(found.id);
-  const KeptTrunk what{found.num_tokens, trunk.bytes, {}};
-  hold(calls_.at(call).pin, found.id, ttl);
+  hold_and_write(call, found.id, {found.num_tokens, trunk.bytes, {}}, ttl);
+}
+
+/// Where there is a place for it, waits until a file has it, as long as the call may take: what is
+/// said to be kept outlives the server then.
+void TrunkKeeper::hold_and_write(std::uint64_t call, TrunkId trunk, const KeptTrunk& what,
+                                 std::chrono::seconds ttl) {
+  Call& waiting = calls_.at(call);
+  hold(waiting.pin, trunk, ttl);
   if (places_.spill == nullptr) return end(call, what);
+  waiting.held = what;
   // That it could not be written was logged; the arena has it.
-  places_.spill->spill(found.id, [this, call, what](const Result<TrunkId>&) { end(call, what); });
+  places_.spill->spill(trunk, [this, call, what](const Result<TrunkId>&) { end(call, what); });
 }
 
 void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<TokenId>& token_ids,
@@ -117,7 +124,7 @@ void TrunkKeeper::bring_to_arena(const TrunkOwner& owner, const std::vector<Toke
   }
   const EngineIdentity* engine = workers_.engine();
   if (engine == nullptr) return done(make_error(Errc::kUnavailable, "no worker is ready"));
-  PrefixNames names(root_of(*engine, owner), token_ids);
+  PrefixNames names(engine->root_of(owner), token_ids);
   const auto known = trunks_.longest(names);
   const auto alive = workers_.most_alive(names);
   const std::uint32_t alive_tokens = alive ? alive->num_tokens : 0;
@@ -232,18 +239,14 @@ void TrunkKeeper::load(const LoadTrunk& trunk, TrunkDone done) {
 
 void TrunkKeeper::start_load(std::uint64_t call, const LoadTrunk& trunk) {
   if (!calls_.contains(call)) return;
-  places_.files->read(trunk.path, trunk.owner, *workers_.engine(),
-                      [this, call, ttl = trunk.ttl](const Result<TrunkId>& read) {
-                        const auto found = calls_.find(call);
-                        if (found == calls_.end()) return;  // too late, or released
-                        if (!read) return end(call, read.error());
-                        const Trunk& loaded = *trunks_.find(*read);
-                        const KeptTrunk what{loaded.num_tokens(), loaded.bytes, loaded.token_ids};
-                        hold(found->second.pin, *read, ttl);
-                        if (places_.spill == nullptr) return end(call, what);
-                        places_.spill->spill(
-                            *read, [this, call, what](const Result<TrunkId>&) { end(call, what); });
-                      });
+  places_.files->read(
+      trunk.path, trunk.owner, *workers_.engine(),
+      [this, call, ttl = trunk.ttl](const Result<TrunkId>& read) {
+        if (!calls_.contains(call)) return;  // too late, or released
+        if (!read) return end(call, read.error());
+        const Trunk& loaded = *trunks_.find(*read);
+        hold_and_write(call, *read, {loaded.num_tokens(), loaded.bytes, loaded.token_ids}, ttl);
+      });
 }
 
 void TrunkKeeper::on_engine() {

@@ -82,6 +82,7 @@ class TrunkKeeper {
     PinId pin;
     TrunkDone done;
     std::unique_ptr<Loop::Timer> timer;
+    std::optional<KeptTrunk> held;  ///< by the pin; a file is still waited for
   };
 
   std::uint64_t begin(const PinId& pin, std::chrono::milliseconds deadline, TrunkDone done);
@@ -90,6 +91,8 @@ class TrunkKeeper {
   void drop(const PinId& pin);
   void arm_expiry();
   void keep_found(std::uint64_t call, const TrunkIndex::Found& found, std::chrono::seconds ttl);
+  void hold_and_write(std::uint64_t call, TrunkId trunk, const KeptTrunk& what,
+                      std::chrono::seconds ttl);
   void start_load(std::uint64_t call, const LoadTrunk& trunk);
 
   Loop& loop_;

@@ -75,12 +75,12 @@ Result<WorkerProcess> WorkerProcess::spawn(const SpawnOptions& options) {
   posix_spawnattr_setflags(&spawn.attributes,
                            POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
 
-  std::string binary = options.binary;
+  std::string name = "thaw";
   std::string command = "worker";
-  char* arguments[] = {binary.data(), command.data(), nullptr};
+  char* arguments[] = {name.data(), command.data(), nullptr};
   pid_t pid = -1;
-  const int error =
-      posix_spawn(&pid, binary.c_str(), &spawn.actions, &spawn.attributes, arguments, environ);
+  const int error = posix_spawn(&pid, options.binary.c_str(), &spawn.actions, &spawn.attributes,
+                                arguments, environ);
   if (error != 0) return io_error("starting worker process " + options.binary, error);
   UniqueFd pidfd(open_pidfd(pid));
   if (!pidfd) {

@@ -100,8 +100,9 @@ void WorkerSlot::spawn() {
   if (!process) {
     channel_.reset();
     reason_ = process.error().message;
-    return after_exit({false, false, reason_});
+    return after_failed_spawn();
   }
+  unspawnable_since_.reset();
   process_.emplace(std::move(*process));
   state_ = State::kBooting;
   logger("pool")->info("worker={} generation={} pid={} spawned", worker_, generation_,
@@ -136,6 +137,7 @@ void WorkerSlot::spawn() {
 
 void WorkerSlot::on_frame(Frame frame) {
   if (!trusted_) return;
+  quiet_since_ = loop_.now();
   if (const auto* publish = std::get_if<PublishFrame>(&frame)) {
     ledger_.publish(publish->blocks);
   } else if (const auto* evict = std::get_if<EvictFrame>(&frame)) {
@@ -337,23 +339,46 @@ void WorkerSlot::after_exit(const WorkerProcess::Exit& how) {
   // A process that died over what it was given to adopt must not doom its successors.
   if (!trusted_ || !was_ready_) forget_doubtful();
   const Death death{reason_, was_ready_, stopping_ && how.clean, how.killed && !condemned_};
-  if (stopping_) {
+  if (stopping_)
     state_ = State::kStopped;
-  } else {
-    state_ = State::kBackingOff;
-    const auto now = loop_.now();
-    const auto delay = backoff_.after_death(was_ready_, ready_since_, now);
-    logger("pool")->info("worker={} respawn_in_ms={}", worker_, delay.count());
-    timer_.start(now + delay, [this] { start(); });
-  }
+  else
+    back_off();
   was_ready_ = false;
   listener_.on_death(worker_, death);
 }
 
-void WorkerSlot::check_progress(std::chrono::milliseconds limit) {
-  if (!channel_ || channel_->unsent_bytes() == 0) return;
-  if (loop_.now() - channel_->last_progress() < limit) return;
-  kill("has read nothing for " + std::to_string(limit.count()) + " ms", true);
+// There was no process: what the last one left is as it was, and neither it nor the model is to
+// blame. The machine is out of descriptors, processes or memory, which passes.
+void WorkerSlot::after_failed_spawn() {
+  last_reason_ = reason_;
+  if (!unspawnable_since_) unspawnable_since_ = loop_.now();
+  logger("pool")->error("worker={} cannot be started: {}", worker_, reason_);
+  back_off();
+  listener_.on_death(worker_, {.reason = reason_, .spawned = false});
+}
+
+void WorkerSlot::back_off() {
+  state_ = State::kBackingOff;
+  const auto now = loop_.now();
+  const auto delay = backoff_.after_death(was_ready_, ready_since_, now);
+  logger("pool")->info("worker={} respawn_in_ms={}", worker_, delay.count());
+  timer_.start(now + delay, [this] { start(); });
+}
+
+bool WorkerSlot::hopeless() const {
+  return boot_failures_ >= options_.max_boot_failures ||
+         (unspawnable_since_ && loop_.now() - *unspawnable_since_ >= options_.boot_deadline);
+}
+
+void WorkerSlot::check_progress(std::chrono::milliseconds limit, bool owes) {
+  if (!ready()) return;
+  if (!owes && channel_->unsent_bytes() == 0) {
+    quiet_since_ = loop_.now();
+    return;
+  }
+  const auto last_sign = std::max(quiet_since_, channel_->last_progress());
+  if (loop_.now() - last_sign < limit) return;
+  kill("has said and read nothing for " + std::to_string(limit.count()) + " ms", true);
 }
 
 WorkerStatus WorkerSlot::status() const {

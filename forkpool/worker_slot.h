@@ -35,6 +35,7 @@ class WorkerSlot {
     bool was_ready = false;
     bool expected = false;  ///< asked to stop, and did
     bool killed = false;  ///< by SIGKILL, and not by the pool: somebody else, or want of memory
+    bool spawned = true;  ///< false: there was no process; none could be made
   };
   /// Called from the loop; must not destroy the slot.
   struct Listener {
@@ -90,10 +91,12 @@ class WorkerSlot {
   std::uint32_t generation() const { return generation_; }
   const ReadyFrame& hello() const { return hello_; }  ///< of the newest process that was ready
   const Ledger& ledger() const { return ledger_; }
-  std::uint32_t boot_failures() const { return boot_failures_; }  ///< in a row
+  /// Processes do not start, again and again; it is tried on.
+  bool hopeless() const;
   const std::string& last_reason() const { return last_reason_; }
-  /// Kills a process that has taken none of its queued bytes since `limit` ago.
-  void check_progress(std::chrono::milliseconds limit);
+  /// Kills a process that `owes` an answer, or has not taken all that it was sent, and has neither
+  /// said nor read anything for `limit`. To be called every now and then.
+  void check_progress(std::chrono::milliseconds limit, bool owes);
   WorkerStatus status() const;
 
  private:
@@ -116,6 +119,8 @@ class WorkerSlot {
   void forget_doubtful();
   void on_exit();
   void after_exit(const WorkerProcess::Exit& how);
+  void after_failed_spawn();
+  void back_off();
 
   Loop& loop_;
   const PoolOptions& options_;
@@ -137,6 +142,8 @@ class WorkerSlot {
   Loop::Timer timer_;  // boot deadline, then back-off
   Backoff backoff_;
   Clock::TimePoint ready_since_;
+  Clock::TimePoint quiet_since_;  // its last frame, or when it last owed nothing
+  std::optional<Clock::TimePoint> unspawnable_since_;  // no process could be made since
 
   Ledger ledger_;
   /// By rank. Weights parts are empty; nothing where kv_bytes is 0.

@@ -260,6 +260,8 @@ std::string Metrics::render(const PoolStatus& status, const std::string& version
                 status.requests_resumed);
   append_single(out, "thaw_worker_deaths_total", "Workers that died.", "counter",
                 status.worker_deaths);
+  append_single(out, "thaw_worker_spawn_failures_total",
+                "Times that no worker process could be made.", "counter", status.spawn_failures);
   append_single(out, "thaw_arena_bytes", "Size of the snapshot arena.", "gauge",
                 status.arena_bytes);
   append_single(out, "thaw_arena_used_bytes", "Bytes of the arena in use.", "gauge",

@@ -118,6 +118,7 @@ struct PoolStatus {
   std::uint64_t requests_retried = 0;  ///< sent again after a death, nothing lost
   std::uint64_t requests_resumed = 0;  ///< of these, streams that went on from their last token
   std::uint64_t worker_deaths = 0;
+  std::uint64_t spawn_failures = 0;  ///< no process could be made: descriptors, memory, processes
   std::uint64_t arena_bytes = 0;
   std::uint64_t arena_used_bytes = 0;
   std::uint64_t snapshots = 0;  ///< published now

@@ -193,11 +193,9 @@ class CudaGroupParts final : public DeviceParts {
       return io_error("socketpair", errno);
     UniqueFd ours(ends[0]);
     const UniqueFd theirs(ends[1]);
-    std::array<char, 4096> path{};
-    if (::readlink("/proc/self/exe", path.data(), path.size() - 1) < 0)
-      return io_error("/proc/self/exe", errno);
+    // Itself, whatever lies at its path by now.
     auto process = WorkerProcess::spawn(
-        {path.data(), theirs.get(), request_.weights_fd, request_.kv_fd, request_.kv_fd});
+        {"/proc/self/exe", theirs.get(), request_.weights_fd, request_.kv_fd, request_.kv_fd});
     if (!process) return process.error();
     InitFrame init = *request_.init;
     init.tp_rank = rank;

@@ -252,6 +252,8 @@ Result<void> serve(Channel& channel, const WorkerFds& fds) {
 }  // namespace worker
 
 int run_worker(const WorkerFds& fds) {
+  // It may have been started by a path that is not its name, /proc/self/exe.
+  ::prctl(PR_SET_NAME, "thaw");
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGTERM, SIG_IGN);
   worker::Channel channel{UniqueFd(fds.channel)};

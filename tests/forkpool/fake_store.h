@@ -25,6 +25,7 @@ struct FakeBucket {
   std::condition_variable changed;
   std::map<std::string, Held> objects;  // by URL; guarded by mutex, as all else
   std::optional<Errc> failure;  ///< of every operation
+  std::optional<Errc> put_failure;  ///< of puts alone
   bool is_shut = false;  ///< puts and streams wait until it is not
   int lists = 0;
   int puts = 0;  ///< begun
@@ -64,6 +65,7 @@ class FakeStore final : public kvsnap::Store {
     std::unique_lock lock(bucket_->mutex);
     ++bucket_->puts;
     if (auto passed = pass(url, lock); !passed) return std::move(passed).error();
+    if (bucket_->put_failure) return make_error(*bucket_->put_failure, url + ": full");
     auto& [bytes, modified] = bucket_->objects[url];
     bytes.resize(text.size());
     std::memcpy(bytes.data(), text.data(), text.size());

@@ -24,11 +24,13 @@ using testing::HasSubstr;
 
 constexpr std::size_t kTokens = 1024;  // of a trunk: 64 blocks of the fake's, 16 KiB
 
-/// The system's files, behind a gate: nobody opens one while it is shut.
+/// The system's files, behind gates: nobody opens one while it is shut, nor makes one while that
+/// is.
 class GatedIo final : public kvsnap::FileIo {
  public:
   Result<std::unique_ptr<kvsnap::IoFile>> create(const std::string& path,
                                                  std::uint64_t reserve_bytes) override {
+    if (path.ends_with(".thawkv")) shut_for_new.wait(true);
     return inner_.create(path, reserve_bytes);
   }
   Result<std::unique_ptr<kvsnap::IoFile>> open(const std::string& path) override {
@@ -45,11 +47,14 @@ class GatedIo final : public kvsnap::FileIo {
     return inner_.sync_directory_of(path);
   }
   void open_gate() {
-    shut = false;
-    shut.notify_all();
+    for (std::atomic<bool>* gate : {&shut, &shut_for_new}) {
+      *gate = false;
+      gate->notify_all();
+    }
   }
 
   std::atomic<bool> shut = false;
+  std::atomic<bool> shut_for_new = false;
   std::atomic<int> waiting = 0;
 
  private:
@@ -472,6 +477,41 @@ TEST_F(PoolFilesTest, NothingLeaks) {
   EXPECT_EQ(harness->pool().status().arena_used_bytes, used);
   // Not equal: the thread that read the first file may not have closed it when `before` was taken.
   EXPECT_TRUE(harness->wait([&] { return descriptors() <= before; }));
+}
+
+// Whoever asked for it to be kept must hear that it is, or nobody would ever release it.
+TEST_F(PoolFilesTest, WhatIsKeptIsSaidToBeThoughItsFileTakesLong) {
+  const std::string path = folder / "trunk.thawkv";
+  const auto prompt = make_prompt(kTokens, 1);
+  start(PoolHarness::options());
+  ask(prompt);
+  ASSERT_TRUE(save_trunk(harness->pool(), path, prompt));
+  GatedIo io;
+  PoolOptions options = with_spill();
+  options.file_io = &io;
+  start(std::move(options));
+  io.shut_for_new = true;
+  LoadTrunk load;
+  load.path = path;
+  load.pin = "pin";
+  load.deadline = std::chrono::milliseconds(500);
+  const auto loaded =
+      await_trunk([&](TrunkDone done) { harness->pool().load(load, std::move(done)); });
+  io.open_gate();
+  ASSERT_TRUE(loaded) << loaded.error().to_string();
+  EXPECT_EQ(loaded->num_tokens, kTokens);
+  EXPECT_TRUE(wait_spilled(1)) << "the file came later";
+  EXPECT_EQ(harness->pool().status().pins, 1U);
+  harness->pool().release("pin");
+  EXPECT_TRUE(harness->wait([&] { return harness->pool().status().pins == 0; }));
+}
+
+TEST_F(PoolFilesTest, WhatIsEvictedByWorkersGoesToFilesToo) {
+  PoolOptions options = with_spill();
+  options.arena_bytes = std::uint64_t{2} * kTokens * 16;  // one trunk is half of it
+  start(options, "*:offer_and_lose=0");
+  ask(make_prompt(kTokens, 1));  // the fake offers it when it is computed
+  EXPECT_TRUE(wait_spilled(1));
 }
 
 }  // namespace

@@ -186,6 +186,18 @@ TEST_F(PoolStoreTest, AStoreThatFailsIsLeftAloneAndTriedAgain) {
   EXPECT_TRUE(wait_status([](const PoolStatus& s) { return s.store.waiting == 0; }));
 }
 
+TEST_F(PoolStoreTest, AStoreThatTakesNothingStillGives) {
+  put({oldest, trunk}, on_machine("a"));
+  bucket->with([](FakeBucket& b) { b.put_failure = Errc::kResourceExhausted; });
+  start(on_machine("b"));
+  ASSERT_TRUE(wait_known(oldest));
+  const auto another = make_prompt(kObjectTokens, 4);
+  ask(another);
+  ASSERT_TRUE(keep_trunk(harness->pool(), "pin", another));
+  ASSERT_TRUE(wait_status([](const PoolStatus& s) { return s.store.failures > 0; }));
+  EXPECT_EQ(ask(trunk), kObjectTokens - 1) << "right behind a put that failed";
+}
+
 TEST_F(PoolStoreTest, DamagedObjectsCostAPrefillOnceAndAreRemoved) {
   put({oldest, trunk}, on_machine("a"));
   start(on_machine("b"));

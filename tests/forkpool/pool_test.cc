@@ -1,5 +1,7 @@
 // The pool with real processes that hold no model (fake_worker.cc).
 
+#include <sys/resource.h>
+
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -206,6 +208,56 @@ TEST(ForkPool, TheReasonIsWhatTheWorkerSaid) {
   EXPECT_TRUE(harness.wait([&] {
     return harness.pool().status().failure.find("the fake refuses to start") != std::string::npos;
   }));
+}
+
+/// As long as it lives no descriptor can be opened in this process.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit none{3, before_.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST(ForkPool, AMachineWithoutRoomForAProcessIsWaitedFor) {
+  PoolHarness harness("*:pace_us=1000");
+  ASSERT_TRUE(harness.wait_ready());
+  const GenerateRequest request = make_request(1, make_prompt(64, 1), 100);
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_tokens(1, 3));
+  {
+    const NoDescriptors none;
+    ASSERT_TRUE(harness.kill_worker(0));
+    // More often than processes may fail to boot.
+    ASSERT_TRUE(harness.wait([&] { return harness.pool().status().spawn_failures > 8; }));
+    EXPECT_FALSE(harness.stream(1).ended());
+  }
+  ASSERT_TRUE(harness.wait_ended(1));
+  expect_exact(harness, request);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
+  EXPECT_GE(harness.worker(0).adopted_blocks, 4U) << "no process has touched them";
+}
+
+TEST(ForkPool, AMachineWithoutRoomForAProcessIsNotWaitedForForEver) {
+  PoolOptions options = PoolHarness::options();
+  options.boot_deadline = milliseconds(1000);
+  PoolHarness harness("", options);
+  ASSERT_TRUE(harness.wait_ready());
+  const NoDescriptors none;
+  ASSERT_TRUE(harness.kill_worker(0));
+  harness.submit({make_request(1, make_prompt(40, 1), 5)});
+  ASSERT_TRUE(harness.wait_ended(1));
+  const auto stream = harness.stream(1);
+  ASSERT_TRUE(stream.failed);
+  EXPECT_EQ(stream.failed->code, Errc::kUnavailable);
+  EXPECT_THAT(stream.failed->message, HasSubstr("Too many open files"));
 }
 
 TEST(ForkPool, RequestsWaitForAWorkerButNotWithoutBound) {
@@ -419,6 +471,36 @@ TEST(ForkPool, AWorkerThatStopsReadingIsReplaced) {
     expect_exact(harness, request);
   }
   EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
+}
+
+TEST(ForkPool, AWorkerThatSaysNothingIsReplaced) {
+  PoolOptions options = PoolHarness::options();
+  options.stall_limit = milliseconds(500);
+  PoolHarness harness("0.0:stop_reading", options);
+  ASSERT_TRUE(harness.wait_ready());
+  const GenerateRequest request = make_request(1, make_prompt(40, 1), 5);
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_ended(1));
+  expect_exact(harness, request);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 1U);
+}
+
+TEST(ForkPool, AWorkerThatOwesNothingMayBeSilent) {
+  PoolOptions options = PoolHarness::options(2);
+  options.stall_limit = milliseconds(200);
+  PoolHarness harness("1:pace_us=2000", options);
+  ASSERT_TRUE(harness.wait_ready());
+  GenerateRequest slow = make_request(1, make_prompt(40, 1), 400);  // 0.8 s and more
+  slow.worker = 1;
+  GenerateRequest quick = make_request(2, make_prompt(40, 2), 2);
+  quick.worker = 0;
+  harness.submit({slow});
+  ASSERT_TRUE(harness.wait_ended(1));
+  harness.submit({quick});
+  ASSERT_TRUE(harness.wait_ended(2));
+  expect_exact(harness, slow);
+  expect_exact(harness, quick);
+  EXPECT_EQ(harness.pool().status().worker_deaths, 0U);
 }
 
 TEST(ForkPool, BranchesSpreadOverACopiedTrunk) {

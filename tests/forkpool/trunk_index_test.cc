@@ -90,5 +90,20 @@ TEST_F(TrunkIndexTest, TokensDecideNotNames) {
   EXPECT_FALSE(longest(tokens, root));
 }
 
+TEST_F(TrunkIndexTest, WhatFailedToComeIsTriedAgainLaterAndLater) {
+  Trunk trunk;
+  const Clock::TimePoint now = Clock::TimePoint() + std::chrono::hours(1);
+  const auto pause = [&] {
+    trunk.failed_to_come(now);
+    return trunk.retry_at - now;
+  };
+  EXPECT_LT(pause(), Clock::Duration()) << "at once";
+  EXPECT_LT(pause(), Clock::Duration());
+  for (const int seconds : {10, 20, 40, 80, 160, 320, 600, 600, 600})
+    EXPECT_EQ(pause(), std::chrono::seconds(seconds));
+  trunk.came();
+  EXPECT_LT(pause(), Clock::Duration());
+}
+
 }  // namespace
 }  // namespace thaw::forkpool
