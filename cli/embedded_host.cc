@@ -8,8 +8,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <future>
@@ -33,11 +35,13 @@ constexpr milliseconds kConnectDeadline{10000};
 struct Ask {
   enum class Kind : std::uint32_t { kConnect, kStop };
   Kind kind = Kind::kConnect;
+  std::uint32_t number = 0;
   std::int64_t drain_ms = 0;
 };
 
 /// Whether there was a connection to give; its descriptor comes with it.
 struct Answer {
+  std::uint32_t number = 0;  ///< the ask's
   std::uint32_t connected = 0;
 };
 
@@ -53,8 +57,8 @@ Result<void> leave_descriptor_table(int keep) {
   return {};
 }
 
-bool send_answer(int socket, const UniqueFd& fd) {
-  Answer answer{fd ? 1U : 0U};
+bool send_answer(int socket, std::uint32_t number, const UniqueFd& fd) {
+  Answer answer{number, fd ? 1U : 0U};
   iovec part{&answer, sizeof answer};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   msghdr message{};
@@ -73,8 +77,15 @@ bool send_answer(int socket, const UniqueFd& fd) {
   return ::sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof answer);
 }
 
-Result<UniqueFd> receive_answer(int socket) {
+struct Connection {
   Answer answer;
+  UniqueFd fd;
+};
+
+/// The next answer; kDeadlineExceeded where none comes until `end`.
+Result<Connection> receive_one(int socket, std::chrono::steady_clock::time_point end) {
+  Connection received;
+  Answer& answer = received.answer;
   iovec part{&answer, sizeof answer};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   msghdr message{};
@@ -83,21 +94,41 @@ Result<UniqueFd> receive_answer(int socket) {
   message.msg_control = control.data();
   message.msg_controllen = control.size();
   pollfd readable{socket, POLLIN, 0};
-  const int ready = ::poll(&readable, 1, static_cast<int>(kConnectDeadline.count()));
+  int ready = 0;
+  do {  // the process's signals have handlers of its own
+    const auto left =
+        std::chrono::ceil<milliseconds>(end - std::chrono::steady_clock::now()).count();
+    ready = ::poll(&readable, 1, std::max(0, static_cast<int>(left)));
+  } while (ready < 0 && errno == EINTR);
   if (ready == 0)
     return make_error(Errc::kDeadlineExceeded, "the engine gave no connection in time");
-  const ssize_t count = ready < 0 ? -1 : ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+  ssize_t count = -1;
+  do {
+    count = ready < 0 ? -1 : ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+  } while (ready > 0 && count < 0 && errno == EINTR);
   if (count < 0) return io_error("asking the engine for a connection", errno);
-  UniqueFd fd;
   if (const cmsghdr* header = CMSG_FIRSTHDR(&message);
       header != nullptr && header->cmsg_type == SCM_RIGHTS) {
     int number = -1;
     std::memcpy(&number, CMSG_DATA(header), sizeof number);
-    fd = UniqueFd(number);
+    received.fd = UniqueFd(number);
   }
-  if (count != static_cast<ssize_t>(sizeof answer) || answer.connected == 0 || !fd)
+  if (count != static_cast<ssize_t>(sizeof answer))
     return make_error(Errc::kUnavailable, "the engine has ended");
-  return fd;
+  return received;
+}
+
+/// The answer to that ask. Those to earlier ones, which nobody waited for any longer, are dropped.
+Result<UniqueFd> receive_answer(int socket, std::uint32_t number) {
+  const auto end = std::chrono::steady_clock::now() + kConnectDeadline;
+  while (true) {
+    auto received = receive_one(socket, end);
+    if (!received) return std::move(received).error();
+    if (received->answer.number != number) continue;
+    if (received->answer.connected == 0 || !received->fd)
+      return make_error(Errc::kUnavailable, "the engine has ended");
+    return std::move(received->fd);
+  }
 }
 
 /// Answers the process until it asks to stop, or is gone.
@@ -112,7 +143,7 @@ void answer_asks(ServeHost& host, int control) {
     if (!connection)
       logger("serve")->error("event=connect error=\"{}\"", connection.error().message);
     const UniqueFd none;
-    send_answer(control, connection ? *connection : none);
+    send_answer(control, ask.number, connection ? *connection : none);
   }
 }
 
@@ -143,7 +174,8 @@ void live(ServeSettings settings, const ModelPaths& paths, ServeHostOptions opti
 struct EmbeddedHost::Impl {
   std::string model_name;
   std::mutex mutex;  // one ask at a time
-  UniqueFd control;  // guarded by mutex; none once it was closed
+  std::uint32_t num_asks = 0;  // guarded by mutex
+  UniqueFd control;  // the same; none once it was closed
   std::thread thread;  // the same
 };
 
@@ -195,10 +227,10 @@ const std::string& EmbeddedHost::model_name() const {
 Result<UniqueFd> EmbeddedHost::connect() {
   const std::scoped_lock lock(impl_->mutex);
   if (!impl_->control) return make_error(Errc::kUnavailable, "the engine was closed");
-  const Ask ask;
+  const Ask ask{.number = ++impl_->num_asks};
   if (::send(impl_->control.get(), &ask, sizeof ask, MSG_NOSIGNAL) < 0)
     return make_error(Errc::kUnavailable, "the engine has ended");
-  return receive_answer(impl_->control.get());
+  return receive_answer(impl_->control.get(), ask.number);
 }
 
 void EmbeddedHost::close(milliseconds drain_timeout) {

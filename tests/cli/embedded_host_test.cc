@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -175,6 +176,24 @@ TEST(EmbeddedHost, TakesNoSignalsOfTheProcess) {
   ::kill(::getpid(), SIGUSR2);
   EXPECT_EQ(taken_by, ::pthread_self());
   ::sigaction(SIGUSR2, &before, nullptr);
+}
+
+TEST(EmbeddedHost, ConnectsThoughTheProcessHandlesSignals) {
+  auto host = start();
+  ASSERT_TRUE(host) << host.error().message;
+  struct sigaction action {};
+  action.sa_handler = [](int) {};  // and no SA_RESTART, as a profiler's
+  struct sigaction before {};
+  ::sigaction(SIGALRM, &action, &before);
+  const itimerval often{{0, 50}, {0, 50}};
+  ::setitimer(ITIMER_REAL, &often, nullptr);
+  int failures = 0;
+  for (int i = 0; i < 2000; ++i)
+    failures += (*host)->connect() ? 0 : 1;
+  const itimerval off{};
+  ::setitimer(ITIMER_REAL, &off, nullptr);
+  ::sigaction(SIGALRM, &before, nullptr);
+  EXPECT_EQ(failures, 0);
 }
 
 TEST(EmbeddedHost, ConnectsFromManyThreads) {
