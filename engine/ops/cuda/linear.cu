@@ -54,6 +54,10 @@ void require_heads(const LinearParams& params) {
           "only the tile kernel stores heads, of bf16 and of at least 256 rows");
   require(shape.head_dim == 64 || shape.head_dim == 128, "heads.shape.head_dim", shape.head_dim,
           "it must be 64 or 128");
+  require(heads.kv.head_dim == shape.head_dim && heads.kv.num_kv_heads == shape.num_kv_heads,
+          "heads.kv.head_dim", heads.kv.head_dim, "the KV layout must be the shape's");
+  require(heads.layer >= 0 && heads.layer < heads.kv.num_layers, "heads.layer", heads.layer,
+          "it must be one of the KV layout's");
   require((shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim == params.weight.rows,
           "weight.rows", params.weight.rows, "it must be the heads of q, k and v");
   require(heads.q_norm == nullptr && heads.k_norm == nullptr, "heads.norm", 1,
