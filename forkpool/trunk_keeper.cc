@@ -106,9 +106,10 @@ void TrunkKeeper::keep_found(std::uint64_t call, const TrunkIndex::Found& found,
 
 /// Where there is a place for it, waits until a file has it, as long as the call may take: what is
 /// said to be kept outlives the server then.
-void TrunkKeeper::hold_and_write(std::uint64_t call, TrunkId trunk, const KeptTrunk& what,
+void TrunkKeeper::hold_and_write(std::uint64_t call, TrunkId trunk, KeptTrunk what,
                                  std::chrono::seconds ttl) {
   Call& waiting = calls_.at(call);
+  what.trunk = trunks_.find(trunk)->names.back();
   hold(waiting.pin, trunk, ttl);
   if (places_.spill == nullptr) return end(call, what);
   waiting.held = what;

@@ -91,8 +91,7 @@ class TrunkKeeper {
   void drop(const PinId& pin);
   void arm_expiry();
   void keep_found(std::uint64_t call, const TrunkIndex::Found& found, std::chrono::seconds ttl);
-  void hold_and_write(std::uint64_t call, TrunkId trunk, const KeptTrunk& what,
-                      std::chrono::seconds ttl);
+  void hold_and_write(std::uint64_t call, TrunkId trunk, KeptTrunk what, std::chrono::seconds ttl);
   void start_load(std::uint64_t call, const LoadTrunk& trunk);
 
   Loop& loop_;

@@ -9,9 +9,10 @@ void SessionPins::remove(const std::string& session, bool given_up) {
   const auto found = pins_.find(session);
   if (found == pins_.end() || found->second.tokens == 0) return;
   SessionPin& pin = found->second;
-  if (--holders_[pin.trunk] == 0) {
-    holders_.erase(pin.trunk);
-    bytes_ -= pin.bytes;
+  const auto trunk = trunks_.find(pin.trunk);
+  if (--trunk->second.holders == 0) {
+    bytes_ -= trunk->second.bytes;
+    trunks_.erase(trunk);
   }
   if (given_up) ++num_given_up_;
   pin = SessionPin{0, 0, given_up, "", pin.last_used};
@@ -33,10 +34,11 @@ std::optional<std::string> SessionPins::oldest(const std::string& except) const 
 std::vector<std::string> SessionPins::kept(const std::string& session, std::uint32_t tokens,
                                            std::uint64_t bytes, std::string trunk) {
   remove(session, /*given_up=*/false);
-  if (holders_[trunk]++ == 0) bytes_ += bytes;
+  Held& held = trunks_[trunk];
+  if (held.holders++ == 0) bytes_ += held.bytes = bytes;
   pins_[session] = SessionPin{tokens, bytes, false, std::move(trunk), ++uses_};
   std::vector<std::string> released;
-  while (bytes_ > max_bytes_) {
+  while (bytes_ > max_bytes_ && pins_[session].tokens > 0) {
     // Itself last: a session that is larger than the budget leaves the others alone.
     const bool alone_too_large = bytes > max_bytes_;
     auto victim = alone_too_large ? std::optional(session) : oldest(session);

@@ -51,8 +51,12 @@ class SessionPins {
 
   std::uint64_t max_bytes_;
   std::map<std::string, SessionPin> pins_;
-  std::map<std::string, std::uint32_t> holders_;  // of each trunk
-  std::uint64_t bytes_ = 0;  // of the trunks in holders_
+  struct Held {
+    std::uint32_t holders = 0;
+    std::uint64_t bytes = 0;  // as the first of them said
+  };
+  std::map<std::string, Held> trunks_;
+  std::uint64_t bytes_ = 0;  // of all of them
   std::uint64_t uses_ = 0;  // a clock of uses
   std::uint64_t num_given_up_ = 0;
 };

@@ -96,10 +96,14 @@ bool ServerContext::backend_was_ready() {
 
 const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
   std::string& known = fingerprints_[model.name()];
-  if (!known.empty()) return known;
+  if (!known.empty() && has_slots_ == false) return known;
+  // Where models come and go, another may have the name by now. Workers that are away, or starting,
+  // say nothing.
   for (const WorkerStatus& worker : backend->status().workers) {
-    if (worker.model.empty() || worker.model == model.name()) known = worker.system_fingerprint;
-    if (!known.empty()) break;
+    const bool is_its = worker.model.empty() || worker.model == model.name();
+    if (!is_its || worker.system_fingerprint.empty()) continue;
+    known = worker.system_fingerprint;
+    break;
   }
   return known;
 }

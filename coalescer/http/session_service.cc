@@ -142,7 +142,7 @@ void SessionService::on_kept(const std::string& session, const TrunkOwner& owner
   const auto last = asked_.find(session);
   if (last == asked_.end()) return backend_->release(pin_of(session));  // it is gone
   if (last->second != asked) return;  // another answer follows
-  if (kept) return book(session, owner, state, *kept);
+  if (kept) return book(session, *kept);
   if (kept.error().code == Errc::kResourceExhausted) {
     // What it keeps is the beginning of what it could keep: that goes before others' does.
     std::optional<std::string> victim;
@@ -161,22 +161,17 @@ void SessionService::on_kept(const std::string& session, const TrunkOwner& owner
   log->debug("event=session_not_kept session={} error=\"{}\"", session, kept.error().message);
 }
 
-void SessionService::book(const std::string& session, const TrunkOwner& owner,
-                          const SharedState& state, const KeptTrunk& kept) {
-  const auto covered = std::span<const TokenId>(state->tokens)
-                           .first(std::min<std::size_t>(kept.num_tokens, state->tokens.size()));
-  const std::string trunk = hash_bytes(std::as_bytes(covered)).to_hex() + owner.model + '/' +
-                            owner.tenant + '/' + owner.cache_salt;
-  for (const std::string& victim : pins_.kept(session, kept.num_tokens, kept.bytes, trunk))
+void SessionService::book(const std::string& session, const KeptTrunk& kept) {
+  for (const std::string& victim :
+       pins_.kept(session, kept.num_tokens, kept.bytes, kept.trunk.to_hex()))
     backend_->release(pin_of(victim));
 }
 
-void SessionService::on_loaded(const std::string& session, const SharedState& state,
-                               const KeptTrunk& kept) {
+void SessionService::on_loaded(const std::string& session, const KeptTrunk& kept) {
   const StoredSession* stored = store_.by_id(session);
   if (stored == nullptr) return backend_->release(pin_of(session));
   asked_[session] = ++num_asked_;
-  book(session, owner_of(*stored), state, kept);
+  book(session, kept);
 }
 
 PinId SessionService::pin_of(const std::string& session) {

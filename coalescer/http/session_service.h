@@ -69,7 +69,7 @@ class SessionService {
   /// True once after set_spilled(): the caller loads it now.
   bool take_spilled(const std::string& session) { return spilled_.erase(session) > 0; }
   /// The backend has loaded the KV of `state` under the session's pin.
-  void on_loaded(const std::string& session, const SharedState& state, const KeptTrunk& kept);
+  void on_loaded(const std::string& session, const KeptTrunk& kept);
 
   /// Asks the backend to keep the session's KV, as much as is there, in place of what it kept.
   void keep(const StoredSession& session);
@@ -97,8 +97,7 @@ class SessionService {
   void on_kept(const std::string& session, const TrunkOwner& owner, const SharedState& state,
                std::uint64_t asked, const Result<KeptTrunk>& kept);
   void forget(const StoredSession& session);
-  void book(const std::string& session, const TrunkOwner& owner, const SharedState& state,
-            const KeptTrunk& kept);
+  void book(const std::string& session, const KeptTrunk& kept);
 
   SessionStore store_;
   SessionPins pins_;

@@ -214,7 +214,7 @@ net::awaitable<std::string> load_kv(ServerContext* context, std::string id, std:
                          loaded.error().message);
     co_return loaded.error().message;
   }
-  sessions.on_loaded(id, state, *loaded);
+  sessions.on_loaded(id, *loaded);
   co_return "";
 }
 

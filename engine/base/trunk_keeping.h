@@ -55,8 +55,11 @@ struct LoadTrunk {
 /// What is kept, or was written.
 struct KeptTrunk {
   std::uint32_t num_tokens = 0;  ///< whole blocks from the start of the tokens
-  std::uint64_t bytes = 0;  ///< of KV
+  std::uint64_t bytes = 0;  ///< of KV, of all of the trunk that was written or is held
   std::vector<TokenId> token_ids;  ///< of a trunk that was loaded: those num_tokens
+  /// Names what is held: a trunk that begins with these tokens, and may be longer. What is held
+  /// under the same name is held once.
+  Hash128 trunk{};
 };
 
 /// How a call about a trunk ended; called exactly once. Errors: kNotFound where none of its KV is

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 
 #include "coalescer/openai/json_text.h"
+#include "engine/base/hash.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -171,8 +173,10 @@ namespace {
 /// Cuts what is not a whole block.
 KeptTrunk whole_blocks(std::vector<TokenId>& tokens) {
   tokens.resize(tokens.size() / kBlockSize * kBlockSize);
-  return {
-      static_cast<std::uint32_t>(tokens.size()), tokens.size() * FakeBackend::kFakeTokenBytes, {}};
+  return {static_cast<std::uint32_t>(tokens.size()),
+          tokens.size() * FakeBackend::kFakeTokenBytes,
+          {},
+          hash_bytes(std::as_bytes(std::span(tokens)))};
 }
 
 }  // namespace
@@ -181,8 +185,17 @@ void FakeBackend::keep(KeepTrunk trunk, TrunkDone done) {
   const auto kept = [&]() -> Result<KeptTrunk> {
     const std::scoped_lock lock(mutex_);
     if (trunk_error_) return *trunk_error_;
-    const KeptTrunk what = whole_blocks(trunk.token_ids);
+    KeptTrunk what = whole_blocks(trunk.token_ids);
     if (what.num_tokens == 0) return make_error(Errc::kNotFound, "no whole block to keep");
+    // As in the pool, a longer trunk that begins with them is what holds them.
+    for (const auto& [other, held] : kept_) {
+      const auto& tokens = held.token_ids;
+      if (other == trunk.pin || held.owner != trunk.owner || tokens.size() < what.num_tokens ||
+          !std::equal(trunk.token_ids.begin(), trunk.token_ids.end(), tokens.begin()))
+        continue;
+      what.bytes = tokens.size() * kFakeTokenBytes;
+      what.trunk = hash_bytes(std::as_bytes(std::span(tokens)));
+    }
     const PinId pin = trunk.pin;
     kept_[pin] = std::move(trunk);
     return what;

@@ -36,6 +36,20 @@ TEST(SessionPins, SharedBytesCountOnce) {
   EXPECT_EQ(pins.bytes(), 40U);
 }
 
+// The same tokens may be held by a trunk of their own, or by a longer one of others.
+TEST(SessionPins, TrunksOfDifferentSizesLeaveNothingBehind) {
+  SessionPins pins(100);
+  EXPECT_EQ(pins.kept("a", 16, 10, "t"), Names{});
+  EXPECT_EQ(pins.kept("b", 16, 90, "t"), Names{}) << "the first one's word counts";
+  EXPECT_EQ(pins.bytes(), 10U);
+  pins.erase("a");
+  EXPECT_EQ(pins.bytes(), 10U);
+  pins.erase("b");
+  EXPECT_EQ(pins.bytes(), 0U);
+  EXPECT_EQ(pins.kept("c", 16, 5, "t"), Names{});
+  EXPECT_EQ(pins.bytes(), 5U);
+}
+
 TEST(SessionPins, WhatIsLargerThanTheBudgetGoesItself) {
   SessionPins pins(100);
   EXPECT_EQ(pins.kept("a", 16, 40, "A"), Names{});
