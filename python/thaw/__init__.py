@@ -8,7 +8,6 @@ read (or, to restore, write) is a RuntimeError, and so is a pointer of a GPU, wh
 from __future__ import annotations
 
 import ctypes
-import io
 import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -137,7 +136,7 @@ def restore_from_bytes_pipelined(
 ) -> dict[str, int]:
     """The same from the bytes of a file."""
     _check_chunk(chunk_size_mb)
-    return _restore(_buffer_file(memoryview(data)), mapping, "the snapshot")
+    return _restore(container.buffer_file(memoryview(data).cast("B")), mapping, "the snapshot")
 
 
 #: The same function by its other name.
@@ -151,34 +150,4 @@ def restore_from_bytes_pipelined_zerocopy(data: Any, mapping: Sequence[Request])
 
 def restore_from_pinned_mmap(pinned: PinnedMmap, mapping: Sequence[Request]) -> dict[str, int]:
     """The same from a PinnedMmap."""
-    return _restore(_buffer_file(pinned._view), mapping, "the snapshot")
-
-
-class _View(io.RawIOBase):
-    """A buffer as a file, without a copy of it."""
-
-    def __init__(self, view: memoryview):
-        super().__init__()
-        self._view = view
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = {0: 0, 1: self._at, 2: self._view.nbytes}[whence] + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        target = memoryview(buffer).cast("B")
-        part = self._view[self._at : self._at + target.nbytes]
-        target[: part.nbytes] = part
-        self._at += part.nbytes
-        return part.nbytes
-
-
-def _buffer_file(view: memoryview) -> BinaryIO:
-    return io.BufferedReader(_View(view.cast("B")))
+    return _restore(container.buffer_file(pinned._view), mapping, "the snapshot")

@@ -12,11 +12,15 @@ import ctypes.util
 import dataclasses
 import fcntl
 import functools
+import io
+import mmap
 import os
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from thaw_common import telemetry
 
 MAGIC = b"THAW"
 #: What `write_header` writes. Files of version 2 are read as well; `write_container` writes them.
@@ -219,6 +223,36 @@ def write_container(
     return position
 
 
+def buffer_file(data: memoryview | mmap.mmap) -> BinaryIO:
+    """Bytes in memory as the file that read_container() takes. Of a view nothing is copied; a map is not kept
+    from being closed."""
+    return io.BufferedReader(_BufferFile(data))
+
+
+class _BufferFile(io.RawIOBase):
+    def __init__(self, data: memoryview | mmap.mmap):
+        super().__init__()
+        self._data = data
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = {0: 0, 1: self._position, 2: len(self._data)}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        part = self._data[self._position : self._position + target.nbytes]
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the block ends well, and is gone when it does not."""
@@ -251,10 +285,21 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
-# CRC32C. ISA-L does some 27 GB/s on one core, the table below about 5 MB/s.
+# CRC32C: of the extension, else of ISA-L (both some 27 GB/s on one core), else by the table below (5 MB/s).
+
+_Sum = Callable[[memoryview, int], int]
 
 
-def _isal() -> Callable[[memoryview, int], int] | None:
+def _native() -> _Sum | None:
+    """None where there is no extension: this package works without thaw_vllm."""
+    try:
+        from thaw_vllm._core import crc32c
+    except ImportError:
+        return None
+    return crc32c
+
+
+def _isal() -> _Sum | None:
     name = ctypes.util.find_library("isal")
     try:
         library = ctypes.CDLL(name or "libisal.so.2")
@@ -264,7 +309,8 @@ def _isal() -> Callable[[memoryview, int], int] | None:
     function.restype = ctypes.c_uint
     function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
 
-    def update(view: memoryview, state: int) -> int:
+    def update(view: memoryview, previous: int) -> int:
+        state = previous ^ 0xFFFFFFFF
         for start in range(0, view.nbytes, 1 << 30):
             part = view[start : start + (1 << 30)]
             if part.readonly:
@@ -276,7 +322,7 @@ def _isal() -> Callable[[memoryview, int], int] | None:
                 holder = (ctypes.c_char * part.nbytes).from_buffer(part)
                 state = function(ctypes.addressof(holder), part.nbytes, state)
                 del holder
-        return state
+        return int(state ^ 0xFFFFFFFF)
 
     return update
 
@@ -291,16 +337,24 @@ def _table() -> tuple[int, ...]:
     return tuple(table)
 
 
-def _slow_update(view: memoryview, state: int) -> int:
+def _slow(view: memoryview, previous: int) -> int:
+    _say_slow()
     table = _table()
+    state = previous ^ 0xFFFFFFFF
     for byte in view:
         state = table[(state ^ byte) & 255] ^ state >> 8
-    return state
+    return state ^ 0xFFFFFFFF
 
 
 @functools.cache
-def _updater() -> Callable[[memoryview, int], int]:
-    return _isal() or _slow_update
+def _say_slow() -> None:
+    missing = ImportError("neither thaw_vllm._core nor libisal is there")
+    telemetry.fallback_warning("the checksum's library", missing, dst="Python, some 5 MB/s")
+
+
+@functools.cache
+def _fastest() -> _Sum:
+    return _native() or _isal() or _slow
 
 
 def crc32c(data: Buffer, start: int = 0) -> int:
@@ -308,9 +362,9 @@ def crc32c(data: Buffer, start: int = 0) -> int:
     view = memoryview(data)
     if not view.nbytes:
         return start
-    return _updater()(view.cast("B"), start ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return _fastest()(view.cast("B"), start)
 
 
 def has_fast_crc32c() -> bool:
     """True where a library computes the checksum: comparing gigabytes takes no notable time."""
-    return _updater() is not _slow_update
+    return _fastest() is not _slow

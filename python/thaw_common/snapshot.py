@@ -9,7 +9,6 @@ taken where there are some, else those in host memory, which need no GPU.
 from __future__ import annotations
 
 import ctypes
-import io
 import mmap
 import os
 import pathlib
@@ -237,37 +236,11 @@ class PinnedBuffer:
 
     def file(self) -> BinaryIO:
         """The mapped bytes as a file."""
-        return io.BufferedReader(_MapFile(self._map))
+        return container.buffer_file(self._map)
 
     def close(self) -> None:
         """Unmaps it. May be called twice."""
         self._map.close()
-
-
-class _MapFile(io.RawIOBase):
-    """What the reader of containers uses of a file."""
-
-    def __init__(self, mapped: mmap.mmap):
-        super().__init__()
-        self._mapped = mapped
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = {0: 0, 1: self._position, 2: len(self._mapped)}[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._mapped[self._position : self._position + view.nbytes]
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def make_pinned_mmap(path: PathLike) -> PinnedBuffer:

@@ -23,7 +23,25 @@ if TYPE_CHECKING:
         APITimeoutError as APITimeoutError,
     )
     from thaw_vllm._errors import (
+        AuthenticationError as AuthenticationError,
+    )
+    from thaw_vllm._errors import (
+        BadRequestError as BadRequestError,
+    )
+    from thaw_vllm._errors import (
+        ContextLengthError as ContextLengthError,
+    )
+    from thaw_vllm._errors import (
+        NotFoundError as NotFoundError,
+    )
+    from thaw_vllm._errors import (
+        RateLimitError as RateLimitError,
+    )
+    from thaw_vllm._errors import (
         ThawError as ThawError,
+    )
+    from thaw_vllm._errors import (
+        UnavailableError as UnavailableError,
     )
     from thaw_vllm._exports import *  # noqa: F403
 
@@ -34,8 +52,14 @@ _HOMES = {
     "APIConnectionError": "thaw_vllm._errors",
     "APIStatusError": "thaw_vllm._errors",
     "APITimeoutError": "thaw_vllm._errors",
+    "AuthenticationError": "thaw_vllm._errors",
+    "BadRequestError": "thaw_vllm._errors",
+    "ContextLengthError": "thaw_vllm._errors",
     "Engine": "thaw_vllm._core",
+    "NotFoundError": "thaw_vllm._errors",
+    "RateLimitError": "thaw_vllm._errors",
     "ThawError": "thaw_vllm._errors",
+    "UnavailableError": "thaw_vllm._errors",
 }
 _HOMES |= _names.NAMES
 _MODULES = ("langgraph", *_names.MODULES)

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
-from thaw_vllm._errors import APIConnectionError, APIStatusError, error_of
+from thaw_vllm._errors import APIConnectionError, APIStatusError, ThawError, error_of
 from thaw_vllm._transport import Endpoint, await_ready, wait_ready
 from thaw_vllm._wire import READ_BYTES, Ended, EventParser, Exchange, NeedsMore, Tls
 
@@ -81,7 +81,9 @@ class _Connection:
     def ends_on_error(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, APIConnectionError) and self.exchange.began:
+                error._is_final = True
             self.end()
             raise
 
@@ -169,11 +171,13 @@ _in_use: dict[_Connection, threading.Thread] = {}  # by whom
 
 
 class Client:
-    """Calls to one endpoint. Safe for threads, event loops and forks; every wait has a deadline.
+    """Calls to one endpoint. Safe for threads, event loops and forks.
 
-    ``timeout_s`` bounds a whole call, and in streams each wait for the next event. ``max_retries`` is for
-    answers 429 and 503 and for connections that end before an answer began: after the time that the server
-    asks for, else after 0.25 s, 0.5 s, ...
+    ``timeout_s`` bounds a whole call, and in streams each wait for the next event. It does not bound the
+    start of an engine of this process, after which it begins, nor the system's search for a server's address.
+    ``max_retries`` is for answers 429 and 503 and for connections that end before an answer began: after the
+    time that the server asks for, else after 0.25 s, 0.5 s, ... Calls may have their own of both. A call is
+    of the engine that it began in, and fails where that ends, even if another runs by then.
     """
 
     def __init__(
@@ -189,58 +193,80 @@ class Client:
     # -- whole answers
 
     def call(
-        self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_retries: int | None = None,
     ) -> Any:
         """The answer's JSON, or its text where it is no JSON. Raises ThawError's kin."""
+        place = self.endpoint.start()
+        retries = self.max_retries if max_retries is None else max_retries
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
-        for attempt in range(self.max_retries + 1):
+        for attempt in range(retries + 1):
             try:
-                return self._call_once(method, path, body, deadline)
+                return self._call_once(place, method, path, body, deadline)
             except (APIStatusError, APIConnectionError) as error:
-                time.sleep(self._delay_or_raise(error, attempt, deadline))
+                time.sleep(self._delay_or_raise(place, error, attempt, retries, deadline))
         raise AssertionError("the last attempt raises")
 
     async def acall(
-        self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_retries: int | None = None,
     ) -> Any:
         """call() on the running event loop."""
+        place = await self.endpoint.astart()
+        retries = self.max_retries if max_retries is None else max_retries
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
-        for attempt in range(self.max_retries + 1):
+        for attempt in range(retries + 1):
             try:
-                return await self._acall_once(method, path, body, deadline)
+                return await self._acall_once(place, method, path, body, deadline)
             except (APIStatusError, APIConnectionError) as error:
-                await asyncio.sleep(self._delay_or_raise(error, attempt, deadline))
+                await asyncio.sleep(self._delay_or_raise(place, error, attempt, retries, deadline))
         raise AssertionError("the last attempt raises")
 
     # -- streams
 
-    def stream(self, path: str, body: Json, *, timeout_s: float | None = None) -> Generator[Json, None, None]:
+    def stream(
+        self, path: str, body: Json, *, timeout_s: float | None = None, max_retries: int | None = None
+    ) -> Generator[Json, None, None]:
         """The events of a streamed answer. Retries end with the first event. Closing the iterator
         cancels the request. Raises as call() does; APIStatusError with status 0 for an error within."""
+        place = self.endpoint.start()
+        retries = self.max_retries if max_retries is None else max_retries
         wait_s = self.timeout_s if timeout_s is None else timeout_s
-        for attempt in range(self.max_retries + 1):
+        for attempt in range(retries + 1):
             deadline = time.monotonic() + wait_s
             began = False
             try:
-                for event in self._stream_once(path, body, wait_s):
+                for event in self._stream_once(place, path, body, wait_s):
                     began = True
                     yield event
                 return
             except (APIStatusError, APIConnectionError) as error:
                 if began:
                     raise
-                time.sleep(self._delay_or_raise(error, attempt, deadline))
+                time.sleep(self._delay_or_raise(place, error, attempt, retries, deadline))
 
     async def astream(
-        self, path: str, body: Json, *, timeout_s: float | None = None
+        self, path: str, body: Json, *, timeout_s: float | None = None, max_retries: int | None = None
     ) -> AsyncGenerator[Json, None]:
         """stream() on the running event loop."""
+        place = await self.endpoint.astart()
+        retries = self.max_retries if max_retries is None else max_retries
         wait_s = self.timeout_s if timeout_s is None else timeout_s
-        for attempt in range(self.max_retries + 1):
+        for attempt in range(retries + 1):
             deadline = time.monotonic() + wait_s
             began = False
             try:
-                async with contextlib.aclosing(self._astream_once(path, body, wait_s)) as events:
+                async with contextlib.aclosing(self._astream_once(place, path, body, wait_s)) as events:
                     async for event in events:
                         began = True
                         yield event
@@ -248,7 +274,7 @@ class Client:
             except (APIStatusError, APIConnectionError) as error:
                 if began:
                     raise
-                await asyncio.sleep(self._delay_or_raise(error, attempt, deadline))
+                await asyncio.sleep(self._delay_or_raise(place, error, attempt, retries, deadline))
 
     def close(self) -> None:
         """Ends idle connections; calls that run go on. The client stays usable."""
@@ -266,26 +292,36 @@ class Client:
 
     # -- one attempt
 
-    def _call_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
-        used = self._begin(method, path, body, deadline)
+    def _call_once(self, place: Endpoint, method: str, path: str, body: Json | None, deadline: float) -> Any:
+        used = self._begin(place, method, path, body, deadline)
         with self._kept(used):
-            return self._answer(used.exchange, _run(used.body(), used, deadline))
+            with used.ends_on_error():
+                whole = _run(used.body(), used, deadline)
+            return self._answer(used.exchange, whole)
 
-    async def _acall_once(self, method: str, path: str, body: Json | None, deadline: float) -> Any:
-        used = await self._abegin(method, path, body, deadline)
+    async def _acall_once(
+        self, place: Endpoint, method: str, path: str, body: Json | None, deadline: float
+    ) -> Any:
+        used = await self._abegin(place, method, path, body, deadline)
         with self._kept(used):
-            return self._answer(used.exchange, await _arun(used.body(), used, deadline))
+            with used.ends_on_error():
+                whole = await _arun(used.body(), used, deadline)
+            return self._answer(used.exchange, whole)
 
-    def _stream_once(self, path: str, body: Json, wait_s: float) -> Generator[Json, None, None]:
-        used = self._begin("POST", path, body, time.monotonic() + wait_s)
+    def _stream_once(
+        self, place: Endpoint, path: str, body: Json, wait_s: float
+    ) -> Generator[Json, None, None]:
+        used = self._begin(place, "POST", path, body, time.monotonic() + wait_s)
         with self._kept(used):
             answer = _StreamedAnswer()
             while (part := _run(used.part(), used, time.monotonic() + wait_s)) is not None:
                 yield from self._events(used, answer, part)
             self._end_of_stream(used.exchange, answer)
 
-    async def _astream_once(self, path: str, body: Json, wait_s: float) -> AsyncGenerator[Json, None]:
-        used = await self._abegin("POST", path, body, time.monotonic() + wait_s)
+    async def _astream_once(
+        self, place: Endpoint, path: str, body: Json, wait_s: float
+    ) -> AsyncGenerator[Json, None]:
+        used = await self._abegin(place, "POST", path, body, time.monotonic() + wait_s)
         with self._kept(used):
             answer = _StreamedAnswer()
             while (part := await _arun(used.part(), used, time.monotonic() + wait_s)) is not None:
@@ -299,7 +335,9 @@ class Client:
         value = _parse(body)
         if 200 <= exchange.status < 300:
             return value
-        raise error_of(exchange.status, value, _retry_after_s(exchange.headers))
+        error = error_of(exchange.status, value, _retry_after_s(exchange.headers))
+        error._is_final = exchange.headers.get("x-should-retry") == "false"
+        raise error
 
     def _events(self, used: _Connection, answer: _StreamedAnswer, part: bytes) -> Iterator[Json]:
         if used.exchange.status != 200:
@@ -317,21 +355,25 @@ class Client:
         if not answer.parser.done:
             raise APIConnectionError("the stream ended before it was complete")
 
-    def _delay_or_raise(self, error: Exception, attempt: int, deadline: float) -> float:
+    def _delay_or_raise(
+        self, place: Endpoint, error: ThawError, attempt: int, retries: int, deadline: float
+    ) -> float:
         """Seconds to wait before the next attempt; raises ``error`` where there is none."""
         delay = _FIRST_DELAY_S * 2.0**attempt
         if isinstance(error, APIStatusError):
-            if error.status not in (429, 503) or error.retry_after_s == -1:
+            if error.status not in (429, 503):
                 raise error
             delay = delay if error.retry_after_s is None else error.retry_after_s
         too_late = delay > _MAX_DELAY_S or time.monotonic() + delay > deadline
-        if attempt >= self.max_retries or too_late or _interpreter_ends.is_set():
+        if attempt >= retries or too_late or error._is_final or place.has_ended or _interpreter_ends.is_set():
             raise error
         return delay
 
     # -- connections
 
-    def _begin(self, method: str, path: str, body: Json | None, deadline: float) -> _Connection:
+    def _begin(
+        self, place: Endpoint, method: str, path: str, body: Json | None, deadline: float
+    ) -> _Connection:
         """A connection on which the request was sent and its answer begins."""
         connection = self._take_idle()
         if connection is not None:
@@ -342,14 +384,16 @@ class Client:
             except APIConnectionError:
                 if connection.exchange.began:
                     raise  # else it had been idle for too long
-        sock = self.endpoint.connect(_left(deadline, CONNECT_TIMEOUT_S))
+        sock = place.connect(_left(deadline, CONNECT_TIMEOUT_S))
         connection = _Connection(sock, self._new_tls())
         with connection.ends_on_error():
             _run(connection.handshake(), connection, deadline)
             _run(connection.request(self.endpoint, method, path, body), connection, deadline)
         return connection
 
-    async def _abegin(self, method: str, path: str, body: Json | None, deadline: float) -> _Connection:
+    async def _abegin(
+        self, place: Endpoint, method: str, path: str, body: Json | None, deadline: float
+    ) -> _Connection:
         connection = self._take_idle()
         if connection is not None:
             try:
@@ -359,7 +403,7 @@ class Client:
             except APIConnectionError:
                 if connection.exchange.began:
                     raise
-        sock = await self.endpoint.aconnect(_left(deadline, CONNECT_TIMEOUT_S))
+        sock = await place.aconnect(_left(deadline, CONNECT_TIMEOUT_S))
         connection = _Connection(sock, self._new_tls())
         with connection.ends_on_error():
             await _arun(connection.handshake(), connection, deadline)
@@ -442,9 +486,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """None: the server says nothing; -1: it says that it is of no use."""
-    if headers.get("x-should-retry") == "false":
-        return -1
+    """None: the server says nothing."""
     with contextlib.suppress(KeyError, ValueError):
         return float(headers["retry-after-ms"]) / 1000
     with contextlib.suppress(KeyError, ValueError):
@@ -453,6 +495,13 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 _interpreter_ends = threading.Event()
+_ends_calls_first = False  # _end_calls_of_daemon_threads() is what runs first at the interpreter's end
+
+
+def note_new_engine() -> None:
+    """What is registered last runs first, and an engine that had ended before would be started again."""
+    global _ends_calls_first
+    _ends_calls_first = False
 
 
 def _enter(connection: _Connection) -> None:
@@ -463,9 +512,11 @@ def _enter(connection: _Connection) -> None:
         return
     if _interpreter_ends.is_set():
         raise APIConnectionError(_ENDS)
-    # What is registered last runs first: an engine that had ended before would be started again.
-    atexit.unregister(_end_calls_of_daemon_threads)
-    atexit.register(_end_calls_of_daemon_threads)
+    global _ends_calls_first
+    if not _ends_calls_first:  # not each time: what is unregistered keeps its place in the list
+        _ends_calls_first = True
+        atexit.unregister(_end_calls_of_daemon_threads)
+        atexit.register(_end_calls_of_daemon_threads)
 
 
 def _end_calls_of_daemon_threads() -> None:

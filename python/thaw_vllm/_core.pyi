@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import Buffer
+
 version: str
+
+def crc32c(buffer: Buffer, previous: int) -> int:
+    """CRC32C of a contiguous buffer (BufferError for another); ``previous`` is that of the bytes before it, 0
+    for none. Releases the GIL."""
 
 class Engine:
     """A thaw server without a port: whoever connect()s speaks HTTP/1.1 to it.

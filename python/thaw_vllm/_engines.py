@@ -10,8 +10,9 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from thaw_vllm import _client
 from thaw_vllm._core import Engine
-from thaw_vllm._transport import EngineEndpoint
+from thaw_vllm._transport import EngineEndpoint, RunningEngine
 
 
 def worker_binary() -> str:
@@ -31,24 +32,36 @@ class SharedEngine:
         self.settings = dict(settings)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+        self._closed = False
         self._uses: weakref.WeakSet[EngineUse] = weakref.WeakSet()
 
     @property
     def has_started(self) -> bool:
         return self._engine is not None
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def runs(self, engine: Engine) -> bool:
+        """Whether this is still the engine."""
+        return self._engine is engine
+
     def start(self) -> Engine:
         """The engine, started if need be: that takes as long as the model takes to load.
 
-        Raises ValueError, OSError or RuntimeError where it cannot be.
+        Raises ValueError, OSError or RuntimeError where it cannot be, and RuntimeError after close().
         """
         engine = self._engine
         if engine is None:
             with self._lock:
                 engine = self._engine
                 if engine is None:
+                    if self._closed:
+                        raise RuntimeError("the engine was closed; make another")
                     engine = Engine(self.model, settings=self.settings, worker_binary=worker_binary())
                     self._engine = engine
+                    _client.note_new_engine()
         return engine
 
     def stop(self, drain_s: float = 0.0) -> None:
@@ -58,6 +71,11 @@ class SharedEngine:
         if engine is not None:
             engine.close(drain_s)
 
+    def close(self) -> None:
+        """Ends the engine for good."""
+        self._closed = True
+        self.stop()
+
 
 class EngineUse:
     """One who uses a SharedEngine. An engine whose users are all closed ends; users that are just forgotten
@@ -65,19 +83,27 @@ class EngineUse:
 
     def __init__(self, engine: SharedEngine) -> None:
         self.engine = engine
-        self.endpoint = EngineEndpoint(self.connect, lambda: engine.has_started)
+        self.endpoint = EngineEndpoint(self.start, lambda: engine.has_started)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineUse:
         return self
 
+    def start(self) -> RunningEngine:
+        """The engine that runs now, started if need be. Raises what SharedEngine.start() raises."""
+        engine = self._started()
+        return RunningEngine(engine.connect, lambda: not self.engine.runs(engine))
+
     def connect(self) -> int:
         """A connected descriptor. Raises what SharedEngine.start() raises."""
+        return self._started().connect()
+
+    def _started(self) -> Engine:
         with _lock:
             self.engine._uses.add(self)
-        return self.engine.start().connect()
+        return self.engine.start()
 
     def close(self) -> None:
-        """This use ends, and with the last one the engine. Connecting again is a new use."""
+        """This use ends, and with the last one the engine. Starting again is a new use."""
         with _lock:
             self.engine._uses.discard(self)
             last = not self.engine._uses

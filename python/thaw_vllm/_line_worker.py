@@ -21,6 +21,7 @@ from thaw_vllm.errors import ForkPoolError, WorkerBootTimeout, WorkerDead, Worke
 
 MAX_LINE_BYTES = 256 << 20
 _KILL_WAIT_S = 10.0
+_MAX_POLL_S = 3600.0  # poll() takes no more than some weeks
 
 
 class LineWorker:
@@ -206,11 +207,12 @@ class LineWorker:
         return WorkerDead(f"worker {self.id} {how} at {op}")
 
     def _wait(self, fd: int, event: int, deadline: float) -> None:
-        left = deadline - time.monotonic()
         poller = select.poll()
         poller.register(fd, event)
-        if left <= 0 or not poller.poll(min(left, 3600.0) * 1000 + 1):
-            raise TimeoutError
+        while (left := deadline - time.monotonic()) > 0:
+            if poller.poll(min(left, _MAX_POLL_S) * 1000 + 1):
+                return
+        raise TimeoutError
 
     def _write(self, data: bytes, deadline: float) -> None:
         assert self._process.stdin is not None

@@ -56,6 +56,19 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     tls_host = ""
 
+    def start(self) -> Endpoint:
+        """What a call connects to, however often: the endpoint itself, or the engine that runs now."""
+        return self
+
+    async def astart(self) -> Endpoint:
+        """The same without blocking the loop."""
+        return self
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will ever answer here again."""
+        return False
+
     def connect(self, timeout_s: float) -> socket.socket:
         """A connected socket that does not block. Raises APIConnectionError, APITimeoutError."""
         raise NotImplementedError
@@ -65,27 +78,56 @@ class Endpoint:
         raise NotImplementedError
 
 
-class EngineEndpoint(Endpoint):
-    """An engine of this process. ``connect_fd`` gives a connected descriptor, once the engine has started
-    within a tenth of a millisecond; ``has_started`` says whether it has."""
+class RunningEngine(Endpoint):
+    """An engine of this process, from its start to its end. ``connect_fd`` gives a connected descriptor,
+    within a tenth of a millisecond, or raises RuntimeError."""
 
-    def __init__(self, connect_fd: Callable[[], int], has_started: Callable[[], bool]) -> None:
+    def __init__(self, connect_fd: Callable[[], int], has_ended: Callable[[], bool]) -> None:
         self._connect_fd = connect_fd
-        self._has_started = has_started
+        self._has_ended = has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended()
 
     def connect(self, timeout_s: float) -> socket.socket:
-        sock = socket.socket(fileno=self._connect_fd())
+        try:
+            sock = socket.socket(fileno=self._connect_fd())
+        except RuntimeError as error:
+            raise APIConnectionError(f"the engine does not answer: {error}") from error
         sock.setblocking(False)
         return sock
 
     async def aconnect(self, timeout_s: float) -> socket.socket:
+        return self.connect(timeout_s)
+
+
+class EngineEndpoint(Endpoint):
+    """The engine of this process that runs now. ``start`` gives it, and starts one where there is none, which
+    no timeout bounds; ``has_started`` says whether there is one."""
+
+    def __init__(self, start: Callable[[], RunningEngine], has_started: Callable[[], bool]) -> None:
+        self._start = start
+        self._has_started = has_started
+
+    def start(self) -> Endpoint:
+        return self._start()
+
+    async def astart(self) -> Endpoint:
         if self._has_started():
-            return self.connect(timeout_s)
-        return await asyncio.get_running_loop().run_in_executor(None, self.connect, timeout_s)
+            return self._start()
+        return await asyncio.get_running_loop().run_in_executor(None, self._start)
+
+    def connect(self, timeout_s: float) -> socket.socket:
+        return self.start().connect(timeout_s)
+
+    async def aconnect(self, timeout_s: float) -> socket.socket:
+        return await (await self.astart()).aconnect(timeout_s)
 
 
 class HttpEndpoint(Endpoint):
-    """A server. ``base_url`` is "http://host:port" or "https://...", with or without "/v1"."""
+    """A server. ``base_url`` is "http://host:port" or "https://...", with or without "/v1". ValueError for
+    another, and for an ``api_key`` that no header may hold; whitespace around it is dropped."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         url = urllib.parse.urlsplit(base_url)
@@ -93,8 +135,10 @@ class HttpEndpoint(Endpoint):
             raise ValueError(f"base_url is {base_url!r}; it must be like http://127.0.0.1:8000/v1")
         self.host = url.netloc.rpartition("@")[2]
         self.prefix = url.path.rstrip("/").removesuffix("/v1")
-        if api_key:
-            self.headers = (("authorization", f"Bearer {api_key}"),)
+        if key := (api_key or "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise ValueError("api_key must be printable ASCII; it holds another character")
+            self.headers = (("authorization", f"Bearer {key}"),)
         if url.scheme == "https":
             self.tls = ssl.create_default_context()
             self.tls_host = url.hostname
@@ -109,12 +153,14 @@ class HttpEndpoint(Endpoint):
             raise APIConnectionError(f"cannot find {self._name}: {error}") from error
         failure: Exception | None = None
         for address in addresses:
-            sock = _begin_connect(address)
+            sock = None
             try:
+                sock = _begin_connect(address)
                 wait_ready(sock, deadline, write=True)
                 return _connected(sock, self.host)
             except BaseException as error:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 if not isinstance(error, APIConnectionError):
                     raise
                 failure = error
@@ -124,12 +170,14 @@ class HttpEndpoint(Endpoint):
         deadline = time.monotonic() + timeout_s
         failure: Exception | None = None
         for address in await self._aresolve():
-            sock = _begin_connect(address)
+            sock = None
             try:
+                sock = _begin_connect(address)
                 await await_ready(sock, deadline, write=True)
                 return _connected(sock, self.host)
             except BaseException as error:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 if not isinstance(error, APIConnectionError):
                     raise
                 failure = error
@@ -148,7 +196,10 @@ class HttpEndpoint(Endpoint):
 
 def _begin_connect(address: Address) -> socket.socket:
     family, kind, protocol, _, where = address
-    sock = socket.socket(family, kind, protocol)
+    try:
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:  # no IPv6 here, say
+        raise APIConnectionError(f"cannot connect to {where[0]}:{where[1]}: {error}") from error
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     code = sock.connect_ex(where)

@@ -29,6 +29,8 @@ class Tls:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        except ssl.SSLError as error:
+            raise APIConnectionError(f"TLS failed: {error}") from error
         return True
 
     def pending(self) -> bytes:
@@ -36,8 +38,11 @@ class Tls:
 
     def encrypt(self, data: bytes) -> bytes:
         sent = 0
-        while sent < len(data):
-            sent += self._object.write(data[sent:])
+        try:
+            while sent < len(data):
+                sent += self._object.write(data[sent:])
+        except ssl.SSLError as error:
+            raise APIConnectionError(f"TLS failed: {error}") from error
         return self._outgoing.read()
 
     def feed(self, data: bytes) -> None:
@@ -54,6 +59,8 @@ class Tls:
             return None
         except ssl.SSLZeroReturnError:
             return b""
+        except ssl.SSLError as error:
+            raise APIConnectionError(f"TLS failed: {error}") from error
 
 
 class Exchange:

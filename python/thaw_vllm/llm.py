@@ -82,6 +82,7 @@ class LLM:
         self._geometry: tuple[int, list[int]] | None = None
         self._engine: Any = None
         self._use: Any = None
+        self._base: LLM | None = None
         self._scratch: str | None = None
         endpoint: Endpoint
         if base_url is not None:
@@ -130,17 +131,21 @@ class LLM:
             self.model_source, {**self.settings, "session_dir": os.fspath(session_dir or self._scratch or "")}
         )
         self._use = EngineUse(self._engine)
-        weakref.finalize(self, self._engine.stop)
+        weakref.finalize(self, self._engine.close)
         endpoint: Endpoint = self._use.endpoint
         return endpoint
 
     # Ends.
 
     def close(self) -> None:
-        """Ends the engine's processes; with base_url only the connections. May be called twice."""
+        """Ends the engine's processes; with base_url only the connections. May be called twice.
+
+        Calls that run fail (UnavailableError, APIConnectionError), later ones are a RuntimeError; with
+        base_url both go on.
+        """
         self._client.close()
         if self._engine is not None:
-            self._engine.stop()
+            self._engine.close()
         if self._scratch is not None:
             _remove_scratch(self._scratch, self._owner)
 
@@ -382,16 +387,25 @@ class LLM:
         self._engine.stop()
 
     def wake_up(self, tags: Sequence[str] | None = None, *, snapshot: PathLike | None = None) -> None:
-        """Starts the engine again, from `snapshot` (a .thaw file) where it is given. `tags` are accepted."""
+        """Starts the engine again, from `snapshot` (a .thaw file) where it is given. `tags` are accepted.
+
+        Where it does not start from that file it sleeps on, and can be woken without it.
+        """
         if self._engine is None:
             raise ForkError("an engine behind base_url is its server's; it cannot be woken from here")
+        before = self._engine.settings
         if snapshot is not None:
-            self._engine.settings["snapshot"] = os.fspath(snapshot)
-        self._engine.start()
+            self._engine.settings = {**before, "snapshot": os.fspath(snapshot)}
+        try:
+            self._engine.start()
+        except BaseException:
+            self._engine.settings = before
+            raise
 
     def is_sleeping(self) -> bool:
         """True between sleep() and wake_up()."""
-        return self._engine is not None and not self._engine.has_started
+        engine = self._engine
+        return engine is not None and not engine.has_started and not engine.is_closed
 
     def collective_rpc(
         self, method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None
@@ -425,6 +439,7 @@ class LLM:
         config = VllmConfig(model, self.llm_engine.parallel_config, cache)
         view.llm_engine = LLMEngine(config, lambda: view._running)
         view._engine = view._use = view._scratch = None
+        view._base = self  # whose engine ends when nobody has it any more
         return view
 
     @contextlib.contextmanager

@@ -60,9 +60,14 @@ def _rank() -> int:
 
 
 def register() -> None:
-    """Makes load_format="thaw" known to vLLM, where that is installed. May be called again."""
+    """Makes load_format="thaw" known to vLLM, where that is installed. May be called again.
+
+    vLLM takes functions for its workers (freeze_model_tp, restore_model_tp) only where
+    VLLM_ALLOW_INSECURE_SERIALIZATION is 1: it is set, unless it has a value already.
+    """
     if importlib.util.find_spec("vllm") is None:
         return
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     try:
         loaders: Any = importlib.import_module("vllm.model_executor.model_loader")
         base: Any = importlib.import_module("vllm.model_executor.model_loader.base_loader").BaseModelLoader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,20 +75,31 @@ class EnginePool:
 
     def unregister(self, name: str) -> None:
         """Forgets a model; one that is not known is no error."""
-        if self.snapshots.pop(name, None) is not None:
-            self.engine._call("DELETE", f"/admin/snapshots/{name}")
+        if name not in self.snapshots:
+            return
+        self.engine._call("DELETE", f"/admin/snapshots/{urllib.parse.quote(name, safe='')}")
+        for slot in self.slots:
+            if slot.model_name == name:
+                slot.model_name = None  # what has this name next is another model
+        self.snapshots.pop(name, None)
 
     async def acquire(self, name: str) -> EngineSlot:
         """A slot for this model, which is the caller's until release(): one that has it, else any idle one.
 
-        Waits while none is idle. ValueError for a name that is not registered.
+        Waits while none is idle. ValueError for a name that is not registered, RuntimeError where the pool
+        is closed, both also where that happens meanwhile.
         """
-        self._known(name)
         while True:
+            _ = self.engine  # RuntimeError where there is none any more
+            self._known(name)
             slot = self._idle(name)
             if slot is not None:
                 await slot.lock.acquire()
-                self._place(slot, name)
+                try:
+                    self._place(slot, name)
+                except BaseException:
+                    self.release(slot)
+                    raise
                 return slot
             freed = asyncio.Event()
             self._waiting.add(freed)
@@ -101,8 +113,7 @@ class EnginePool:
         if not slot.lock.locked():
             raise RuntimeError(f"slot {slot.id} was not acquired")
         slot.lock.release()
-        for freed in list(self._waiting):
-            freed.set()
+        self._wake()
 
     def preload(self, name: str, slot_id: int | None = None) -> dict[str, Any]:
         """Loads a model into an idle slot and waits: {model, slot_id, throughput_gb_s, elapsed_s}.
@@ -131,8 +142,9 @@ class EnginePool:
         }
 
     def close(self) -> None:
-        """Ends the engine. May be called twice."""
+        """Ends the engine; who waits for a slot gets a RuntimeError. May be called twice."""
         llm, self._llm, self.slots = self._llm, None, []
+        self._wake()
         if llm is not None:
             llm.close()
 
@@ -141,6 +153,10 @@ class EnginePool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _wake(self) -> None:
+        for freed in list(self._waiting):
+            freed.set()
 
     def _known(self, name: str) -> None:
         if name not in self.snapshots:

@@ -17,11 +17,10 @@ PathLike = str | os.PathLike[str]
 
 
 class EngineApp:
-    """Passes all requests on to an engine. `model_name` is what requests without a model are of."""
+    """Passes all requests on to an engine."""
 
-    def __init__(self, llm: LLM, model_name: str | None = None):
+    def __init__(self, llm: LLM):
         self._llm = llm
-        self.model_name = model_name
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,5 +94,5 @@ def create_pool_app(pool: EnginePool, *, snapshot_dirs: Sequence[PathLike] = ())
 
 
 def create_app(llm: LLM, model_name: str | None = None) -> EngineApp:
-    """An ASGI application over one engine."""
-    return EngineApp(llm, model_name)
+    """An ASGI application over one engine. `model_name` is accepted: the engine knows its models' names."""
+    return EngineApp(llm)

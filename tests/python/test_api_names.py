@@ -4,6 +4,7 @@ they expect. What each does is tested where it is tested; the last test says whe
 import dataclasses
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 
@@ -222,6 +223,18 @@ def test_loaders_of_sglang_say_what_they_need():
             assert callable(getattr(thaw_sglang, name))
         except ImportError as error:
             assert "thaw-vllm[sglang]" in str(error)
+
+
+def test_vllm_s_workers_take_functions_where_we_are_its_plugin(monkeypatch):
+    from thaw_vllm import loader
+
+    name = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+    for before, found, after in ((None, None, None), (None, "vllm", "1"), ("0", "vllm", "0")):
+        monkeypatch.setenv(name, "x")  # so that it is put back
+        monkeypatch.delenv(name) if before is None else monkeypatch.setenv(name, before)
+        monkeypatch.setattr(loader.importlib.util, "find_spec", lambda module, found=found: found)
+        loader.register()
+        assert os.environ.get(name) == after
 
 
 def test_fork_is_function_and_module():

@@ -18,9 +18,10 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field, ValidationError
-from thaw_vllm import APIConnectionError, APITimeoutError
+from thaw_vllm import APIConnectionError, APITimeoutError, ContextLengthError
 from thaw_vllm.langgraph import ChatThaw
 from thaw_vllm.langgraph._chunks import ChunkReader
 from thaw_vllm.langgraph._messages import message_of, to_json, usage_of
@@ -41,7 +42,7 @@ def request(chat: ChatThaw, *messages: Any, stop=None, stream=False, **kwargs: A
 
 
 def test_fields_of_thaw_vllm_are_taken():
-    fields = {"enforce_eager": True, "gpu_memory_utilization": 0.3, "worker_gpu_memory_utilization": 0.5}
+    fields = {"enforce_eager": False, "gpu_memory_utilization": 0.3, "worker_gpu_memory_utilization": 0.5}
     with pytest.warns(UserWarning, match="without effect here") as caught:
         chat = ChatThaw(model="default", tensor_parallel_size=2, enable_auto_fork=False, **fields)
     assert len(caught) == 1
@@ -60,6 +61,23 @@ def test_a_plain_object_warns_of_nothing():
 def test_what_is_the_engine_s_means_nothing_to_a_server():
     with pytest.warns(UserWarning, match="fork_window_ms, workers"):
         ChatThaw(model="x", base_url="http://127.0.0.1:9", workers=2, fork_window_ms=1.0)
+
+
+@pytest.mark.parametrize("base_url", [None, "http://127.0.0.1:9"])
+def test_default_values_are_not_warned_of(base_url):
+    chat = ChatThaw(model="x", base_url=base_url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChatThaw(**{name: getattr(chat, name) for name in ChatThaw.model_fields})
+        cooler = chat.configurable_fields(temperature=ConfigurableField(id="t"))
+        assert cooler.prepare({"configurable": {"t": 0.5}})[0].temperature == 0.5
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "se\rcret", "sécret", "se\0cret"])
+def test_a_key_that_no_header_can_hold_is_not_printed(key):
+    with pytest.raises(ValueError, match="api_key must be printable ASCII") as caught:
+        ChatThaw(model="x", base_url="http://127.0.0.1:9", api_key=key)
+    assert "cret" not in str(caught.value) and "cret" not in repr(caught.value)
 
 
 def test_unknown_fields_are_refused():
@@ -102,6 +120,13 @@ def test_what_it_says_of_itself():
     assert set(expected) <= set(chat._identifying_params)
 
 
+@pytest.mark.parametrize(
+    "field", [{"device": "cuda"}, {"extra_llm_kwargs": {"dtype": "f32"}}, {"extra_pool_kwargs": {"isa": "x"}}]
+)
+def test_the_cache_knows_engines_apart(field):
+    assert ChatThaw(model="default")._get_llm_string() != ChatThaw(model="default", **field)._get_llm_string()
+
+
 def test_copies_work(chat):
     said = chat.invoke("hello").content
     for other in (copy.copy(chat), copy.deepcopy(chat), chat.model_copy(update={"max_tokens": 8})):
@@ -124,6 +149,36 @@ def test_the_call_goes_over_the_object():
     assert "stream_options" not in request(chat, stream=True, stream_usage=False)
     with pytest.raises(ValueError, match="n is 2"):
         request(chat, stream=True, n=2)
+
+
+def test_the_last_word_on_max_tokens_counts():
+    chat = ChatThaw(model="default", max_tokens=7, model_kwargs={"max_completion_tokens": 100})
+    assert request(chat)["max_tokens"] == 100
+    for call in ({"max_tokens": 5}, {"max_completion_tokens": 5}, {"extra_body": {"max_tokens": 5}}):
+        body = request(chat, **call)
+        assert body["max_tokens"] == 5 and "max_completion_tokens" not in body
+    # None takes a field out of the object's, for the server's default.
+    assert request(ChatThaw(model="default", model_kwargs={"top_p": None}))["top_p"] is None
+
+
+def test_timeout_and_retries_are_those_of_the_moment():
+    class Calls:
+        def call(self, method, path, body, **more):
+            seen.append((more["timeout_s"], more["max_retries"]))
+            return {"choices": [], "tokens": [], "count": 0}
+
+    seen: list[Any] = []
+    chat = ChatThaw(model="default", timeout=3, max_retries=4)
+    chat._client = Calls()
+    copied = chat.model_copy(update={"timeout": 5, "max_retries": 6})
+    chat.timeout = 7
+    for one in (chat, copied):
+        one._generate([HumanMessage("x")])
+        one.get_token_ids("x")
+        one.get_num_tokens_from_messages([])
+    assert seen == [(7, 4)] * 3 + [(5, 6)] * 3
+    chat._generate([HumanMessage("x")], timeout=9)
+    assert seen[-1] == (9, 4)
 
 
 def test_messages():
@@ -267,6 +322,9 @@ def clock() -> str:
         ("none", "none"),
         ("clock", {"type": "function", "function": {"name": "clock"}}),
         ({"type": "tool", "name": "clock"}, {"type": "function", "function": {"name": "clock"}}),
+        ({"type": "any"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
     ],
 )
 def test_tool_choice(choice, sent):
@@ -393,8 +451,9 @@ def wait_until_idle(chat: ChatThaw) -> None:
 def test_too_long_is_langchain_s_error(chat):
     from langchain_core.exceptions import ContextOverflowError
 
-    with pytest.raises(ContextOverflowError, match="max_tokens"):
+    with pytest.raises(ContextOverflowError, match="max_tokens") as caught:
         chat.invoke("hello", max_tokens=10_000_000)
+    assert isinstance(caught.value, ContextLengthError)
     with pytest.raises(ValueError, match="top_p"):
         chat.invoke("hello", top_p=7)
 

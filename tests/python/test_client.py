@@ -1,9 +1,11 @@
 """The client against a server that misbehaves, blocking and async."""
 
 import asyncio
+import atexit
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 
@@ -19,6 +21,7 @@ from thaw_vllm._errors import (
     UnavailableError,
 )
 from thaw_vllm._transport import HttpEndpoint
+from thaw_vllm._wire import Tls
 
 
 def answer(body, status="200 OK", headers=""):
@@ -176,9 +179,20 @@ def test_a_wait_beyond_the_deadline_is_not_begun(start):
 
 def test_should_not_retry_is_obeyed(start):
     server, calls = start(answer({"error": {"message": "never"}}, "503 U", "x-should-retry: false\r\n"))
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError) as caught:
         calls.call("POST", "/v1/x", {})
+    assert caught.value.retry_after_s is None
     assert len(server.requests) == 1
+
+
+def test_a_call_may_have_retries_of_its_own(start):
+    loading = answer({"error": {"message": "loading"}}, "503 Unavailable", "retry-after-ms: 1\r\n")
+    server, calls = start(*[loading] * 4, answer({"well": True}))
+    assert calls.call("POST", "/v1/x", {}, max_retries=4) == {"well": True}
+    server.script = [loading] * 4
+    with pytest.raises(UnavailableError):
+        calls.stream("/v1/x", {}, max_retries=3)
+    assert server.script == []
 
 
 def test_a_connection_that_was_closed_while_idle_is_replaced(start):
@@ -194,9 +208,11 @@ def test_a_hang_up_before_the_answer_is_tried_again(start):
 
 def test_an_answer_that_is_cut(start):
     whole = answer({"a": "long" * 100})
-    server, calls = start([whole[:-50], HANG_UP], max_retries=0)
-    with pytest.raises(APIConnectionError):
-        calls.call("POST", "/v1/x", {})
+    server, calls = start([whole[:-50], HANG_UP], [whole[:20], HANG_UP], answer({"b": 2}))
+    for count in (1, 2):  # cut in the body, and in the head: nobody may have read of it, but it had begun
+        with pytest.raises(APIConnectionError):
+            calls.call("POST", "/v1/x", {})
+        assert len(server.requests) == count
 
 
 def test_deadlines(start):
@@ -215,6 +231,47 @@ def test_nobody_there(on_loop):
     calls = Calls(Client(HttpEndpoint(f"http://127.0.0.1:{port}"), max_retries=0), on_loop)
     with pytest.raises(APIConnectionError, match=f"127.0.0.1:{port}"):
         calls.call("GET", "/v1/x")
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_the_next_address_is_tried(on_loop, monkeypatch):
+    server = Server(answer({"a": 1}))
+    (there,) = socket.getaddrinfo("127.0.0.1", int(server.url.split(":")[2][:-3]), type=socket.SOCK_STREAM)
+    no_such_family = (250, *there[1:])
+    no_way = (*there[:4], ("255.255.255.255", 9))  # refused before anything is sent
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **keywords: [no_such_family, no_way, there])
+    calls = Calls(Client(HttpEndpoint(server.url), max_retries=0), on_loop)
+    assert calls.call("GET", "/v1/x") == {"a": 1}
+    server.close()
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_what_is_no_tls_is_no_connection(on_loop):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 this is no TLS\r\n\r\n")
+                connection.recv(65536)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(APIConnectionError, match="TLS failed"):
+            Calls(Client(HttpEndpoint(url), max_retries=0), on_loop).call("GET", "/v1/x")
+        thread.join()
+
+
+def test_tls_that_breaks_is_no_connection():
+    def tls():
+        made = Tls(ssl.create_default_context(), "localhost")
+        made.feed(b"this is no TLS\r\n")
+        return made
+
+    for use in (Tls.handshake, Tls.decrypt, lambda broken: broken.encrypt(b"x")):
+        with pytest.raises(APIConnectionError, match="TLS failed"):
+            use(tls())
 
 
 def test_a_stream(start):
@@ -292,6 +349,33 @@ def test_one_client_on_several_loops_and_threads():
         thread.join()
     assert len(server.requests) == 12
     server.close()
+
+
+def test_the_interpreter_s_list_of_last_calls_does_not_grow():
+    server = Server(*[answer({"n": n}) for n in range(101)])
+    client = Client(HttpEndpoint(server.url))
+    counts = []
+
+    def calls():
+        client.call("GET", "/v1/x")
+        counts.append(atexit._ncallbacks())
+        for _ in range(100):
+            client.call("GET", "/v1/x")
+        counts.append(atexit._ncallbacks())
+
+    thread = threading.Thread(target=calls, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert len(counts) == 2 and counts[0] == counts[1]
+    server.close()
+
+
+def test_keys():
+    url = "http://127.0.0.1:9"
+    assert HttpEndpoint(url, " key\n").headers == (("authorization", "Bearer key"),)
+    assert HttpEndpoint(url, " ").headers == HttpEndpoint(url).headers == ()
+    with pytest.raises(ValueError, match="api_key must be printable ASCII"):
+        HttpEndpoint(url, "a\nb")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://", ""])

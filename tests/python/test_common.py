@@ -187,8 +187,41 @@ def test_the_checksum_is_castagnolis_however_it_is_computed(monkeypatch):
     for value in (b"", b"123456789", data, memoryview(data), bytearray(data)):
         assert format.crc32c(value) == thaw_container.crc32c(bytes(value))
     assert format.crc32c(data[1000:], format.crc32c(data[:1000])) == format.crc32c(data)
-    monkeypatch.setattr(format, "_updater", lambda: format._slow_update)
+    monkeypatch.setattr(format, "_fastest", lambda: format._slow)
     assert format.crc32c(b"123456789") == 0xE3069283
+
+
+@pytest.fixture
+def choose_again(monkeypatch):
+    """The ways to sum are looked for anew, and afterwards too."""
+    for cached in (format._fastest, format._say_slow):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (format._fastest, format._say_slow):
+        cached.cache_clear()
+
+
+def test_the_extension_computes_the_checksum_where_it_is(choose_again):
+    core = pytest.importorskip("thaw_vllm._core")
+    assert format._fastest() is core.crc32c and format.has_fast_crc32c()
+    data = os.urandom(5001)
+    for value in (data, bytearray(data), memoryview(data)[1:]):
+        for previous in (0, 7, 0xFFFFFFFF):
+            assert core.crc32c(value, previous) == format._slow(memoryview(value), previous)
+    with pytest.raises(BufferError):
+        core.crc32c(memoryview(data)[::2], 0)
+
+
+def test_without_a_library_it_is_slow_and_said_once(choose_again, monkeypatch, capsys):
+    monkeypatch.delenv("THAW_QUIET", raising=False)
+    monkeypatch.setattr(format, "_native", lambda: None)
+    assert format.crc32c(b"123456789") == 0xE3069283
+    format._fastest.cache_clear()
+    monkeypatch.setattr(format, "_isal", lambda: None)
+    assert not format.has_fast_crc32c() and capsys.readouterr().err.count("libisal") == 0
+    assert format.crc32c(b"6789", format.crc32c(b"12345")) == 0xE3069283
+    assert capsys.readouterr().err.count("libisal") == 1
 
 
 def test_ranks_have_files_of_their_own():

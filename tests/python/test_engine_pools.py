@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import engines
@@ -194,7 +195,7 @@ def test_cold_workers_and_the_json_lines_of_our_own(llm, expected, tmp_path):
                 None, PROMPTS[:2], SamplingParams(n=2, max_tokens=3, seed=5), handle=handle
             )
             assert [len(result.choices) for result in two] == [2, 2]
-            with pytest.raises(ForkBranchError, match="BadRequestError"):
+            with pytest.raises(ForkBranchError, match="ContextLengthError"):
                 pool.fork_completions(None, ["x" * 40000], GREEDY, handle=handle)
             pids = [slot.pid for slot in pool.slots]
         assert gone(pids)
@@ -242,6 +243,155 @@ def test_sleep_and_wake(expected, tmp_path):
         sleep_mode.sleep(object(), path)
 
 
+def test_a_snapshot_that_is_none_does_not_keep_it_asleep(expected, tmp_path):
+    (tmp_path / "none.thaw").write_bytes(b"no snapshot")
+    with engines.in_process() as llm:
+        llm.sleep()
+        with pytest.raises((ValueError, OSError, RuntimeError), match="none.thaw"):
+            llm.wake_up(snapshot=tmp_path / "none.thaw")
+        assert llm.is_sleeping()
+        llm.wake_up()
+        assert llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text == expected[0]
+
+
+@pytest.mark.parametrize("owner", ["LLM", "ForkPool"])
+def test_what_is_closed_stays_closed_and_its_calls_fail(owner):
+    endless = SamplingParams(max_tokens=8000, ignore_eos=True)
+    pool = ForkPool()
+    if owner == "LLM":
+        llm = engines.in_process()
+        close, run = llm.close, lambda: llm.generate("x", endless)
+    else:
+        pool.init_pool(str(tiny()), 1, **SETTINGS)
+        llm = pool._channel._llm
+        close, run = pool.close, lambda: pool.fork_completions(None, ["x"], endless)
+    pids = [worker["pid"] for worker in llm.status()["workers"]]
+    caught = []
+
+    def call():
+        try:
+            run()
+        except Exception as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not llm.status()["workers"][0]["stats"]["running"]:
+        time.sleep(0.001)
+    close()
+    thread.join(60)
+    (error,) = caught
+    found = error if owner == "LLM" else error.results[0].error.__cause__
+    assert isinstance(found, (thaw_vllm.UnavailableError, thaw_vllm.APIConnectionError))
+    assert gone(pids) and not llm._engine.has_started and not llm.is_sleeping()
+    for later in (llm.status, lambda: llm.generate("x", GREEDY), llm.wake_up):
+        with pytest.raises(RuntimeError, match="was closed"):
+            later()
+
+
+def test_an_engine_lives_as_long_as_who_asks_it():
+    view = engines.in_process().of_model(tiny().stem)
+    pids = [worker["pid"] for worker in view.status()["workers"]]
+    gc.collect()
+    assert [worker["pid"] for worker in view.status()["workers"]] == pids
+    del view
+    gc.collect()
+    assert gone(pids)
+
+
+class FakeLLM:
+    """The engine of a pool: what it was asked for, and what it refuses."""
+
+    def __init__(self, model="", **settings):
+        self.asked = []
+        self.refuses = set()
+
+    def status(self):
+        return {"registered_models": {"a": "/models/a"}}
+
+    def of_model(self, name):
+        if name in self.refuses:
+            raise OSError(f"no {name}")
+        return (name, len(self.asked))
+
+    def _call(self, method, path, body=None):
+        if path in self.refuses:
+            raise ValueError(f"no {method} {path}")
+        self.asked.append((method, path))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def faked(monkeypatch, tmp_path):
+    """A pool of one slot with a fake engine and the models "a" and "b"."""
+    monkeypatch.setattr(thaw_vllm.pool, "LLM", FakeLLM)
+    (tmp_path / "b").write_text("")
+    made = EnginePool()
+    made.init_pool("a")
+    made.register("b", tmp_path / "b")
+    return made
+
+
+async def waiting_for(pool, name):
+    task = asyncio.create_task(pool.acquire(name))
+    while not pool._waiting:
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_a_model_that_goes_while_it_is_waited_for(faked):
+    slot = await faked.acquire("a")
+    waiting = await waiting_for(faked, "b")
+    faked.unregister("b")
+    faked.release(slot)
+    with pytest.raises(ValueError, match="'b' is not registered"):
+        await waiting
+    assert not slot.lock.locked()
+    assert await asyncio.wait_for(faked.acquire("a"), 60) is slot
+
+
+async def test_a_slot_that_cannot_be_given_is_free(faked):
+    faked.engine.refuses.add("b")
+    with pytest.raises(OSError, match="no b"):
+        await faked.acquire("b")
+    assert (await asyncio.wait_for(faked.acquire("a"), 60)).model_name == "a"
+
+
+async def test_a_pool_that_closes_while_it_is_waited_for(faked):
+    await faked.acquire("a")
+    waiting = await waiting_for(faked, "a")
+    faked.close()
+    for acquiring in (waiting, faked.acquire("a")):
+        with pytest.raises(RuntimeError, match="no engine"):
+            await asyncio.wait_for(acquiring, 60)
+
+
+async def test_another_file_under_an_old_name_is_another_model(faked, tmp_path):
+    slot = await faked.acquire("b")
+    before = slot.llm
+    faked.release(slot)
+    (tmp_path / "c").write_text("")
+    faked.register("b", tmp_path / "c")
+    assert faked.status()["slots"] == [{"id": 0, "model": None, "busy": False}]
+    again = await faked.acquire("b")
+    assert again.snapshot_path == str(tmp_path / "c") and again.llm != before
+
+
+def test_what_the_engine_does_not_forget_stays(faked):
+    faked.engine.refuses.add("/admin/snapshots/a")
+    with pytest.raises(ValueError, match="no DELETE"):
+        faked.unregister("a")
+    assert sorted(faked.snapshots) == ["a", "b"]
+
+
+def test_names_are_quoted(faked, tmp_path):
+    faked.register("x/y?z", tmp_path / "b")
+    faked.unregister("x/y?z")
+    assert faked.engine.asked[-1] == ("DELETE", "/admin/snapshots/x%2Fy%3Fz")
+
+
 def test_an_engine_pool_swaps_models(expected, tmp_path):
     other = tiny("f32")
 
@@ -275,8 +425,11 @@ def test_an_engine_pool_swaps_models(expected, tmp_path):
         asyncio.run(use(pool))
         with pytest.raises(ValueError, match="slot_id is 4"):
             pool.preload("other", 4)
+        pool.register("some/other", other)  # a name that an address must quote
+        pool.unregister("some/other")
         pool.unregister("other")
         pool.unregister("other")
+        assert list(pool.engine.status()["registered_models"]) == [base]
         assert list(pool.snapshots) == [base]
 
 

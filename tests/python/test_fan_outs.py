@@ -6,10 +6,13 @@ import uuid
 from typing import Any, TypedDict
 
 import pytest
+import thaw_vllm
 from chats import distinct_tokens, prefilled, prompt_tokens, tiny_chat, words
 from fan_graphs import BRANCHES, by_send, side_by_side
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
+from thaw_vllm.langgraph import ChatThaw, fork_fanout
 
 SHOWN = {"logprobs": True, "top_logprobs": 2}
 
@@ -202,9 +205,36 @@ async def test_one_with_other_sampling(fan):
     fan.check(dict(result["answers"]), other)
 
 
-async def test_fork_fanout(fan):
-    from thaw_vllm.langgraph import fork_fanout
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        ({"code": "context_length_exceeded", "type": "invalid_request_error"}, ContextOverflowError),
+        ({"code": None, "type": "invalid_request_error"}, thaw_vllm.BadRequestError),
+        ({"code": "model_not_found", "type": "invalid_request_error"}, thaw_vllm.NotFoundError),
+        ({"code": "rate_limit_exceeded", "type": "rate_limit_error"}, thaw_vllm.RateLimitError),
+        ({"code": "unavailable", "type": "server_error"}, thaw_vllm.UnavailableError),
+        ({"code": "internal", "type": "server_error"}, thaw_vllm.APIStatusError),
+    ],
+)
+async def test_a_branch_s_error_is_of_its_kind(error, kind):
+    class Branches:
+        async def acall(self, method, path, body, **more):
+            return {"data": [{"branch": 0, "error": {"message": "no", **error}}]}
 
+    chat = ChatThaw(model="default")
+    chat._client = Branches()
+    with pytest.raises(kind, match="no") as caught:
+        await fork_fanout(chat, [HumanMessage("a")], [[HumanMessage("b")]])
+    assert (caught.value.status, caught.value.code) == (0, error["code"])
+    assert type(caught.value) is kind or kind is ContextOverflowError
+
+
+async def test_a_trunk_that_is_too_long():
+    with pytest.raises(ContextOverflowError):
+        await fork_fanout(tiny_chat(), [HumanMessage("a")], [[HumanMessage("b")]], max_tokens=10_000_000)
+
+
+async def test_fork_fanout(fan):
     trunk = fan.messages[0][:1] + [HumanMessage(words(uuid.uuid4().hex[:6], 60))]
     suffixes = [[HumanMessage(f"Reviewer {branch}: go.")] for branch in range(BRANCHES)]
     texts = await fork_fanout(fan.chat, trunk, suffixes, max_tokens=6)

@@ -10,6 +10,7 @@ import types
 
 import pytest
 import thaw_handle
+from thaw_vllm import _line_worker
 from thaw_vllm.errors import (
     ForkBranchError,
     ForkError,
@@ -146,6 +147,11 @@ def test_one_branch_hurts_itself_only(pool, mode, error):
     assert type(results[2].error) is error
     assert [r.error is None for r in results] == [True, True, False, True, True]
     assert [r.text for r in running.fork_completions(None, ["x", "y"], None)] == ["X", "Y"]
+
+
+def test_a_wait_is_as_long_as_it_was_given(pool, monkeypatch):
+    monkeypatch.setattr(_line_worker, "_MAX_POLL_S", 0.0)  # each of the waits that it is made of
+    assert pool().fork_completions(None, ["a"], None)[0].text == "A"
 
 
 def test_close_then_init_works_again(pool, tmp_path):

@@ -135,7 +135,7 @@ def test_parameters_that_cannot_be_are_value_errors():
 
 def test_one_prompts_error_is_its_own(llm):
     outcomes = llm.generate_each(["A river", "x" * 40000, "Snow"], GREEDY)
-    assert isinstance(outcomes[1], ValueError) and "context" in str(outcomes[1])
+    assert isinstance(outcomes[1], thaw_vllm.ContextLengthError) and "context" in str(outcomes[1])
     assert outcomes[0].outputs[0].text and outcomes[2].outputs[0].text
     with pytest.raises(ValueError, match="context"):
         llm.generate(["A river", "x" * 40000], GREEDY)

@@ -45,6 +45,20 @@ def test_names():
     assert set(thaw_vllm.__all__) <= set(dir(thaw_vllm))
 
 
+def test_errors_of_calls():
+    errors = {
+        "AuthenticationError": PermissionError,
+        "BadRequestError": ValueError,
+        "ContextLengthError": thaw_vllm.BadRequestError,
+        "NotFoundError": LookupError,
+        "RateLimitError": RuntimeError,
+        "UnavailableError": RuntimeError,
+    }
+    for name, base in errors.items():
+        assert issubclass(getattr(thaw_vllm, name), base)
+        assert issubclass(getattr(thaw_vllm, name), thaw_vllm.APIStatusError)
+
+
 def test_langgraph_without_langchain():
     program = """
 import sys

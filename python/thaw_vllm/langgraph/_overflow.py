@@ -7,21 +7,19 @@ from collections.abc import Iterator
 
 from langchain_core.exceptions import ContextOverflowError
 
-from thaw_vllm._errors import BadRequestError
+from thaw_vllm import _errors
 
 
-class ContextLengthError(BadRequestError, ContextOverflowError):
-    """Prompt and max_tokens exceed the model's context; the message has the numbers."""
+class ContextLengthError(_errors.ContextLengthError, ContextOverflowError):
+    """thaw_vllm.ContextLengthError, and LangChain's error for the same."""
 
 
 @contextlib.contextmanager
 def as_overflow() -> Iterator[None]:
-    """Raises ContextLengthError for the BadRequestError that means it."""
+    """Has a ContextLengthError be LangChain's too."""
     try:
         yield
-    except BadRequestError as error:
-        if error.code != "context_length_exceeded":
-            raise
+    except _errors.ContextLengthError as error:
         raise ContextLengthError(
             str(error),
             status=error.status,

@@ -19,7 +19,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, mo
 from typing_extensions import Self
 
 from thaw_vllm import _engines
-from thaw_vllm._client import DEFAULT_TIMEOUT_S, Client
+from thaw_vllm._client import Client
 from thaw_vllm._engine_settings import engine_settings
 from thaw_vllm._transport import HttpEndpoint
 from thaw_vllm.langgraph._chunks import ChunkReader
@@ -92,7 +92,10 @@ class ChatThaw(BaseChatModel):
     at its start (ValueError, OSError, RuntimeError).
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+    # A key may be among the input: no message quotes it.
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     model: str = Field(validation_alias=AliasChoices("model", "model_name"))
     base_url: str | None = Field(default_factory=from_env("THAW_BASE_URL", default=None))
@@ -100,7 +103,7 @@ class ChatThaw(BaseChatModel):
     timeout: float | None = Field(
         default=None, gt=0, validation_alias=AliasChoices("timeout", "request_timeout")
     )
-    """Seconds for a call; in streams, for each wait. None: 600."""
+    """Seconds for a call; in streams, for each wait. They begin once the engine has started. None: 600."""
     max_retries: int = Field(default=2, ge=0)
     """After 429, 503 and connections that ended before an answer began."""
 
@@ -152,8 +155,7 @@ class ChatThaw(BaseChatModel):
     @model_validator(mode="after")
     def _connect(self) -> Self:
         """Makes the client; nothing is started or asked yet."""
-        given = self.model_fields_set
-        ignored = [name for name in _MEANINGLESS_FIELDS if name in given]
+        ignored = [name for name in _MEANINGLESS_FIELDS if self._differs(name)]
         if self.base_url is None:
             settings, more = engine_settings({**self.extra_llm_kwargs, **self.extra_pool_kwargs})
             ignored += more
@@ -171,19 +173,22 @@ class ChatThaw(BaseChatModel):
             self._engine = _engines.use_engine(model, settings)
             endpoint: Any = self._engine.endpoint
         else:
-            ignored += [name for name in (*_ENGINE_FIELDS, "tensor_parallel_size") if name in given]
+            ignored += [name for name in (*_ENGINE_FIELDS, "tensor_parallel_size") if self._differs(name)]
             endpoint = HttpEndpoint(self.base_url, self.api_key.get_secret_value() if self.api_key else None)
         if ignored:
             warnings.warn(f"ChatThaw: without effect here: {', '.join(dict.fromkeys(ignored))}", stacklevel=2)
-        self._client = Client(
-            endpoint, timeout_s=self.timeout or DEFAULT_TIMEOUT_S, max_retries=self.max_retries
-        )
+        self._client = Client(endpoint)
         return self
+
+    def _differs(self, name: str) -> bool:
+        """Whether a field has another value than its default; who sets all fields means none of them."""
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return bool(getattr(self, name) != default)
 
     def close(self) -> None:
         """Ends idle connections, and the engine if no other ChatThaw uses it. The next call starts another.
 
-        Calls that run in an engine that ends fail; otherwise they go on.
+        Calls that run in an engine that ends fail (UnavailableError, APIConnectionError); others go on.
         """
         self._client.close()
         if self._engine is not None:
@@ -208,21 +213,16 @@ class ChatThaw(BaseChatModel):
             "fork_min_prefix_tokens",
             "enable_auto_fork",
             "workers",
+            "device",
             "tensor_parallel_size",
+            "extra_llm_kwargs",
+            "extra_pool_kwargs",
             "stop",
             "model_kwargs",
             "extra_body",
             *_REQUEST_FIELDS,
         )
         return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["thaw_vllm", "langgraph"]
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        return {"api_key": "THAW_API_KEY"}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -253,9 +253,9 @@ class ChatThaw(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        body, timeout = self._request(messages, stop, kwargs, stream=False)
+        body, patience = self._request(messages, stop, kwargs, stream=False)
         with as_overflow():
-            return self._result(self._client.call("POST", _PATH, body, timeout_s=timeout))
+            return self._result(self._client.call("POST", _PATH, body, **patience))
 
     async def _agenerate(
         self,
@@ -264,9 +264,9 @@ class ChatThaw(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        body, timeout = self._request(messages, stop, kwargs, stream=False)
+        body, patience = self._request(messages, stop, kwargs, stream=False)
         with as_overflow():
-            return self._result(await self._client.acall("POST", _PATH, body, timeout_s=timeout))
+            return self._result(await self._client.acall("POST", _PATH, body, **patience))
 
     def _stream(
         self,
@@ -275,9 +275,9 @@ class ChatThaw(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        body, timeout = self._request(messages, stop, kwargs, stream=True)
+        body, patience = self._request(messages, stop, kwargs, stream=True)
         reader = ChunkReader()
-        with as_overflow(), contextlib.closing(self._client.stream(_PATH, body, timeout_s=timeout)) as events:
+        with as_overflow(), contextlib.closing(self._client.stream(_PATH, body, **patience)) as events:
             for event in events:
                 for chunk in reader.read(event):
                     if run_manager is not None:
@@ -295,10 +295,10 @@ class ChatThaw(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        body, timeout = self._request(messages, stop, kwargs, stream=True)
+        body, patience = self._request(messages, stop, kwargs, stream=True)
         reader = ChunkReader()
         with as_overflow():
-            async with contextlib.aclosing(self._client.astream(_PATH, body, timeout_s=timeout)) as events:
+            async with contextlib.aclosing(self._client.astream(_PATH, body, **patience)) as events:
                 async for event in events:
                     for chunk in reader.read(event):
                         if run_manager is not None:
@@ -319,8 +319,8 @@ class ChatThaw(BaseChatModel):
         kwargs: Mapping[str, Any],
         *,
         stream: bool,
-    ) -> tuple[Json, float | None]:
-        """The request's body, and the call's own timeout."""
+    ) -> tuple[Json, Json]:
+        """The request's body, and how long and how often it is tried."""
         body = self._fields(kwargs, stop)
         body["messages"] = to_json(messages)
         if stream:
@@ -329,27 +329,34 @@ class ChatThaw(BaseChatModel):
             body["stream"] = True
             if kwargs.get("stream_usage", self.stream_usage):
                 body.setdefault("stream_options", {"include_usage": True})
-        return body, kwargs.get("timeout")
+        return body, self._patience(kwargs)
+
+    def _patience(self, kwargs: Mapping[str, Any]) -> Json:
+        """Arguments of the client's calls."""
+        timeout = kwargs.get("timeout")
+        return {
+            "timeout_s": self.timeout if timeout is None else timeout,
+            "max_retries": self.max_retries,
+        }
 
     def _fields(self, kwargs: Mapping[str, Any], stop: list[str] | str | None) -> Json:
         """All of a request but its messages: the object's fields, and over them the call's."""
-        body: Json = {}
-        for name in _REQUEST_FIELDS:
-            if (value := getattr(self, name)) is not None:
-                body[name] = value
-        if self.base_url is not None and self.model != _DEFAULT_MODEL:
-            body["model"] = self.model
-        body.update(self.model_kwargs)
-        body.update(self.extra_body)
         stop = self._stops() if stop is None else stop
-        if stop:
-            body["stop"] = stop
-        body.update(kwargs.get("extra_body") or {})
-        body.update(
-            {name: value for name, value in kwargs.items() if name not in _NOT_SENT and value is not None}
-        )
-        if "max_completion_tokens" in body:  # the call's, over the object's max_tokens
-            body["max_tokens"] = body.pop("max_completion_tokens")
+        body: Json = {}
+        for layer in (
+            {name: value for name in _REQUEST_FIELDS if (value := getattr(self, name)) is not None},
+            self._named(),
+            self.model_kwargs,
+            self.extra_body,
+            {"stop": stop} if stop else {},
+            kwargs.get("extra_body") or {},
+            {name: value for name, value in kwargs.items() if name not in _NOT_SENT and value is not None},
+        ):
+            body.update(layer)
+            if "max_completion_tokens" in body:  # another word for max_tokens; the later layer counts
+                body["max_tokens"] = body.pop("max_completion_tokens")
+        if "response_format" in body:
+            body["response_format"] = response_format_of(body["response_format"])
         if body.get("top_logprobs") is not None:
             body.setdefault("logprobs", True)
         return body
@@ -425,10 +432,12 @@ class ChatThaw(BaseChatModel):
         JSON schema (replies are dicts).
 
         ``method``: "json_schema" has the reply follow the schema token by token; "function_calling" has the
-        model call a tool with it; "json_mode" has it write any JSON object, which is then validated, and
-        needs no schema. ``include_raw``: replies are {"raw": message, "parsed": ..., "parsing_error": ...},
-        and what cannot be parsed does not raise. Raises ValueError for another method or a schema that is
-        missing.
+        model call a tool with it; "json_mode" has it write any JSON object, which is validated where
+        ``schema`` is a pydantic class, and needs no schema. ``tools``: what the model may call instead of a
+        reply, with "json_schema". A reply that max_tokens cut, or that is no JSON, is LangChain's
+        OutputParserException, but not in streams, which give what there is. ``include_raw``: replies are
+        {"raw": message, "parsed": ..., "parsing_error": ...}, and what cannot be parsed does not raise.
+        Raises ValueError for another method, a schema that is missing, and tools with another method.
         """
         if method not in ("function_calling", "json_schema", "json_mode"):
             raise ValueError(
@@ -436,6 +445,8 @@ class ChatThaw(BaseChatModel):
             )
         if schema is None and method != "json_mode":
             raise ValueError(f"method {method!r} needs a schema")
+        if tools and method != "json_schema":
+            raise ValueError(f"tools go with method 'json_schema', not with {method!r}")
         how: Json = {"kwargs": {"method": method, "strict": strict}, "schema": schema or {}}
         bound: Json = {"ls_structured_output_format": how, **kwargs}
         if method == "json_mode":
@@ -458,7 +469,8 @@ class ChatThaw(BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own tokens of a text, without those that a chat puts around it."""
         body = {"prompt": text, "add_special_tokens": False, **self._named()}
-        return [int(token) for token in self._client.call("POST", "/tokenize", body)["tokens"]]
+        answer = self._client.call("POST", "/tokenize", body, **self._patience({}))
+        return [int(token) for token in answer["tokens"]]
 
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
@@ -467,7 +479,7 @@ class ChatThaw(BaseChatModel):
         body: Json = {"messages": to_json(messages), **self._named()}
         if tools:
             body["tools"] = [function_tool(tool, None) for tool in tools]
-        return int(self._client.call("POST", "/tokenize", body)["count"])
+        return int(self._client.call("POST", "/tokenize", body, **self._patience({}))["count"])
 
     def _named(self) -> Json:
         return {"model": self.model} if self.base_url is not None and self.model != _DEFAULT_MODEL else {}

@@ -9,6 +9,7 @@ from langchain_core.messages import BaseMessage, convert_to_messages
 
 from thaw_vllm._errors import error_of
 from thaw_vllm.langgraph._messages import to_json
+from thaw_vllm.langgraph._overflow import as_overflow
 from thaw_vllm.langgraph.chat_model import ChatThaw
 
 
@@ -33,13 +34,13 @@ async def fork_fanout(
     if not trunk or not all(fork["messages"] for fork in forks):
         raise ValueError("fork_fanout needs at least one message in the trunk and in each suffix")
     body = {**llm._fields(sampling_overrides, stop), "trunk": {"messages": trunk}, "forks": forks}
-    timeout = sampling_overrides.get("timeout")
-    answer = await llm._client.acall("POST", "/v1/forks", body, timeout_s=timeout)
     texts: list[str] = [""] * len(forks)
-    for branch in answer["data"]:
-        if "error" in branch:
-            raise error_of(0, branch)
-        texts[branch["branch"]] = branch["choices"][0]["message"]["content"] or ""
+    with as_overflow():
+        answer = await llm._client.acall("POST", "/v1/forks", body, **llm._patience(sampling_overrides))
+        for branch in answer["data"]:
+            if "error" in branch:
+                raise error_of(0, branch)
+            texts[branch["branch"]] = branch["choices"][0]["message"]["content"] or ""
     return texts
 
 

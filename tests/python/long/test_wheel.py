@@ -106,6 +106,11 @@ def test_its_commands(installed):
     assert run(installed, "-m", "thaw_vllm", "--version") == f"thaw {version}\n"
 
 
+def test_its_checksums_need_no_library_of_the_system(installed):
+    program = "from thaw_common import format; format._isal = lambda: None; print(format.has_fast_crc32c())"
+    assert run(installed, "-c", program) == "True\n"
+
+
 def test_the_tests_pass_from_it(installed, tmp_path):
     """With the binary of the wheel wherever a test starts one."""
     where = run(installed, "-c", "import thaw_vllm; print(thaw_vllm.__file__)", cwd=tmp_path).strip()
