@@ -8,6 +8,8 @@
 namespace thaw::cli {
 namespace {
 
+constexpr std::size_t kMaxTenantBytes = 1024;  // of a name that goes to workers
+
 Result<coalescer::ApiKey> parse_key(const std::string& text) {
   const std::size_t colon = text.find(':');
   coalescer::ApiKey parsed;
@@ -17,6 +19,11 @@ Result<coalescer::ApiKey> parse_key(const std::string& text) {
                                              : text.substr(0, colon);
   if (parsed.tenant.empty()) {
     return make_error(Errc::kInvalidArgument, "an API key has an empty tenant name before ':'");
+  }
+  if (parsed.tenant.size() > kMaxTenantBytes) {
+    return make_error(Errc::kInvalidArgument,
+                      "an API key's tenant name has " + std::to_string(parsed.tenant.size()) +
+                          " bytes; at most " + std::to_string(kMaxTenantBytes) + " are right");
   }
   return parsed;
 }

@@ -78,7 +78,6 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.port = settings.port;
   options.admin_tenants = settings.admin_tenants;
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
-  options.fork_min_prefix_tokens = settings.fork_min_prefix_tokens;
   options.session_limits.default_ttl = std::chrono::seconds(settings.session_ttl_s);
   options.session_limits.max_ttl = std::chrono::seconds(settings.session_max_ttl_s);
   options.session_limits.max_sessions = settings.max_sessions;

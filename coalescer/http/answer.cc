@@ -10,6 +10,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
 
+#include "coalescer/core/unix_time.h"
 #include "coalescer/http/openapi.h"
 #include "coalescer/http/session.h"
 #include "coalescer/http/text_work.h"
@@ -102,8 +103,8 @@ net::awaitable<std::vector<ForkHistory::WindowExplanation>> recent_on_pool(
   co_return context->history.recent(kRecentWindows);
 }
 
-net::awaitable<std::string> openapi_on_pool(OpenApiFacts facts) {
-  co_return openapi_document(facts);
+net::awaitable<std::string> openapi_on_pool(OpenApiCache* cache, OpenApiFacts facts) {
+  co_return *cache->document(facts);
 }
 
 OpenApiFacts openapi_facts(const ServerContext& context) {
@@ -202,7 +203,8 @@ net::awaitable<HttpReply> Session::simple_reply(Request request) {
     case Endpoint::kOpenApi: {
       OpenApiFacts facts = openapi_facts(*context_);
       std::string document = co_await net::co_spawn(
-          context_->text_pool, openapi_on_pool(std::move(facts)), net::use_awaitable);
+          context_->text_pool, openapi_on_pool(&context_->openapi, std::move(facts)),
+          net::use_awaitable);
       co_return json_reply(std::move(document));
     }
     case Endpoint::kAdminPool: {
@@ -293,7 +295,7 @@ ApiResult<std::shared_ptr<LiveCall>> Session::start_call(const std::shared_ptr<C
   const std::size_t num_prompts = prompts.size();
   CompletionLabel label;
   label.id = context_->next_response_id(call.kind);
-  label.created = context_->unix_seconds();
+  label.created = unix_seconds();
   // An alias is repeated; a request that names none reads which one answered.
   label.model = call.model.empty() ? call.served->name() : call.model;
   label.system_fingerprint = context_->system_fingerprint(*call.served);

@@ -9,6 +9,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "coalescer/core/unix_time.h"
 #include "coalescer/http/session.h"
 #include "coalescer/http/session_spill.h"
 #include "coalescer/http/text_work.h"
@@ -47,6 +48,7 @@ struct Session::ForkRun {
       sum.prompt_tokens += one.prompt_tokens;
       sum.cached_tokens += one.cached_tokens;
       sum.completion_tokens += one.completion_tokens;
+      sum.reasoning_tokens += one.reasoning_tokens;
     }
     return sum;
   }
@@ -246,7 +248,7 @@ net::awaitable<ApiResult<std::shared_ptr<Session::ForkRun>>> Session::start_fork
   run->stream = forks.call.stream;
   run->include_usage = forks.call.include_usage;
   run->label.id = context_->next_response_id("forks");
-  run->label.created = context_->unix_seconds();
+  run->label.created = unix_seconds();
   std::vector<Dispatcher::Submission> submissions;
   for (std::size_t i = 0; i < forks.call.branches.size(); ++i) {
     auto record = std::make_shared<CallRecord>();

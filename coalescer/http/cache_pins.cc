@@ -74,7 +74,8 @@ void CachePins::on_kept(const PinId& pin, std::uint64_t asked, const Result<Kept
   if (found == entries_.end()) return backend_->release(pin);  // it was let go meanwhile
   if (found->second.asked != asked) return;  // another answer follows
   if (kept) {
-    for (const std::string& victim : pins_.kept(pin, kept->num_tokens, kept->bytes, kept->trunk.to_hex()))
+    for (const std::string& victim :
+         pins_.kept(pin, kept->num_tokens, kept->bytes, kept->trunk.to_hex()))
       drop(victim);
     return;
   }

@@ -1,5 +1,6 @@
 #include "coalescer/http/http_reply.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <ctime>
@@ -120,14 +121,17 @@ std::string reply_bytes(const HttpReply& reply, const ReplyMode& mode) {
   std::string out = status_line(reply.status, mode);
   out += "Content-Type: " + reply.content_type + "\r\n";
   out += "Content-Length: " + std::to_string(body.size()) + "\r\n";
-  std::string id = mode.request_id;
+  const auto own =
+      std::ranges::find(reply.headers, kRequestId, &std::pair<std::string, std::string>::first);
+  const bool is_named = own != reply.headers.end();
+  const std::string& id = is_named ? own->second : mode.request_id;
   for (const auto& [name, value] : reply.headers) {
     out += name;
     out += ": ";
     out += value;
     out += "\r\n";
-    if (name == kRequestId) id = value;
   }
+  if (!is_named && !id.empty()) out.append(kRequestId).append(": ").append(id).append("\r\n");
   if (anthropic) out += "request-id: " + id + "\r\n";
   out += "\r\n";
   if (!mode.head_only) out += body;

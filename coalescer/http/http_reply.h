@@ -34,7 +34,7 @@ struct ReplyMode {
   bool http_1_0 = false;
   bool head_only = false;  ///< the method was HEAD
   ApiDialect dialect = ApiDialect::kOpenAi;
-  std::string request_id = {};  ///< Anthropic's: names an answer that has no id of its own
+  std::string request_id = {};  ///< names an answer that has no id of its own; "": nothing does
 };
 
 /// RFC 9110, 15: "Not Found".

@@ -330,6 +330,7 @@ ordered_json header(const char* about, const char* type, bool required) {
 
 ordered_json error_response(int status, const ordered_json& schema) {
   ordered_json out = {{"description", reason_phrase(status)}, {"content", json_content(schema)}};
+  out["headers"]["x-request-id"] = header("names the answer", "string", true);
   if (status == 401) out["headers"]["WWW-Authenticate"] = header("Bearer", "string", true);
   if (status == 405) out["headers"]["Allow"] = header("the methods there are", "string", true);
   if (status == 429 || status == 503) {
@@ -359,6 +360,7 @@ bool is_named(Endpoint endpoint) {
 
 ordered_json answer_of(const EndpointText& text, ShapeSchemas& schemas) {
   ordered_json out = {{"description", "OK"}};
+  out["headers"]["x-request-id"] = header("the answer's id, if it has one", "string", true);
   if (text.endpoint == Endpoint::kMetrics) {
     out["content"] = {{"text/plain", {{"schema", {{"type", "string"}}}}}};
     return out;
@@ -372,8 +374,6 @@ ordered_json answer_of(const EndpointText& text, ShapeSchemas& schemas) {
   if (other != nullptr) schema = {{"anyOf", {std::move(schema), schemas.of(*other)}}};
   out["content"] = json_content(std::move(schema));
   if (text.event != nullptr) {
-    if (text.body != nullptr)
-      out["headers"]["x-request-id"] = header("the answer's id", "string", true);
     out["content"]["text/event-stream"] = {
         {"schema",
          {{"description", is_named(text.endpoint)
@@ -478,6 +478,15 @@ std::string openapi_document(const OpenApiFacts& facts) {
   if (facts.needs_keys)
     out["components"]["securitySchemes"]["key"] = {{"type", "http"}, {"scheme", "bearer"}};
   return dump_json(out);
+}
+
+std::shared_ptr<const std::string> OpenApiCache::document(const OpenApiFacts& facts) {
+  const std::scoped_lock lock(mutex_);
+  if (document_ == nullptr || facts_ != facts) {
+    document_ = std::make_shared<const std::string>(openapi_document(facts));
+    facts_ = facts;
+  }
+  return document_;
 }
 
 }  // namespace thaw::coalescer

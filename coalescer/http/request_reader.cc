@@ -34,6 +34,8 @@ RequestReader::RequestReader(const RequestLimits& limits)
 RequestReader::~RequestReader() = default;
 
 void RequestReader::fail(int status, std::string message) {
+  // How it is said depends on who asks.
+  if (state_ == State::kHead) read_fields();
   error_ = invalid_field("", std::move(message));
   error_.status = status;
   state_ = State::kFailed;
@@ -80,6 +82,16 @@ void RequestReader::read_head() {
     return fail(431, "the request has " + std::to_string(num_headers) + " headers; at most " +
                          std::to_string(limits_.max_headers) + " are accepted");
   }
+  read_fields();
+  head_.keep_alive = parser.keep_alive();
+  if (const auto length = parser.content_length()) head_.content_length = *length;
+  head_.has_body = !parser.is_done();
+  parser.eager(true);
+  state_ = State::kBody;
+}
+
+void RequestReader::read_fields() {
+  const auto& message = parser_->parser.get();
   head_.method = to_string(message.method_string());
   const std::string target = to_string(message.target());
   head_.path = target.substr(0, target.find('?'));
@@ -90,12 +102,7 @@ void RequestReader::read_head() {
   head_.content_encoding = to_string(message[http::field::content_encoding]);
   head_.expect = to_string(message[http::field::expect]);
   if (boost::beast::iequals(head_.expect, "100-continue")) head_.expect = "100-continue";
-  head_.keep_alive = parser.keep_alive();
   head_.http_1_0 = message.version() < 11;
-  if (const auto length = parser.content_length()) head_.content_length = *length;
-  head_.has_body = !parser.is_done();
-  parser.eager(true);
-  state_ = State::kBody;
 }
 
 std::uint64_t RequestReader::body_size() const {

@@ -52,6 +52,7 @@ class RequestReader {
   State feed(std::string& bytes);
 
   State state() const { return state_; }
+  /// After a failure, as much as came.
   const RequestHead& head() const { return head_; }
   const ApiError& error() const { return error_; }
   std::uint64_t body_size() const;
@@ -61,6 +62,8 @@ class RequestReader {
   struct Parser;
   void fail(int status, std::string message);
   void read_head();
+  /// What has been parsed of it.
+  void read_fields();
 
   RequestLimits limits_;
   std::unique_ptr<Parser> parser_;

@@ -16,6 +16,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "coalescer/core/unix_time.h"
 #include "coalescer/http/server_context.h"
 #include "coalescer/http/session.h"
 #include "coalescer/http/session_spill.h"
@@ -225,6 +226,7 @@ void Server::Impl::refuse_connection(Session::Socket socket) {
       make_error(Errc::kUnavailable, "too many connections are open; try again later"));
   ReplyMode mode;
   mode.keep_alive = false;
+  mode.request_id = context.next_response_id("req");
   const std::string bytes = reply_bytes(error_reply(error), mode);
   // One try: a fresh socket takes this much, and nothing may wait here.
   ::send(socket.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -322,7 +324,7 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, Backend* b
                                 .codec = std::move(codec),
                                 .weights = "",
                                 .path = "",
-                                .created = ServerContext::unix_seconds()});
+                                .created = unix_seconds()});
       !added)
     return std::move(added).error();
   return create(std::move(options), backend, std::shared_ptr<const ServedModels>(models));

@@ -38,7 +38,6 @@ struct ServerOptions {
   ModelAdmin* admin = nullptr;  ///< changes what is served; null: nobody may
   std::vector<std::string> admin_tenants;  ///< with keys, whose may; without, everybody's
   std::chrono::microseconds window{2000};
-  std::uint32_t fork_min_prefix_tokens = 500;
   std::uint64_t max_body_bytes = 32U << 20;
   std::uint32_t max_connections = 4096;
   std::uint32_t max_num_seqs = 64;  ///< bounds n

@@ -171,10 +171,4 @@ std::string ServerContext::metrics_text() {
   return metrics.render(backend->status(), options.version);
 }
 
-std::int64_t ServerContext::unix_seconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace thaw::coalescer

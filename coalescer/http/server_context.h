@@ -15,6 +15,7 @@
 #include "coalescer/http/cache_pins.h"
 #include "coalescer/http/dispatcher.h"
 #include "coalescer/http/metrics.h"
+#include "coalescer/http/openapi.h"
 #include "coalescer/http/response_service.h"
 #include "coalescer/http/server.h"
 #include "coalescer/http/session_service.h"
@@ -68,6 +69,7 @@ struct ServerContext {
   std::uint64_t body_bytes = 0;  ///< held by BodyLease
   std::mt19937_64 random;  ///< seeds of requests that bring none
   std::string nonce;  ///< part of response ids, new for each process
+  OpenApiCache openapi;
 
   /// True once the backend has ever been ready: afterwards it answers for itself, since a worker
   /// that died comes back and its requests wait.
@@ -88,7 +90,6 @@ struct ServerContext {
   /// Lets go of what is kept for a time that is over.
   void expire();
   std::string metrics_text();
-  static std::int64_t unix_seconds();
 
  private:
   std::uint64_t next_response_ = 1;

@@ -70,8 +70,8 @@ net::awaitable<std::optional<Session::Request>> Session::read_request() {
       if (expired_ && phase_ == Phase::kReading) {
         ApiError slow = invalid_field("", "the request's headers took too long");
         slow.status = 408;
-        const ReplyMode plain;  // GCC 12 destroys a temporary aggregate twice here
-        co_await refuse(error_reply(slow), plain);
+        const ReplyMode mode = mode_for(reader.head());
+        co_await refuse(error_reply(slow), mode);
       }
       co_return std::nullopt;
     }
@@ -229,7 +229,7 @@ ReplyMode Session::mode_for(const RequestHead& head) const {
   mode.http_1_0 = head.http_1_0;
   mode.head_only = head.method == "HEAD";
   mode.dialect = dialect_of(head.path, head.has_anthropic_version);
-  if (mode.dialect == ApiDialect::kAnthropic) mode.request_id = context_->next_response_id("req");
+  mode.request_id = context_->next_response_id("req");
   return mode;
 }
 

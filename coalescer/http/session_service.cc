@@ -1,11 +1,10 @@
 #include "coalescer/http/session_service.h"
 
 #include <algorithm>
-#include <chrono>
 #include <random>
-#include <span>
 #include <utility>
 
+#include "coalescer/core/unix_time.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
 #include "engine/base/types.h"
@@ -30,12 +29,6 @@ std::string random_id() {
   return id.to_hex();
 }
 
-std::int64_t unix_now() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace
 
 RunningTurn::~RunningTurn() {
@@ -50,7 +43,7 @@ void RunningTurn::finish(const CallRecord& record, const TextCodec& codec) {
 
 SessionService::SessionService(SessionLimits limits, std::uint64_t kept_bytes, Backend* backend,
                                const Clock* clock)
-    : store_(limits, clock, random_id, unix_now),
+    : store_(limits, clock, random_id, unix_seconds),
       pins_(kept_bytes),
       backend_(backend),
       calls_(kEndedCalls, kEndedBytes) {

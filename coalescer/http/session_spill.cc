@@ -14,6 +14,7 @@
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "coalescer/core/unix_time.h"
 #include "coalescer/http/model_admin.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
@@ -270,7 +271,7 @@ void load_all_sessions(ServerContext* context) {
       refuse("the file holds session " + document.session.id);
       continue;
     }
-    if (document.expires_at <= ServerContext::unix_seconds()) {
+    if (document.expires_at <= unix_seconds()) {
       files->remove(id);
       continue;
     }

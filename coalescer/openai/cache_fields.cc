@@ -10,8 +10,6 @@
 namespace thaw::coalescer {
 namespace {
 
-using simdjson::dom::element;
-
 constexpr std::size_t kMaxBreakpoints = 16;
 constexpr std::chrono::seconds kLongestTtl{24 * 3600};
 /// Of a breakpoint without a time.
@@ -43,33 +41,6 @@ void read_retention(JsonFields& fields, CacheFields& cache) {
   std::string retention;
   fields.read("prompt_cache_retention", retention);
   if (retention == "24h") cache.ttl = std::max(cache.ttl, kLongestTtl);
-}
-
-/// Parts are joined by line feeds, as where messages are read.
-void read_breakpoints(JsonFields& fields, CacheFields& cache) {
-  simdjson::dom::array messages;
-  const auto given = fields.find("messages");
-  if (!given || given->get(messages) != simdjson::SUCCESS) return;  // said where they are read
-  std::size_t index = 0;
-  for (const element message : messages) {
-    const std::string name = "messages[" + std::to_string(index) + "].content";
-    simdjson::dom::array parts;
-    if (message["content"].get(parts) == simdjson::SUCCESS) {
-      std::size_t bytes = 0;
-      std::size_t number = 0;
-      for (const element part : parts) {
-        std::string_view text;
-        if (part["text"].get(text) == simdjson::SUCCESS) bytes += text.size() + (number > 0);
-        const std::string part_name = name + "[" + std::to_string(number++) + "].";
-        simdjson::dom::object object;
-        if (part.get(object) != simdjson::SUCCESS) continue;  // said where they are read
-        JsonFields part_fields(object, part_name);
-        if (read_cache_breakpoint(part_fields)) cache.breakpoints.push_back({index, bytes});
-        fields.fail_with(part_fields);
-      }
-    }
-    ++index;
-  }
 }
 
 }  // namespace
@@ -120,9 +91,6 @@ CacheFields read_cache_fields(JsonFields& fields) {
   fields.read("prompt_cache_key", cache.key);
   read_options(fields, cache);
   read_retention(fields, cache);
-  if (fields.failed()) return cache;
-  read_breakpoints(fields, cache);
-  count_breakpoints(fields, "messages", cache.breakpoints.size(), cache);
   return cache;
 }
 

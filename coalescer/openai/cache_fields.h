@@ -33,12 +33,13 @@ struct CacheFields {
   bool keeps() const { return ttl.count() > 0; }
 };
 
-/// Reads them; `messages` of a chat is looked through for breakpoints. Errors set `fields`'.
+/// Reads them, except for the breakpoints, which are found where the text of parts is joined.
+/// Errors set `fields`'.
 CacheFields read_cache_fields(JsonFields& fields);
 
 /// Whether a content part ends what is to be kept; an error of its mark is `part`'s.
 bool read_cache_breakpoint(JsonFields& part);
-/// For requests whose parts stand elsewhere: `list` has `count` breakpoints. Sets the time that
+/// `list` has `count` breakpoints. Sets the time that
 /// they are kept where the request says none; too many are `fields`' error.
 void count_breakpoints(JsonFields& fields, std::string_view list, std::size_t count,
                        CacheFields& cache);

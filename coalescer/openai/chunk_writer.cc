@@ -241,6 +241,7 @@ void ChunkWriter::append_usage_object(std::string& out, const CompletionUsage& u
   // What was computed is there for the next one.
   number(R"(,"cache_write_tokens":)",
          usage.prompt_tokens - std::min(usage.cached_tokens, usage.prompt_tokens));
+  number(R"(},"completion_tokens_details":{"reasoning_tokens":)", usage.reasoning_tokens);
   out += '}';
   if (const auto& session = usage.session) {
     out += ',';

@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "coalescer/openai/json_text.h"
+
 namespace thaw::coalescer {
 namespace {
 
@@ -131,6 +133,7 @@ Delta& Completion::new_delta(std::size_t index) {
     delta.usage->prompt_tokens += report.num_tokens();
   for (const Choice& choice : choices_)
     delta.usage->completion_tokens += choice.num_tokens;
+  delta.usage->reasoning_tokens = usage_.reasoning_tokens;
   return delta;
 }
 

@@ -38,6 +38,7 @@ struct Field {
   double maximum = 0;
   bool is_above = false;  ///< `minimum` itself is too small
   ServerBound bound = ServerBound::kNone;  ///< of `most`
+  bool counts_bytes = false;  ///< a string's `most` is of bytes of UTF-8; no schema can say so
   bool is_needed = false;
   bool may_be_null = false;  ///< of answers; in requests null is the same as left out
   /// Errors are found by who reads it, with words of its own; check_shape() passes it.
@@ -52,6 +53,7 @@ struct Field {
   constexpr Field or_null() const { return with(&Field::may_be_null); }
   constexpr Field by_hand() const { return with(&Field::is_by_hand); }
   constexpr Field above() const { return with(&Field::is_above); }
+  constexpr Field in_bytes() const { return with(&Field::counts_bytes); }
   constexpr Field up_to(ServerBound server) const {
     Field field = *this;
     field.bound = server;

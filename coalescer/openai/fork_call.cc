@@ -1,5 +1,8 @@
 #include "coalescer/openai/fork_call.h"
 
+#include <string>
+#include <string_view>
+#include <unordered_set>
 #include <utility>
 
 #include "coalescer/openai/chunk_writer.h"
@@ -42,6 +45,20 @@ std::optional<ApiError> read_trunk(JsonFields& fields, ForksCall& call, Trunk& t
   trunk.fields = to_ordered_json(given->raw());
   call.kind = std::string_view(trunk.kind) == "prompt" ? ApiKind::kCompletions : ApiKind::kChat;
   return std::nullopt;
+}
+
+/// The branch's own fields, and those of the whole call that it has none of.
+ordered_json merge(simdjson::dom::object branch, const ordered_json& defaults) {
+  auto merged = ordered_json::object();
+  std::unordered_set<std::string_view> own;
+  for (const auto field : branch) {
+    if (field.value.is_null()) continue;
+    own.insert(field.key);
+    if (field.key != "label") append_member(merged, field.key, to_ordered_json(field.value));
+  }
+  for (const auto& [name, value] : defaults.items())
+    if (!own.contains(name)) append_member(merged, name, value);
+  return merged;
 }
 
 /// What the branch's own prompt is behind the trunk's.
@@ -116,10 +133,7 @@ ApiResult<ForksCall> parse_forks(std::string_view body, const ServedModels& mode
     JsonFields own(object, name + ".");
     ForkBranch branch;
     own.read("label", branch.label);
-    ordered_json merged = defaults;
-    for (const auto field : object)
-      if (!field.value.is_null()) merged[std::string(field.key)] = to_ordered_json(field.value);
-    merged.erase("label");
+    ordered_json merged = merge(object, defaults);
     if (auto error = join_prompts(trunk, merged, name)) return std::move(*error);
     auto parsed = parse_call(call.kind, dump_json(merged), models, max_choices);
     if (auto* error = std::get_if<ApiError>(&parsed)) {

@@ -127,18 +127,30 @@ const char* json_type_name(element value) {
 }
 
 nlohmann::ordered_json to_ordered_json(simdjson::dom::object value) {
-  // Long objects are filled as a plain vector: ordered_json's own insert searches for the key each
-  // time. They come from tools with very many properties, or from an attack.
-  constexpr std::size_t kSearched = 64;
-  using Fields = std::vector<std::pair<const std::string, nlohmann::ordered_json>>;
-  nlohmann::ordered_json::object_t object;
-  for (const auto field : value) {
-    if (object.size() < kSearched)
-      object.emplace(std::string(field.key), to_ordered_json(field.value));
-    else
-      static_cast<Fields&>(object).emplace_back(field.key, to_ordered_json(field.value));
-  }
+  auto object = nlohmann::ordered_json::object();
+  for (const auto field : value)
+    append_member(object, field.key, to_ordered_json(field.value));
   return object;
+}
+
+void append_member(nlohmann::ordered_json& object, std::string_view key,
+                   nlohmann::ordered_json value) {
+  // Of a key that is there twice the first counts.
+  constexpr std::size_t kSearched = 64;
+  using Members = std::vector<std::pair<const std::string, nlohmann::ordered_json>>;
+  auto& members = object.get_ref<nlohmann::ordered_json::object_t&>();
+  if (members.size() < kSearched)
+    members.emplace(std::string(key), std::move(value));
+  else
+    static_cast<Members&>(members).emplace_back(key, std::move(value));
+}
+
+nlohmann::ordered_json open_arguments(const std::string& text) {
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos)
+    return nlohmann::ordered_json::object();
+  JsonBody body;
+  if (body.parse(text)) return text;
+  return to_ordered_json(body.root());
 }
 
 nlohmann::ordered_json to_ordered_json(element value) {

@@ -53,6 +53,15 @@ const char* json_type_name(simdjson::dom::element element);
 nlohmann::ordered_json to_ordered_json(simdjson::dom::element element);
 nlohmann::ordered_json to_ordered_json(simdjson::dom::object object);
 
+/// Adds a member behind the others of an object. The key must be new: long objects are not searched
+/// for it, as ordered_json's own insertion does each time. They come from tools with very many
+/// properties, or from an attack.
+void append_member(nlohmann::ordered_json& object, std::string_view key,
+                   nlohmann::ordered_json value);
+
+/// The arguments of a call as templates read them: an object where the text is one or blank.
+nlohmann::ordered_json open_arguments(const std::string& text);
+
 /// A token id, or nothing where the element is no integer in [0, vocab_size).
 std::optional<TokenId> as_token_id(simdjson::dom::element element, int vocab_size);
 

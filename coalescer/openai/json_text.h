@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -23,6 +24,9 @@ void append_json_float(std::string& out, float value);
 /// On one line. Strings may hold what is no UTF-8, such as a character that was cut: U+FFFD stands
 /// for it.
 std::string dump_json(const nlohmann::ordered_json& value);
+
+/// Characters (code points) of valid UTF-8.
+std::size_t count_characters(std::string_view text);
 
 /// Length of the valid UTF-8 character at the start of `text`; 0 where there is none.
 std::size_t utf8_character_length(std::string_view text);

@@ -110,7 +110,7 @@ void read_output_config(JsonFields& fields, ApiCall& call, ordered_json& kwargs)
     std::string effort;
     config->read("effort", effort);
     if (!effort.empty() && !kwargs.contains("reasoning_effort"))
-      kwargs["reasoning_effort"] = effort.substr(0, 64);
+      kwargs["reasoning_effort"] = effort;
     read_format(*config, "format", call.output);
     fields.fail_with(*config);
   }

@@ -342,7 +342,6 @@ void read_conversation(JsonFields& fields, ChatPrompt& prompt, CacheFields& cach
                                               : "`messages` is missing; it must be a list"));
   }
   if (fields.failed()) return;
-  cache.breakpoints.clear();
   ConversationReader reader(fields, prompt, cache);
   reader.read_system();
   if (messages && !fields.failed()) reader.read_messages(*messages);

@@ -137,7 +137,7 @@ ApiResult<ApiCall> read_call(JsonFields& fields, const ParseLimits& limits, ApiC
       const std::optional<bool> eager = call.tools.eager;
       call.tools = read_chat_prompt(fields, prompt,
                                     /*may_be_empty=*/!call.session_id.empty() && !call.replace,
-                                    /*may_know_tools=*/!call.session_id.empty());
+                                    /*may_know_tools=*/!call.session_id.empty(), &call.cache);
       call.tools.eager = eager;
       call.hides_tools = call.tools.mode == ToolMode::kNone;
       call.show.legacy_functions = call.tools.legacy;

@@ -3,8 +3,8 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
-#include "coalescer/openai/cache_fields.h"
 #include "coalescer/openai/reasoning.h"
 
 namespace thaw::coalescer {
@@ -13,8 +13,10 @@ namespace {
 using nlohmann::ordered_json;
 using simdjson::dom::element;
 
-/// The text of `content`; an error otherwise.
-ApiResult<std::string> content_text(element content, const std::string& name) {
+/// The text of `content`; an error otherwise. `ends` gets the places in it that are marked as
+/// breakpoints.
+ApiResult<std::string> content_text(element content, const std::string& name,
+                                    std::vector<std::size_t>& ends) {
   std::string_view text;
   if (content.is_null()) return std::string();
   if (content.get(text) == simdjson::SUCCESS) return std::string(text);
@@ -44,36 +46,44 @@ ApiResult<std::string> content_text(element content, const std::string& name) {
       name.append(".").append(key);
       return invalid_field(name, "`" + name + "` must be a string");
     }
+    if (index++ > 0) joined += '\n';
+    joined += text;
     simdjson::dom::object object;
     if (part.get(object) == simdjson::SUCCESS) {
       JsonFields fields(object, part_name + ".");
-      read_cache_breakpoint(fields);
+      if (read_cache_breakpoint(fields)) ends.push_back(joined.size());
       if (const auto& error = fields.error()) return *error;
     }
-    if (index++ > 0) joined += '\n';
-    joined += text;
   }
   return joined;
 }
 
-/// Parses the JSON text in `function.arguments`; leaves it where it is not an object.
-void open_arguments(ordered_json& message) {
+/// Parses the JSON text in `function.arguments` of each call.
+void open_calls(ordered_json& message) {
   const auto calls = message.find("tool_calls");
   if (calls == message.end() || !calls->is_array()) return;
   for (ordered_json& call : *calls) {
     if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
     ordered_json& function = call["function"];
     const auto arguments = function.find("arguments");
-    if (arguments == function.end() || !arguments->is_string()) continue;
-    const auto& text = arguments->get_ref<const std::string&>();
-    if (text.find_first_not_of(" \t\r\n") == std::string::npos) {
-      *arguments = ordered_json::object();
-      continue;
-    }
-    JsonBody body;
-    if (body.parse(text)) continue;
-    *arguments = to_ordered_json(body.root());
+    if (arguments != function.end() && arguments->is_string())
+      *arguments = open_arguments(arguments->get_ref<const std::string&>());
   }
+}
+
+/// The message without what counts as left out: templates ask whether a member is there, not
+/// whether it says anything. Clients send back what they were answered, with `tool_calls: null`.
+ordered_json given_members(simdjson::dom::object object) {
+  auto message = ordered_json::object();
+  for (const auto member : object) {
+    simdjson::dom::array calls;
+    if (member.value.is_null()) continue;
+    if (member.key == "tool_calls" && member.value.get(calls) == simdjson::SUCCESS &&
+        calls.begin() == calls.end())
+      continue;
+    append_member(message, member.key, to_ordered_json(member.value));
+  }
+  return message;
 }
 
 /// What older and other clients call differently, by the names that templates know.
@@ -94,7 +104,8 @@ void rename_fields(ordered_json& message) {
   }
 }
 
-ApiResult<ordered_json> read_message(element value, const std::string& name) {
+ApiResult<ordered_json> read_message(element value, const std::string& name,
+                                     std::vector<std::size_t>& ends) {
   simdjson::dom::object object;
   if (value.get(object) != simdjson::SUCCESS) {
     return invalid_field(name, "`" + name + "` is " + json_type_name(value) +
@@ -109,16 +120,16 @@ ApiResult<ordered_json> read_message(element value, const std::string& name) {
   std::string text;
   element content;
   if (object["content"].get(content) == simdjson::SUCCESS) {
-    auto read = content_text(content, name + ".content");
+    auto read = content_text(content, name + ".content", ends);
     if (auto* error = std::get_if<ApiError>(&read)) return *error;
     text = std::move(std::get<std::string>(read));
   } else if (role != "assistant") {
     return invalid_field(name + ".content", "`" + name + ".content` is missing");
   }
-  ordered_json message = to_ordered_json(value);
+  ordered_json message = given_members(object);
   rename_fields(message);
   message["content"] = std::move(text);
-  open_arguments(message);
+  open_calls(message);
   return message;
 }
 
@@ -145,11 +156,15 @@ void read_template_fields(JsonFields& fields, ChatPrompt& prompt) {
   prompt.add_generation_prompt = false;
 }
 
-void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt& prompt) {
+void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt& prompt,
+                   std::vector<ContentBreakpoint>& breakpoints) {
   for (const element value : messages) {
-    const std::string name = "messages[" + std::to_string(prompt.messages.size()) + "]";
-    auto message = read_message(value, name);
+    const std::string name = item_name("messages", prompt.messages.size());
+    std::vector<std::size_t> ends;
+    auto message = read_message(value, name, ends);
     if (auto* error = std::get_if<ApiError>(&message)) return fields.fail(std::move(*error));
+    for (const std::size_t end : ends)
+      breakpoints.push_back({prompt.messages.size(), end});
     prompt.messages.push_back(std::move(std::get<ordered_json>(message)));
   }
 }
@@ -157,11 +172,14 @@ void read_messages(JsonFields& fields, simdjson::dom::array messages, ChatPrompt
 }  // namespace
 
 ToolUse read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty,
-                         bool may_know_tools) {
+                         bool may_know_tools, CacheFields* cache) {
   const auto messages = fields.array("messages");
   if (!fields.failed() && !messages && !may_be_empty)
     fields.fail(invalid_field("messages", "`messages` is missing; it must be a list"));
-  if (!fields.failed() && messages) read_messages(fields, *messages, prompt);
+  CacheFields unused;
+  CacheFields& marked = cache != nullptr ? *cache : unused;
+  if (!fields.failed() && messages) read_messages(fields, *messages, prompt, marked.breakpoints);
+  count_breakpoints(fields, "messages", marked.breakpoints.size(), marked);
   if (!fields.failed() && prompt.messages.empty() && !may_be_empty) {
     fields.fail(
         invalid_field("messages", "`messages` is empty; it must hold at least one message"));

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "coalescer/openai/cache_fields.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/text_codec.h"
 #include "coalescer/openai/tools.h"
@@ -11,8 +12,8 @@ namespace thaw::coalescer {
 /// parts are joined by line feeds, as vLLM does. Tool-call arguments become objects, which
 /// templates expect. Sets `fields`' error where something is wrong. `may_be_empty`: no messages are
 /// none too few. `may_know_tools`: a forced call may mean tools that the request does not bring.
-/// Gives what the request says about tools.
+/// `cache` takes the breakpoints of the parts. Gives what the request says about tools.
 ToolUse read_chat_prompt(JsonFields& fields, ChatPrompt& prompt, bool may_be_empty = false,
-                         bool may_know_tools = false);
+                         bool may_know_tools = false, CacheFields* cache = nullptr);
 
 }  // namespace thaw::coalescer

@@ -20,9 +20,18 @@ std::string limit_field(ApiKind kind) {
   return kind == ApiKind::kResponses ? "`max_output_tokens`" : "`max_tokens`";
 }
 
-ApiError too_long(const ApiCall& call, std::size_t prompt_tokens, std::uint32_t max_model_len) {
-  std::string message = "the context of this model is " + std::to_string(max_model_len) +
-                        " tokens, but the prompt has " + std::to_string(prompt_tokens);
+/// Begins as the API's own error does: clients tell it by its text. `least`: tokens that must fit
+/// behind the prompt.
+ApiError too_long(const ApiCall& call, std::size_t prompt_tokens, std::uint32_t least,
+                  std::uint32_t max_model_len) {
+  std::string message;
+  if (call.kind == ApiKind::kMessages) {
+    message = "prompt is too long: " + std::to_string(prompt_tokens) + " tokens > " +
+              std::to_string(max_model_len - least) + " maximum";
+    return invalid_field(prompt_field(call.kind), std::move(message), "context_length_exceeded");
+  }
+  message = "This model's maximum context length is " + std::to_string(max_model_len) +
+            " tokens. However, the prompt has " + std::to_string(prompt_tokens);
   if (prompt_tokens < max_model_len && call.max_tokens) {
     message += " and " + limit_field(call.kind) + " asks for " + std::to_string(*call.max_tokens) +
                " more (" + std::to_string(prompt_tokens + *call.max_tokens) + " in all); at most " +
@@ -81,7 +90,7 @@ ApiResult<PreparedPrompt> fit_prompt(const ApiCall& call, std::vector<TokenId> t
   std::uint32_t least = call.cache.prewarm ? 0 : call.max_tokens.value_or(1);
   // Clients of that API need not know how long a prompt is: they get as much as fits.
   if (call.kind == ApiKind::kMessages) least = std::min(least, 1U);
-  if (length > max_model_len || least > room) return too_long(call, length, max_model_len);
+  if (length > max_model_len || least > room) return too_long(call, length, least, max_model_len);
   if (call.cache.prewarm) return result;
   const std::size_t wanted = call.kind != ApiKind::kCompletions
                                  ? room

@@ -20,11 +20,6 @@ std::string open_message(const ChatPrompt& chat) {
 
 }  // namespace
 
-std::size_t count_characters(std::string_view text) {
-  return static_cast<std::size_t>(std::ranges::count_if(
-      text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
-}
-
 PromptReport::PromptReport(const ApiCall& call, std::size_t index, const PreparedPrompt& prompt,
                            const TextCodec* codec)
     : codec_(codec),

@@ -48,7 +48,4 @@ class PromptReport {
   std::vector<LogprobEntry> entries_;
 };
 
-/// Characters (code points) of valid UTF-8.
-std::size_t count_characters(std::string_view text);
-
 }  // namespace thaw::coalescer

@@ -31,6 +31,16 @@ ApiError no_such_tool(const ToolUse& use, const std::string& name) {
                                           "\" is asked for, which is not among the tools");
 }
 
+std::string tools_field(const ToolUse& use) {
+  return use.legacy ? "functions" : "tools";
+}
+
+ApiError grammar_too_long(const std::string& field) {
+  return invalid_field(field, "the schemas of `" + field + "` make a grammar of more than " +
+                                  std::to_string(kMaxGrammarBytes) +
+                                  " bytes, the most that is accepted; use fewer or smaller ones");
+}
+
 }  // namespace
 
 ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> prompt,
@@ -58,6 +68,8 @@ ApiResult<ReplyPlan> plan_reply(const ApiCall& call, std::span<const TokenId> pr
   }
   const bool may_be_free = !shape.must_call && call.output.kind == OutputKind::kText;
   if (has_grammars || !may_be_free) plan.grammar = grammar_document(shape, form);
+  if (plan.grammar.size() > kMaxGrammarBytes)
+    return grammar_too_long(can_call ? tools_field(use) : call.output.field);
   if (can_call) plan.tools = std::make_shared<std::vector<ToolSpec>>(std::move(use.specs));
   return plan;
 }

@@ -179,7 +179,6 @@ ApiResult<ApiCall> read_responses(JsonFields& fields, const ParseLimits& limits,
   call.show.echo = false;
   read_response_logprobs(fields, call);
   call.cache = read_cache_fields(fields);
-  call.cache.breakpoints.clear();  // of messages, which are not there
   read_thaw_fields(fields, call);
   call.output = read_text_format(fields);
   read_request(fields, *request);

@@ -213,14 +213,6 @@ ResponsesItem read_item(JsonFields& fields) {
   return item;
 }
 
-/// Arguments as templates read them: an object where the text is one.
-ordered_json open_arguments(const std::string& text) {
-  if (text.find_first_not_of(" \t\r\n") == std::string::npos) return ordered_json::object();
-  JsonBody body;
-  if (body.parse(text)) return text;
-  return to_ordered_json(body.root());
-}
-
 /// The assistant's message that more items may belong to.
 class OpenMessage {
  public:

@@ -1,23 +1,16 @@
 #include "coalescer/openai/responses_writer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
+#include "coalescer/core/unix_time.h"
 #include "coalescer/openai/chunk_writer.h"
 #include "coalescer/openai/json_text.h"
-#include "coalescer/openai/prompt_report.h"
 
 namespace thaw::coalescer {
 namespace {
 
 constexpr const char* kOpen = "in_progress";
-
-std::int64_t unix_now() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 std::string usage_json(const CompletionUsage& usage) {
   std::string out;
@@ -255,7 +248,7 @@ void ResponsesWriter::end_output(std::string* out, const ChoiceEnd& end) {
   const bool is_open_call = !items_.empty() && items_.back().kind == ItemKind::kCall;
   close_item(out, is_cut || is_open_call ? "incomplete" : "completed");
   status_ = is_cut ? "incomplete" : "completed";
-  if (!is_cut) completed_at_ = unix_now();
+  if (!is_cut) completed_at_ = unix_seconds();
 }
 
 void ResponsesWriter::cancel() {

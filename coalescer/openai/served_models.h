@@ -34,8 +34,8 @@ using ServedModelPtr = std::shared_ptr<const ServedModel>;
 /// Whoever got a model keeps it, whatever becomes of the table. Thread-safe.
 class ServedModels {
  public:
-  /// Errors (kInvalidArgument): no name, an empty one, one that is taken, a context of less than
-  /// two tokens.
+  /// Errors (kInvalidArgument): no name, an empty one, a very long one, one that is taken, a
+  /// context of less than two tokens.
   Result<void> add(ServedModel model);
   /// False where no model has that name.
   bool remove(const std::string& name);

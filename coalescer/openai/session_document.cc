@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/core/token_trie.h"
+#include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_messages.h"
@@ -130,13 +131,14 @@ ApiResult<SharedState> read_state(JsonFields& fields, const SharedState& first,
   return SharedState(std::move(state));
 }
 
-void read_short(JsonFields& fields, std::string_view name, std::string& text) {
+void read_short(JsonFields& fields, std::string_view name, std::string& text,
+                std::size_t most = kMaxText) {
   fields.read(name, text);
-  if (text.size() > kMaxText) {
-    fields.fail(
-        invalid_field(fields.full_name(name), "`" + fields.full_name(name) + "` has " +
-                                                  std::to_string(text.size()) + " bytes; at most " +
-                                                  std::to_string(kMaxText) + " are accepted"));
+  if (text.size() > most) {
+    fields.fail(invalid_field(fields.full_name(name), "`" + fields.full_name(name) + "` has " +
+                                                          std::to_string(text.size()) +
+                                                          " bytes; at most " +
+                                                          std::to_string(most) + " are accepted"));
   }
 }
 
@@ -261,7 +263,7 @@ ApiResult<SessionDocument> read_session_document(std::string_view text, const Li
   session.vocab_size = limits.vocab_size;
   read_short(fields, "tenant", session.tenant);
   read_short(fields, "system_fingerprint", document.system_fingerprint);
-  read_short(fields, "cache_salt", session.cache_salt);
+  read_short(fields, "cache_salt", session.cache_salt, kMaxSaltBytes);
   read_short(fields, "label", session.label);
   read_short(fields, "parent", session.parent);
   fields.read("fork_tokens", session.fork_tokens, 0, kMaxInt32);

@@ -224,8 +224,9 @@ ApiResult<SharedState> state_of_messages(const ChatPrompt& prompt, const TextCod
   if (!rendered) return template_error(rendered.error());
   if (rendered->empty() || rendered->size() >= max_model_len) {
     return invalid_field("messages",
-                         "the context of this model is " + std::to_string(max_model_len) +
-                             " tokens, but the messages have " + std::to_string(rendered->size()) +
+                         "This model's maximum context length is " + std::to_string(max_model_len) +
+                             " tokens. However, the messages have " +
+                             std::to_string(rendered->size()) +
                              "; they must leave room for a reply",
                          rendered->empty() ? "" : "context_length_exceeded");
   }

@@ -5,6 +5,7 @@
 
 #include "coalescer/openai/field_words.h"
 #include "coalescer/openai/json_fields.h"
+#include "coalescer/openai/json_text.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -77,11 +78,6 @@ bool has_type_of(const Field& field, element value) {
     default:
       return true;
   }
-}
-
-std::int64_t count_characters(std::string_view text) {
-  return std::ranges::count_if(
-      text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; });
 }
 
 class Checker {
@@ -214,7 +210,8 @@ class Checker {
     // No more characters than bytes, and no text of bytes without one.
     if (bytes <= field.most && (field.least <= 1 ? bytes >= field.least : false))
       return std::nullopt;
-    return check_size(field, count_characters(text), "characters", path);
+    if (field.counts_bytes) return check_size(field, bytes, "bytes of UTF-8", path);
+    return check_size(field, static_cast<std::int64_t>(count_characters(text)), "characters", path);
   }
 
   std::optional<ApiError> check_list(const Field& field, element value, const Path& path) const {

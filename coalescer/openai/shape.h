@@ -58,6 +58,7 @@ struct ShapeLimits {
   std::int64_t num_slots = 1;
 
   std::int64_t most(const Field& field) const;
+  bool operator==(const ShapeLimits&) const = default;
 };
 
 /// The first thing that is wrong with an object, named by its path below `prefix` ("trunk.");

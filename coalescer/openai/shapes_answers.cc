@@ -18,6 +18,10 @@ constexpr Field kPromptDetailFields[] = {
     whole("cache_write_tokens", "were computed, and are there for the next one"),
 };
 constexpr Shape kPromptDetails = answer("PromptTokensDetails", "", kPromptDetailFields);
+constexpr Field kCompletionDetailFields[] = {
+    whole("reasoning_tokens", "of the model's thinking").needed(),
+};
+constexpr Shape kCompletionDetails = answer("CompletionTokensDetails", "", kCompletionDetailFields);
 constexpr Words kModes[] = {"append", "render"};
 constexpr Field kSessionUsageFields[] = {
     text("id", "").needed(), word("mode", "", kModes).needed(),
@@ -29,6 +33,7 @@ constexpr Field kUsageFields[] = {
     whole("completion_tokens", "").needed(),
     whole("total_tokens", "").needed(),
     object("prompt_tokens_details", "", kPromptDetails).needed(),
+    object("completion_tokens_details", "", kCompletionDetails).needed(),
     object("session", "of a session's turn", kSessionUsage),
 };
 constexpr Shape kUsage = answer("Usage", "", kUsageFields);

@@ -102,8 +102,9 @@ constexpr Words kSchemaType[] = {"json_schema"};
 constexpr Field kFormatFieldsHere[] = {word("type", "", kSchemaType).needed(),
                                        map("schema", "of the reply", kAnything).needed()};
 constexpr Shape kFormat = {"OutputFormat", "", {kFormatFieldsHere}};
-constexpr Field kConfigFields[] = {text("effort", "reaches the template as reasoning_effort"),
-                                   object("format", "the form of the reply", kFormat)};
+constexpr Field kConfigFields[] = {
+    text("effort", "reaches the template as reasoning_effort", 0, 64),
+    object("format", "the form of the reply", kFormat)};
 constexpr Shape kConfig = {"OutputConfig", "", {kConfigFields}};
 
 // --- Bodies

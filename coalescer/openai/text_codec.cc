@@ -1,9 +1,10 @@
 #include "coalescer/openai/text_codec.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
+#include "coalescer/core/unix_time.h"
+#include "coalescer/openai/json_text.h"
 #include "coalescer/openai/tool_prompt.h"
 
 namespace thaw::coalescer {
@@ -110,11 +111,14 @@ class ModelTextCodec final : public TextCodec {
   /// One that stands nowhere in the prompt.
   static std::string unused_word(const ChatPrompt& prompt) {
     const std::string all =
-        prompt.messages.dump() + prompt.tools.dump() + prompt.template_kwargs.dump();
-    std::string word = "contentends";
-    while (all.find(word) != std::string::npos)
-      word += 'x';
-    return word;
+        dump_json(prompt.messages) + dump_json(prompt.tools) + dump_json(prompt.template_kwargs);
+    const std::string word = "contentends";
+    std::size_t longest = 0;  // of the texts that begin like it, what follows of the letter
+    for (std::size_t at = all.find(word); at != std::string::npos; at = all.find(word, at)) {
+      at += word.size();
+      longest = std::max(longest, std::min(all.find_first_not_of('x', at), all.size()) - at + 1);
+    }
+    return word + std::string(longest, 'x');
   }
 
   /// The span that holds `word`; the end where none does, or it is there twice.
@@ -149,9 +153,7 @@ class ModelTextCodec final : public TextCodec {
       options.bos_token = tokenizer_->token_bytes(tokenizer_->bos(), true);
     if (!tokenizer_->eos().empty())
       options.eos_token = tokenizer_->token_bytes(tokenizer_->eos().front(), true);
-    options.now_unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(
-                                   std::chrono::system_clock::now().time_since_epoch())
-                                   .count();
+    options.now_unix_seconds = unix_seconds();
     return chat_template_->render(options);
   }
 

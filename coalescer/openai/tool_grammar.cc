@@ -1,6 +1,7 @@
 #include "coalescer/openai/tool_grammar.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -54,28 +55,50 @@ ordered_json arguments_schema(const ToolSpec& tool) {
   return schema;
 }
 
-/// One argument of a pythonic call: `name=value`, the value as JSON, which the reader takes.
-ordered_json keyword(const std::string& name, ordered_json schema, const ordered_json& whole) {
-  for (const char* shared : {"$defs", "definitions"})
-    if (whole.contains(shared) && schema.is_object()) schema[shared] = whole[shared];
+/// Writes the arguments of pythonic calls.
+class KeywordWriter {
+ public:
+  /// `a=1, b="x"`: the required ones in their order, then any of the others.
+  ordered_json keywords(const ToolSpec& tool);
+
+ private:
+  /// One argument: `name=value`, the value as JSON, which the reader takes.
+  ordered_json keyword(const std::string& name, ordered_json schema);
+
+  ordered_json shared_ = ordered_json::object();  // what schemas of the tool may refer to
+  std::size_t shared_bytes_ = 0;
+  std::size_t copied_bytes_ = 0;  // of all tools
+};
+
+ordered_json KeywordWriter::keyword(const std::string& name, ordered_json schema) {
+  // Every argument has its own copy. More of them than fit make no difference to a document that is
+  // too long.
+  if (schema.is_object() && !shared_.empty() && copied_bytes_ <= kMaxGrammarBytes) {
+    for (const auto& [key, value] : shared_.items())
+      schema[key] = value;
+    copied_bytes_ += shared_bytes_;
+  }
   return in_order({constant(name + "="), schema_format(schema)});
 }
 
-/// `a=1, b="x"`: the required ones in their order, then any of the others.
-ordered_json keywords(const ToolSpec& tool) {
+ordered_json KeywordWriter::keywords(const ToolSpec& tool) {
   const ordered_json schema = arguments_schema(tool);
+  shared_.clear();
+  for (const char* key : {"$defs", "definitions"})
+    if (const auto found = schema.find(key); found != schema.end()) shared_[key] = *found;
+  shared_bytes_ = dump_json(shared_).size();
   const auto properties = schema.find("properties");
   if (properties == schema.end() || !properties->is_object() || properties->empty())
     return constant("");
-  std::vector<std::string> required;
+  std::unordered_set<std::string> required;
   if (const auto names = schema.find("required"); names != schema.end() && names->is_array())
     for (const ordered_json& name : *names)
-      if (name.is_string()) required.push_back(name.get<std::string>());
+      if (name.is_string()) required.insert(name.get<std::string>());
   auto first = ordered_json::array();
   auto others = ordered_json::array();
   for (const auto& [name, property] : properties->items()) {
-    ordered_json pair = keyword(name, property, schema);
-    if (std::find(required.begin(), required.end(), name) == required.end()) {
+    ordered_json pair = keyword(name, property);
+    if (!required.contains(name)) {
       others.push_back(std::move(pair));
       continue;
     }
@@ -140,13 +163,15 @@ CallTags call_tags(ToolForm form, const std::vector<const ToolSpec*>& tools) {
       add_json_tags(calls, tools, "", "parameters", "");
       calls.separator = "; ";
       break;
-    case ToolForm::kPythonic:
+    case ToolForm::kPythonic: {
+      KeywordWriter writer;
       for (const ToolSpec* tool : tools)
-        calls.tags.push_back(tag(tool->name + "(", keywords(*tool), ")"));
+        calls.tags.push_back(tag(tool->name + "(", writer.keywords(*tool), ")"));
       calls.separator = ", ";
       calls.before = "[";
       calls.after = "]";
       break;
+    }
     case ToolForm::kFunctionTag:
       for (const ToolSpec* tool : tools) {
         ordered_json arguments = schema_format(arguments_schema(*tool));

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "coalescer/openai/reasoning.h"
@@ -8,6 +9,9 @@
 #include "coalescer/openai/tools.h"
 
 namespace thaw::coalescer {
+
+/// Longest document that a worker takes (docs/protocol.md).
+inline constexpr std::size_t kMaxGrammarBytes = std::size_t{1} << 20;
 
 /// What a reply may be.
 struct ReplyShape {
@@ -20,7 +24,8 @@ struct ReplyShape {
 
 /// The mask source of GenerateRequest: JSON text of a structural tag of xgrammar 0.2.8, which holds
 /// the model to `shape` as it writes in `form`. Empty where everything is allowed. What is
-/// constrained begins behind the thinking.
+/// constrained begins behind the thinking. One that would be longer than kMaxGrammarBytes may be
+/// cut short, but not below that: it is not to be used.
 std::string grammar_document(const ReplyShape& shape, const ChatForm& form);
 
 }  // namespace thaw::coalescer

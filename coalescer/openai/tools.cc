@@ -99,11 +99,12 @@ void require_member(JsonFields& tool, const char* member, const char* right) {
 }
 
 /// A tool as chat templates take it.
-ordered_json nested_tool(ordered_json tool) {
-  tool.erase("type");
-  ordered_json function = ordered_json::object();
-  for (auto& [key, value] : tool.items())
-    if (!value.is_null()) function[key] = std::move(value);
+ordered_json nested_tool(simdjson::dom::object tool) {
+  auto function = ordered_json::object();
+  for (const auto member : tool) {
+    if (member.key != "type" && !member.value.is_null())
+      append_member(function, member.key, to_ordered_json(member.value));
+  }
   return {{"type", "function"}, {"function", std::move(function)}};
 }
 
@@ -248,7 +249,7 @@ void read_tool_list(JsonFields& fields, ToolShape shape, ToolUse& use, ordered_j
     if (shape == ToolShape::kDescribed)
       list.push_back(template_entry(use.specs.back()));
     else
-      list.push_back(nested ? to_ordered_json(value) : nested_tool(to_ordered_json(value)));
+      list.push_back(nested ? to_ordered_json(value) : nested_tool(object));
   }
 }
 

@@ -34,6 +34,7 @@ TEST(ApiKeys, RefusesBadInput) {
   EXPECT_FALSE(load_api_keys({"tenant:"}, ""));
   EXPECT_FALSE(load_api_keys({":key"}, ""));
   EXPECT_FALSE(load_api_keys({"a:same", "b:same"}, ""));
+  EXPECT_FALSE(load_api_keys({std::string(1025, 't') + ":key"}, ""));
   const auto missing = load_api_keys({}, "/nonexistent/keys");
   ASSERT_FALSE(missing);
   EXPECT_NE(missing.error().message.find("/nonexistent/keys"), std::string::npos);

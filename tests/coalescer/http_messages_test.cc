@@ -186,6 +186,40 @@ TEST(HttpMessages, MoreThanFitsIsAsMuchAsFits) {
   EXPECT_EQ(json::parse(reply.body)["stop_reason"], "model_context_window_exceeded");
 }
 
+TEST(HttpMessages, APromptThatDoesNotFitSaysSoInAnthropicsWords) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  const auto message_of = [&](std::size_t length) {
+    const ClientReply reply =
+        server.post(kMessages, R"({"max_tokens": 5, "messages": [{"role": "user", "content": ")" +
+                                   std::string(length, 'x') + "\"}]}");
+    EXPECT_EQ(reply.status, 400);
+    const json error = json::parse(reply.body)["error"];
+    EXPECT_EQ(error["details"]["error_code"], "context_length_exceeded");
+    return error["message"].get<std::string>();
+  };
+  // "user: ...\nassistant:" has 17 bytes beside the text.
+  EXPECT_EQ(message_of(2000), "prompt is too long: 2017 tokens > 1023 maximum");
+  EXPECT_EQ(message_of(1024 - 17), "prompt is too long: 1024 tokens > 1023 maximum");
+}
+
+/// With the length in front nothing of the body is read, and not even the head is taken as one.
+TEST(HttpMessages, AHugeBodyIsRefusedInAnthropicsShape) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.max_body_bytes = 1U << 20;
+  RunningServer server(&backend, options);
+  RawClient client(server.port());
+  client.send("POST /v1/messages HTTP/1.1\r\nHost: t\r\nContent-Length: 104857600\r\n\r\n");
+  const auto reply = client.read_reply();
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->status, 413);
+  const json body = json::parse(reply->body);
+  EXPECT_EQ(body["type"], "error");
+  EXPECT_EQ(body["error"]["type"], "request_too_large");
+  EXPECT_EQ(body["request_id"], reply->headers.at("request-id"));
+}
+
 TEST(HttpMessages, ModelsForWhoNamesTheVersion) {
   FakeBackend backend;
   auto models = std::make_shared<ServedModels>();

@@ -263,6 +263,7 @@ TEST(ServedModels, RefusesWhatCannotBeServed) {
   refused(served({"c", "b"}, 0, 64), "`b` is served already");
   refused(served({}, 0, 64), "no name");
   refused(served({""}, 0, 64), "empty");
+  refused(served({std::string(1025, 'n')}, 0, 64), "has 1025 bytes; at most 1024");
   refused(served({"c"}, 0, 1), "at least 2");
   EXPECT_EQ(models.list().size(), 1U);
   EXPECT_EQ(models.find("")->name(), "a");

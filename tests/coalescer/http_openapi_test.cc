@@ -106,6 +106,19 @@ TEST(OpenApi, BoundsAreTheServers) {
   EXPECT_EQ(schemas["ChatCompletion"]["additionalProperties"], false);
 }
 
+TEST(OpenApi, IsWrittenOnceForAServersFacts) {
+  OpenApiCache cache;
+  OpenApiFacts facts;
+  facts.limits.vocab_size = 300;
+  const auto first = cache.document(facts);
+  EXPECT_EQ(*first, openapi_document(facts));
+  EXPECT_EQ(cache.document(facts), first);
+  facts.limits.vocab_size = 400;
+  const auto second = cache.document(facts);
+  EXPECT_EQ(*second, openapi_document(facts));
+  EXPECT_NE(*second, *first);
+}
+
 TEST(OpenApi, KeysAreNeededWhereTheServerHasSome) {
   const json out = document(/*needs_keys=*/true);
   EXPECT_EQ(out["components"]["securitySchemes"]["key"]["scheme"], "bearer");

@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -101,6 +102,23 @@ TEST(HttpProtocol, HeadHasNoBody) {
   EXPECT_NE(head->find("200 OK"), std::string::npos);
   client.send(get_bytes("/version"));
   EXPECT_EQ(json::parse(client.read_reply()->body)["version"], "1.2.3");
+}
+
+TEST(HttpProtocol, EveryAnswerHasARequestId) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  std::set<std::string> ids;
+  const auto is_named = [&](const ClientReply& reply) {
+    const auto id = reply.headers.find("x-request-id");
+    return id != reply.headers.end() && id->second.starts_with("req-") &&
+           ids.insert(id->second).second;
+  };
+  EXPECT_TRUE(is_named(server.get("/health")));
+  EXPECT_TRUE(is_named(server.get("/v1/models")));
+  EXPECT_TRUE(is_named(server.get("/v1/nothing")));
+  EXPECT_TRUE(is_named(server.post(kChatPath, "{")));
+  EXPECT_TRUE(is_named(server.post(kChatPath, chat_body(R"("model": "other")"))));
+  EXPECT_TRUE(is_named(server.post(kChatPath, chat_body(), "Content-Encoding: gzip\r\n")));
 }
 
 TEST(HttpProtocol, UnknownPathsAndMethods) {
@@ -277,8 +295,14 @@ TEST(HttpBadInput, ContextLengthNamesBothNumbers) {
       server.post(kTextPath, R"({"prompt": ")" + std::string(2000, 'x') + "\"}");
   const json error = json::parse(reply.body)["error"];
   EXPECT_EQ(error["code"], "context_length_exceeded");
-  EXPECT_NE(error["message"].get<std::string>().find("1024"), std::string::npos);
-  EXPECT_NE(error["message"].get<std::string>().find("2001"), std::string::npos);
+  EXPECT_EQ(error["message"],
+            "This model's maximum context length is 1024 tokens. However, the prompt has 2001; it "
+            "must leave room for at least one");
+  const ClientReply full =
+      server.post(kTextPath, R"({"max_tokens": 100, "prompt": ")" + std::string(1000, 'x') + "\"}");
+  EXPECT_EQ(json::parse(full.body)["error"]["message"],
+            "This model's maximum context length is 1024 tokens. However, the prompt has 1001 and "
+            "`max_tokens` asks for 100 more (1101 in all); at most 23 fit");
 }
 
 TEST(HttpBadInput, GarbageIsRefusedAndTheConnectionEnds) {

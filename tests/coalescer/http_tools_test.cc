@@ -211,6 +211,24 @@ TEST(HttpTools, ThinkingHasBothNames) {
       "reasoning"));
 }
 
+TEST(HttpTools, UsageHasTheTokensOfTheThinking) {
+  FakeBackend backend;
+  backend.reply = "<think>\nHm.\n</think>\n\nFour.";
+  RunningServer server(&backend, models(kThinker));
+  const auto thought = [](const json& usage) {
+    return usage["completion_tokens_details"]["reasoning_tokens"].get<std::size_t>();
+  };
+  // A token is a byte here, and thinking begins with the last one of its marker.
+  const std::size_t expected = std::string(">\nHm.\n</think>").size();
+  EXPECT_EQ(thought(answer_of(server, "")["usage"]), expected);
+  const ClientReply streamed = server.post(
+      kChatPath, chat_body(R"("stream": true, "stream_options": {"include_usage": true})"));
+  const std::vector<std::string> data = sse_data(streamed.body);
+  EXPECT_EQ(thought(json::parse(data.at(data.size() - 2))["usage"]), expected);
+  const ClientReply text = server.post(kTextPath, R"({"prompt": "x"})");
+  EXPECT_EQ(thought(json::parse(text.body)["usage"]), 0U);
+}
+
 TEST(HttpTools, AGrammarThatIsNoneIsTheClientsMistake) {
   FakeBackend backend(/*automatic=*/false);
   RunningServer server(&backend, models(kHermes));

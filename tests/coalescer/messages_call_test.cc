@@ -188,6 +188,11 @@ TEST(MessagesCall, ThinkingAndEffortReachTheTemplate) {
                       {"enable_thinking": false})")["enable_thinking"],
             false);
   EXPECT_FALSE(call_of(R"("thinking": {"type": "adaptive", "display": "omitted"})").show.reasoning);
+  const std::string longest = std::string(63, 'a') + "é";
+  EXPECT_EQ(kwargs(R"("output_config": {"effort": ")" + longest + "\"}")["reasoning_effort"],
+            longest);
+  EXPECT_EQ(error_of(body_with(R"("output_config": {"effort": ")" + longest + "b\"}")).param,
+            "output_config.effort");
 }
 
 TEST(MessagesCall, AFormIsASchema) {

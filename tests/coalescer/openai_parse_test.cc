@@ -1,11 +1,14 @@
+#include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "coalescer/openai/call.h"
+#include "coalescer/openai/fork_call.h"
 #include "coalescer/openai/json_text.h"
 #include "tests/coalescer/http_fakes.h"
 
@@ -116,6 +119,46 @@ TEST(ParseCall, ManyKeysDoNotCostASquare) {
     tool += (i > 0 ? ",\"k" : "\"k") + std::to_string(i) + "\": 0";
   tool += "}}}]}";
   EXPECT_EQ(chat_of(tool).tools[0]["function"]["parameters"].size(), 100000U);
+}
+
+TEST(ParseCall, ManyKeysOfAFlatToolDoNotCostASquare) {
+  std::string body = R"({"input": "x", "tools": [{"type": "function", "name": "f")";
+  for (int i = 0; i < 100000; ++i)
+    body += ",\"k" + std::to_string(i) + "\": 0";
+  auto parsed = parse_call(ApiKind::kResponses, body + R"(, "strict": null}]})", limits());
+  ASSERT_TRUE(std::holds_alternative<ApiCall>(parsed)) << std::get<ApiError>(parsed).message;
+  const auto& prompt = std::get<ChatPrompt>(std::get<ApiCall>(parsed).prompts.at(0));
+  const auto& function = prompt.tools[0]["function"];
+  EXPECT_EQ(function.size(), 100001U);  // with the name, without what is null
+  EXPECT_EQ(function.begin().key(), "name");
+}
+
+TEST(ParseForks, ManyKeysDoNotCostASquare) {
+  const auto keys = [](const std::string& begin) {
+    std::string out;
+    for (int i = 0; i < 50000; ++i)
+      out += "\"" + begin + std::to_string(i) + "\": 0,";
+    return out;
+  };
+  const std::string body = "{" + keys("a") + R"("temperature": 0.5, "seed": 3, "trunk": )" +
+                           R"({"prompt": "x"}, "forks": [{)" + keys("b") +
+                           R"("seed": null, "temperature": 0.25}, {)" + keys("a") +
+                           R"("seed": 4, "prompt": "y"}]})";
+  ServedModel model;
+  model.names = {"m"};
+  model.max_model_len = 100;
+  model.codec = std::make_shared<ByteCodec>();
+  ServedModels models;
+  ASSERT_TRUE(models.add(std::move(model)).has_value());
+  auto parsed = parse_forks(body, models, 8);
+  ASSERT_TRUE(std::holds_alternative<ForksCall>(parsed)) << std::get<ApiError>(parsed).message;
+  const auto& branches = std::get<ForksCall>(parsed).branches;
+  ASSERT_EQ(branches.size(), 2U);
+  EXPECT_EQ(branches[0].call.sampling.temperature, 0.25F);
+  EXPECT_EQ(branches[0].call.seed, 3U);
+  EXPECT_EQ(branches[1].call.sampling.temperature, 0.5F);
+  EXPECT_EQ(branches[1].call.seed, 4U);
+  EXPECT_EQ(std::get<std::string>(branches[1].call.prompts.at(0)), "xy");
 }
 
 /// Whatever bytes come, the answer is a call or a 4xx.

@@ -248,6 +248,15 @@ LimitsOf limits(DocumentLimits fixed) {
   return [fixed](const std::string&, const std::string&) { return fixed; };
 }
 
+TEST(SessionDocument, ASaltThatNoTurnCouldHaveIsRefused) {
+  StoredSession session = written_session();
+  session.cache_salt = std::string(1025, 's');
+  const auto read =
+      read_session_document(write_session_document({session, 5000, "print"}), limits({258, 1024}));
+  ASSERT_TRUE(std::holds_alternative<ApiError>(read));
+  EXPECT_EQ(std::get<ApiError>(read).param, "cache_salt");
+}
+
 TEST(SessionDocument, ReadsWhatItWrote) {
   const StoredSession session = written_session();
   const std::string text = write_session_document({session, 5000, "print"});

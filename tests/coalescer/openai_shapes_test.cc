@@ -24,6 +24,7 @@
 namespace thaw::coalescer {
 namespace {
 
+using nlohmann::json;
 using nlohmann::ordered_json;
 
 constexpr std::int64_t kMaxChoices = 7;
@@ -180,6 +181,14 @@ const Samples& samples_of(std::string_view pattern) {
   return kSamples.at(pattern);
 }
 
+/// A text of that length as the field counts it: in characters, or in bytes.
+std::string umlauts(const Field& field, std::int64_t length) {
+  std::string text;
+  for (std::int64_t i = field.counts_bytes ? 2 : 1; i <= length; i += field.counts_bytes ? 2 : 1)
+    text += "\u00e4";
+  return text;
+}
+
 std::int64_t most_of(const Field& field) {
   return ShapeLimits{kMaxChoices, kVocab}.most(field);
 }
@@ -254,13 +263,7 @@ std::vector<ordered_json> inside(const Field& field) {
         out.emplace_back(word);
       if (!out.empty()) return out;
       out.emplace_back(std::string(static_cast<std::size_t>(field.least), 'x'));
-      // Characters, not bytes.
-      if (field.most < kLongest) {
-        std::string longest;
-        for (std::int64_t i = 0; i < field.most; ++i)
-          longest += "\u00e4";
-        out.emplace_back(longest);
-      }
+      if (field.most < kLongest) out.emplace_back(umlauts(field, field.most));
       return out;
     case ValueKind::kWhole:
       return {field.least, most_of(field),
@@ -343,8 +346,7 @@ std::vector<ordered_json> outside(const Field& field) {
         for (const ordered_json& sample : samples_of(field.pattern).outside)
           out.push_back(sample);
       if (field.least > 0) out.emplace_back("");
-      if (field.most < kLongest)
-        out.emplace_back(std::string(static_cast<std::size_t>(field.most) + 1, 'x'));
+      if (field.most < kLongest) out.emplace_back(umlauts(field, field.most) + "x");
       break;
     case ValueKind::kWhole:
       out.emplace_back(1.5);
@@ -622,6 +624,19 @@ TEST(Shapes, QueriesAreWhatTheTableSays) {
   EXPECT_EQ(error_of(parse_response_view("stream=yes")).value().param, "stream");
   EXPECT_EQ(error_of(message_models_body(models(), "limit=1001")).value().param, "limit");
   EXPECT_EQ(percent_decode("%2F%-1%zz%"), "/%-1%zz%");
+}
+
+/// Names go to the workers, which count bytes.
+TEST(Shapes, SaltsAreBoundedInBytes) {
+  const Field& salt = *kChatShape.find("cache_salt");
+  for (const Body& body : bodies()) {
+    if (body.shape->find("cache_salt") == nullptr) continue;
+    ordered_json request = body.base;
+    request["cache_salt"] = umlauts(salt, 1024) + "x";
+    const auto error = body.parse(request.dump());
+    ASSERT_TRUE(error) << body.shape->name;
+    EXPECT_EQ(error->message, "`cache_salt` has 1025 bytes of UTF-8; it must have at most 1024");
+  }
 }
 
 }  // namespace

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "coalescer/openai/call.h"
 #include "coalescer/openai/text_codec.h"
 
 namespace thaw::coalescer {
@@ -75,6 +78,74 @@ TEST_F(TextCodecTest, SpecialTokensOfUsersAreText) {
   EXPECT_EQ(codec->decode(tokens, /*keep_special=*/true),
             "<|im_start|>user\n" + content + "<|im_end|><|im_start|>");
   EXPECT_EQ(codec->decode(tokens, /*keep_special=*/false), "user\n" + content);
+}
+
+/// As templates of Llama 3 do it: whoever has `tool_calls` at all has one.
+TEST_F(TextCodecTest, MembersThatSayNothingAreLeftOut) {
+  const auto calls_one = text::ChatTemplate::parse(
+                             "{% if tools %}{{ tools }}{% endif %}"
+                             "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+                             "{% if 'tool_calls' in m %}{% if m.tool_calls | length != 1 %}"
+                             "{{ raise_exception('one call at a time') }}{% endif %}"
+                             "{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}"
+                             "{{ m | length }}{% endif %}<|im_end|>{% endfor %}")
+                             .value();
+  const auto one_call = make_model_codec(tokenizer.get(), calls_one.get());
+  const auto rendered = [&](const std::string& members) {
+    const auto parsed = parse_call(ApiKind::kChat,
+                                   R"({"messages": [{"role": "user", "content": "x"}, )"
+                                   R"({"role": "assistant", "content": "y")" +
+                                       members + "}]}",
+                                   ParseLimits{8, 258, nullptr});
+    const auto& chat = std::get<ChatPrompt>(std::get<ApiCall>(parsed).prompts.at(0));
+    const auto tokens = one_call->encode_chat(chat);
+    return tokens ? one_call->decode(*tokens, /*keep_special=*/true) : tokens.error().message;
+  };
+  const std::string absent = rendered("");
+  EXPECT_EQ(absent, "<|im_start|>user\nx2<|im_end|><|im_start|>assistant\ny2<|im_end|>");
+  for (const char* members :
+       {R"(, "tool_calls": null)", R"(, "tool_calls": [])",
+        R"(, "refusal": null, "function_call": null, "tool_calls": null, "audio": null)",
+        R"(, "tool_calls": null, "reasoning": null, "reasoning_content": null, "name": null)"})
+    EXPECT_EQ(rendered(members), absent) << members;
+  const std::string older =
+      rendered(R"(, "tool_calls": null, "function_call": {"name": "f", "arguments": "{}"})");
+  EXPECT_EQ(older, "<|im_start|>user\nx2<|im_end|><|im_start|>assistant\nf<|im_end|>");
+}
+
+TEST_F(TextCodecTest, TextThatIsNoUtf8HasAnEndToo) {
+  ChatPrompt prompt = prompt_of("user", "a\xc3");
+  prompt.template_kwargs["extra"] = "b\xc3";
+  prompt.add_generation_prompt = false;
+  prompt.continue_final_message = true;
+  const auto tokens = codec->encode_chat(prompt);
+  ASSERT_TRUE(tokens) << tokens.error().message;
+  EXPECT_EQ(codec->decode(*tokens, /*keep_special=*/true), "<|im_start|>user\na\xc3");
+}
+
+/// What marks the end of a content is looked for once, however long the texts that look like it.
+TEST_F(TextCodecTest, TextThatLooksLikeTheEndsMarkIsText) {
+  const std::string content =
+      "contentends contentendsxx contentends" + std::string(200000, 'x') + " contentendsx";
+  ChatPrompt prompt = prompt_of("user", content);
+  prompt.add_generation_prompt = false;
+  prompt.continue_final_message = true;
+  const auto tokens = codec->encode_chat(prompt);
+  ASSERT_TRUE(tokens) << tokens.error().message;
+  EXPECT_EQ(codec->decode(*tokens, /*keep_special=*/true), "<|im_start|>user\n" + content);
+}
+
+TEST_F(TextCodecTest, ABreakpointCountsEveryPartBeforeIt) {
+  const auto parsed = parse_call(ApiKind::kChat, R"({"messages": [{"role": "user", "content": [
+      {"type": "refusal", "refusal": "aéé"}, {"type": "text", "text": "abc",
+       "prompt_cache_breakpoint": {"mode": "explicit"}}, {"type": "text", "text": "d"}]}]})",
+                                 ParseLimits{8, 258, nullptr});
+  const ApiCall& call = std::get<ApiCall>(parsed);
+  const auto& chat = std::get<ChatPrompt>(call.prompts.at(0));
+  const auto tokens = codec->encode_chat(chat).value();
+  const auto kept = kept_tokens(call.cache, &chat, tokens, *codec);
+  EXPECT_EQ(codec->decode(std::span(tokens).first(kept), /*keep_special=*/true),
+            "<|im_start|>user\naéé\nabc");
 }
 
 TEST_F(TextCodecTest, OptionsReachTheTemplate) {

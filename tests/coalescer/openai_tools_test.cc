@@ -1,6 +1,7 @@
 #include <string>
 #include <variant>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -294,6 +295,27 @@ TEST(ToolGrammar, EveryFormHasItsOwnText) {
   EXPECT_EQ(pythonic["elements"][1]["tags"][0]["content"]["elements"][0]["elements"][0]["value"],
             "b=");
   EXPECT_EQ(of(ToolForm::kPythonic, tools())["type"], "or");
+}
+
+/// Each argument of a pythonic call has its own copy of what schemas may refer to: 60 MB here.
+TEST(ToolGrammar, OfMoreBytesThanFitIsRefused) {
+  std::string properties;
+  for (int i = 0; i < 2000; ++i)
+    properties += (i > 0 ? ",\"k" : "\"k") + std::to_string(i) + R"(": {})";
+  const std::string rest =
+      R"("tools": [{"function": {"name": "f", "parameters": {"$defs": {"d": ")" +
+      std::string(30000, 'x') + R"("}, "properties": {)" + properties + "}}}}]";
+  ByteCodec codec;
+  codec.chat_form = {ToolForm::kPythonic, true, "", ""};
+  const ApiCall call = parsed_tools(rest);
+  const auto plan = plan_reply(call, byte_tokens("x"), "", false, codec);
+  ASSERT_TRUE(std::holds_alternative<ApiError>(plan));
+  EXPECT_EQ(std::get<ApiError>(plan).status, 400);
+  EXPECT_EQ(std::get<ApiError>(plan).param, "tools");
+  EXPECT_THAT(std::get<ApiError>(plan).message, testing::HasSubstr("more than 1048576 bytes"));
+  ReplyShape shape;
+  shape.tools = &call.tools;
+  EXPECT_LT(grammar_document(shape, codec.chat_form).size(), 4 * kMaxGrammarBytes);
 }
 
 TEST(ToolPrompt, DescribesToolsWhereTheTemplateDoesNot) {

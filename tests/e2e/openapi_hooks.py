@@ -65,7 +65,10 @@ REASONS = {
     r"this model's chat template does not write (the last message|message \d+) as it is": "its own way",
     r"this is no session of a format that is known:": "a document that no server exported",
     # The server's state, or the model's.
-    r"the context of this model is \d+ tokens, but ": "longer than the context",
+    r"This model's maximum context length is \d+ tokens\. However, ": "longer than the context",
+    r"prompt is too long: \d+ tokens > ": "longer than the context",
+    r"`(forks\[\d+\]\.)?cache_salt` has \d+ bytes of UTF-8": "a schema counts characters",
+    r"the schemas of .* make a grammar of more than": "bounded all together",
     r"no token is left to sample:": "masks that leave nothing of the vocabulary",
     r"worker \d+ does not exist;": "a worker that is not there",
     r"`after` is `.*`, which is none of the (sessions|items)$": "a page behind what is not there",
