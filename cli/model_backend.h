@@ -26,6 +26,9 @@ class ModelBackend final : public coalescer::Backend {
   }
   void submit(ForkPlan plan) override { pool_.submit(std::move(plan)); }
   void cancel(RequestId request) override { pool_.cancel(request); }
+  void end_choice(RequestId request, std::uint32_t choice) override {
+    pool_.end_choice(request, choice);
+  }
   PoolStatus status() const override { return pool_.status(); }
   void keep(KeepTrunk trunk, TrunkDone done) override {
     pool_.keep(std::move(trunk), std::move(done));

@@ -209,6 +209,23 @@ void Dispatcher::cancel(RequestId id) {
   changed();
 }
 
+void Dispatcher::end_choice(RequestId id, std::uint32_t choice) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end() || !found->second.end_choice(choice)) return;
+  Ongoing& entry = found->second;
+  if (entry.worker) {  // a dying one's requests are settled when that is certain
+    if (slots_[*entry.worker]->ready()) slots_[*entry.worker]->send(CancelFrame{id, choice});
+    return;
+  }
+  for (GenerateEvent& event : entry.settle_ended())
+    emit(std::move(event));
+  if (entry.num_unfinished() > 0) return;
+  erase(id);
+  pump();
+  stop_if_drained();
+  changed();
+}
+
 // Not inlined: GCC 12 then warns of members that the variant's move does not touch.
 [[gnu::noinline]] void Dispatcher::emit(GenerateEvent event) {
   sink_(std::move(event));
@@ -374,8 +391,7 @@ void Dispatcher::replan(RequestId id, bool was_alone, const WorkerSlot::Death& d
   if (stopping_) {
     return fail(id, make_error(Errc::kUnavailable, "the server is shutting down"));
   }
-  for (GenerateEvent& event :
-       entry.cancelled ? entry.settle_cancelled() : entry.settle_after_death()) {
+  for (GenerateEvent& event : entry.cancelled ? entry.settle_cancelled() : entry.settle_ended()) {
     emit(std::move(event));
   }
   if (entry.num_unfinished() == 0) return erase(id);

@@ -46,6 +46,7 @@ class Dispatcher {
   void start();
   void submit(ForkPlan&& plan);
   void cancel(RequestId id);
+  void end_choice(RequestId id, std::uint32_t choice);
   void transfer(const GenerateRequest& like, std::uint32_t from, std::uint32_t to, TransferWay way,
                 std::chrono::milliseconds deadline, Transfers::Done done);
 

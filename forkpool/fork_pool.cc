@@ -140,6 +140,11 @@ void ForkPool::cancel(RequestId request) {
   impl_->loop.post([impl = impl_.get(), request] { impl->dispatcher->cancel(request); });
 }
 
+void ForkPool::end_choice(RequestId request, std::uint32_t choice) {
+  impl_->loop.post(
+      [impl = impl_.get(), request, choice] { impl->dispatcher->end_choice(request, choice); });
+}
+
 PoolStatus ForkPool::status() const {
   const std::scoped_lock lock(impl_->mutex);
   return impl_->status;

@@ -104,6 +104,8 @@ class ForkPool {
   /// Every request ends with exactly one CompletedEvent or FailedEvent. Never blocks.
   void submit(ForkPlan plan);
   void cancel(RequestId request);
+  /// Nobody wants more of one choice, which has tokens: it ends with kCancelled, the others go on.
+  void end_choice(RequestId request, std::uint32_t choice);
   PoolStatus status() const;
 
   /// Trunks kept beyond their requests (engine/base/trunk_keeping.h). No call blocks; `done` is

@@ -103,16 +103,26 @@ bool Ongoing::has_progress() const {
   });
 }
 
-std::vector<GenerateEvent> Ongoing::settle_after_death() {
+bool Ongoing::end_choice(std::uint32_t index) {
+  if (index >= choices_.size()) return false;
+  Choice& choice = choices_[index];
+  if (!choice.active || choice.finished || choice.tokens.empty()) return false;
+  choice.unwanted = true;
+  return true;
+}
+
+std::vector<GenerateEvent> Ongoing::settle_ended() {
   std::vector<GenerateEvent> events;
   for (std::uint32_t index = 0; index < choices_.size(); ++index) {
     Choice& choice = choices_[index];
     if (!choice.active || choice.finished) continue;
     // Where nothing is generated, its end is all that it says.
     const std::uint32_t max_tokens = request_.sampling.max_tokens;
-    if (max_tokens == 0 || choice.tokens.size() < max_tokens) continue;
+    const bool is_whole = max_tokens != 0 && choice.tokens.size() >= max_tokens;
+    if (!is_whole && !choice.unwanted) continue;
     choice.finished = true;
-    events.emplace_back(FinishedEvent{id(), index, FinishReason::kLength, std::nullopt});
+    const auto reason = is_whole ? FinishReason::kLength : FinishReason::kCancelled;
+    events.emplace_back(FinishedEvent{id(), index, reason, std::nullopt});
   }
   if (num_unfinished() == 0) events.emplace_back(completed());
   return events;

@@ -33,9 +33,12 @@ class Ongoing {
 
   /// Tokens or finished choices have been forwarded, so the next to_send() resumes.
   bool has_progress() const;
-  /// Choices that have all their tokens, or all of them, end here: what the dead worker had no time
-  /// to say. Returns the events to forward; ends with CompletedEvent if nothing is left to run.
-  std::vector<GenerateEvent> settle_after_death();
+  /// The caller wants no more of a choice. False: it has ended, or has no token yet, and goes on.
+  bool end_choice(std::uint32_t index);
+  /// For one that no worker has: choices end here that have all their tokens, or that the caller
+  /// wants no more of: what the worker had no time to say. Returns the events to forward; ends with
+  /// CompletedEvent if nothing is left to run.
+  std::vector<GenerateEvent> settle_ended();
   /// The events that end a cancelled request: each unfinished choice, then completion.
   std::vector<GenerateEvent> settle_cancelled();
 
@@ -58,6 +61,7 @@ class Ongoing {
     bool active = false;  ///< asked for
     bool finished = false;
     bool stop_token = false;  ///< it ended by one, which counts as generated
+    bool unwanted = false;  ///< end_choice()
     std::size_t num_given = 0;  ///< tokens that the caller's `resumed` began with
     std::vector<TokenId> tokens;
   };

@@ -124,6 +124,20 @@ void ModelPool::cancel(RequestId request) {
   impl_->replan(now);
 }
 
+void ModelPool::end_choice(RequestId request, std::uint32_t choice) {
+  const std::scoped_lock lock(impl_->mutex);
+  const auto found = impl_->entries.find(request);
+  if (found == impl_->entries.end() || !found->second.journal.end_choice(choice)) return;
+  Impl::Entry& entry = found->second;
+  if (entry.slot) return impl_->slots[*entry.slot].pool->end_choice(request, choice);
+  const auto now = impl_->clock->now();
+  for (GenerateEvent& event : entry.journal.settle_ended())
+    impl_->sink(std::move(event));
+  if (entry.journal.num_unfinished() > 0) return;
+  impl_->erase(request, now);
+  impl_->replan(now);
+}
+
 void ModelPool::keep(KeepTrunk trunk, TrunkDone done) {
   impl_->about_trunk(&SlotPool::keep, std::move(trunk), std::move(done));
 }

@@ -60,6 +60,7 @@ class ModelPool {
   /// Every request ends with exactly one CompletedEvent or FailedEvent.
   void submit(ForkPlan plan);
   void cancel(RequestId request);
+  void end_choice(RequestId request, std::uint32_t choice);
   /// Trunks kept beyond their requests (engine/base/trunk_keeping.h), in the slot of their owner's
   /// model. They go when the slot is given away. Errors beside those of the slot's pool:
   /// kUnavailable where the model has no slot now.

@@ -82,8 +82,8 @@ void ModelPool::Impl::suspend_all(std::size_t slot, Clock::TimePoint now) {
     wait_for_slot(model, now);
     model.waiting.push_front(id);
     update_waiting(name);
-    for (GenerateEvent& event : entry.journal.cancelled ? entry.journal.settle_cancelled()
-                                                        : entry.journal.settle_after_death())
+    for (GenerateEvent& event :
+         entry.journal.cancelled ? entry.journal.settle_cancelled() : entry.journal.settle_ended())
       sink(std::move(event));
     if (entry.journal.num_unfinished() == 0) {
       erase(id, now);

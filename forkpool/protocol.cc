@@ -112,7 +112,10 @@ struct PayloadOf {
   Json operator()(const SubmitFrame& submit) const {
     return {{"request", wire::to_json(submit.request)}};
   }
-  Json operator()(const CancelFrame& cancel) const { return {{"request", cancel.request}}; }
+  Json operator()(const CancelFrame& cancel) const {
+    return {{"request", cancel.request},
+            {"choice", cancel.choice ? Json(*cancel.choice) : Json(nullptr)}};
+  }
   Json operator()(const SnapshotFrame& frame) const {
     return {{"id", frame.id},
             {"manifest", wire::to_json(frame.manifest)},
@@ -293,7 +296,9 @@ Frame read_frame(std::uint8_t type, const char* name, const Json& payload) {
     case 3:
       return SubmitFrame{wire::read_request(fields.at("request"))};
     case 4:
-      return CancelFrame{fields.u64("request")};
+      return CancelFrame{fields.u64("request"), fields.is_nil("choice")
+                                                    ? std::nullopt
+                                                    : std::optional(fields.u32("choice"))};
     case 5:
       return SnapshotFrame{fields.u64("id"), wire::read_manifest(fields.at("manifest")),
                            fields.boolean("tell_parts")};

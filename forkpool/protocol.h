@@ -22,7 +22,7 @@ namespace thaw::forkpool {
 /// maps, with their long byte strings behind them. Header, 12 bytes little-endian: u8 version, u8
 /// type, u8 descriptors that travel with the frame, u8 zero, u32 bytes of the map, u32 bytes behind
 /// it.
-inline constexpr std::uint8_t kProtocolVersion = 6;
+inline constexpr std::uint8_t kProtocolVersion = 7;
 inline constexpr std::size_t kFrameHeaderBytes = 12;
 inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;  ///< both together
 
@@ -86,6 +86,7 @@ struct SubmitFrame {
 };
 struct CancelFrame {
   RequestId request = 0;
+  std::optional<std::uint32_t> choice = std::nullopt;  ///< that one alone
 };
 struct SnapshotFrame {  ///< write the KV of manifest.token_ids to its extents (lease held by the
                         ///< pool)

@@ -34,6 +34,7 @@ class SlotPool {
   /// As ForkPool's.
   virtual void submit(ForkPlan plan) = 0;
   virtual void cancel(RequestId request) = 0;
+  virtual void end_choice(RequestId request, std::uint32_t choice) = 0;
   virtual PoolStatus status() const = 0;
   virtual void keep(KeepTrunk trunk, TrunkDone done) = 0;
   virtual void release(const PinId& pin) = 0;

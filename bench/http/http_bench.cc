@@ -40,6 +40,7 @@ class InstantBackend final : public Backend {
     }
   }
   void cancel(RequestId) override {}
+  void end_choice(RequestId, std::uint32_t) override {}
   void keep(KeepTrunk, TrunkDone done) override { done(KeptTrunk{}); }
   void release(const PinId&) override {}
   void save(SaveTrunk, TrunkDone done) override { done(KeptTrunk{}); }

@@ -24,6 +24,10 @@ class Backend {
   /// The request ends soon with a CompletedEvent. Unknown ids are ignored.
   virtual void cancel(RequestId request) = 0;
 
+  /// Nobody wants more of one of its choices, which has tokens: it ends soon with FinishedEvent
+  /// kCancelled, the others go on. Ignored for choices that have ended, and unknown ids.
+  virtual void end_choice(RequestId request, std::uint32_t choice) = 0;
+
   virtual PoolStatus status() const = 0;
 
   // Trunks that outlive the requests that computed them. Each `done` is called exactly once, on the

@@ -65,6 +65,10 @@ class Dispatcher {
 
   /// Asks the backend to end a request; its last event still arrives, unless it had not been sent.
   void cancel(RequestId request);
+  /// Backend::end_choice().
+  void end_choice(RequestId request, std::uint32_t choice) {
+    backend_->end_choice(request, choice);
+  }
   /// The same for a receiver that wants no more events.
   void abandon(RequestId request);
 

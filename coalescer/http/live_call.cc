@@ -47,8 +47,12 @@ void LiveCall::on_event(std::size_t slot, const GenerateEvent& event) {
       generated[token->choice].push_back(token->token);
   }
   completion_.on_event(slot, event);
-  for (const std::size_t finished : completion_.take_cancellations())
-    dispatcher_->cancel(requests_[finished]);
+  for (const Completion::Unwanted& unwanted : completion_.take_unwanted()) {
+    if (unwanted.choice)
+      dispatcher_->end_choice(requests_[unwanted.prompt], *unwanted.choice);
+    else
+      dispatcher_->cancel(requests_[unwanted.prompt]);
+  }
 }
 
 void LiveCall::on_batch_end() {

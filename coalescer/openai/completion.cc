@@ -265,15 +265,19 @@ void Completion::end_choice(std::size_t index, ChoiceEnd end) {
   const std::size_t prompt = index / num_choices_;
   const auto siblings =
       std::span<const Choice>(choices_).subspan(prompt * num_choices_, num_choices_);
-  if (!prompt_open_[prompt] || !have_ended(siblings)) return;
+  if (!prompt_open_[prompt]) return;
   // The worker knows no stop strings: it goes on with a choice that one has ended.
-  if (std::ranges::any_of(siblings,
-                          [](const Choice& one) { return one.end->stop_string.has_value(); }))
-    cancellations_.push_back(prompt);
+  const auto by_string = [](const Choice& one) { return one.end->stop_string.has_value(); };
+  if (!have_ended(siblings)) {
+    if (by_string(choice))
+      unwanted_.push_back({prompt, static_cast<std::uint32_t>(index % num_choices_)});
+  } else if (std::ranges::any_of(siblings, by_string)) {
+    unwanted_.push_back({prompt, std::nullopt});
+  }
 }
 
-std::vector<std::size_t> Completion::take_cancellations() {
-  return std::exchange(cancellations_, {});
+std::vector<Completion::Unwanted> Completion::take_unwanted() {
+  return std::exchange(unwanted_, {});
 }
 
 std::string Completion::take_frames() {

@@ -50,9 +50,15 @@ class Completion {
   /// Every choice has its end: the replies are whole, though requests may not be completed yet.
   bool choices_ended() const { return have_ended(choices_); }
 
-  /// Prompts whose choices have all ended, one of them at least by a stop string, so that their
-  /// requests should be cancelled; each is given once.
-  std::vector<std::size_t> take_cancellations();
+  /// What nobody wants more of, though its worker does not know: a choice that a stop string ended,
+  /// or, where all choices of the prompt have ended, its request.
+  struct Unwanted {
+    std::size_t prompt = 0;
+    std::optional<std::uint32_t> choice;
+    bool operator==(const Unwanted&) const = default;
+  };
+  /// Each is given once.
+  std::vector<Unwanted> take_unwanted();
 
   /// True while take_frames() has something to give.
   bool has_frames() const { return starts_ || !pending_.empty(); }
@@ -122,7 +128,7 @@ class Completion {
   std::vector<bool> prompt_open_;
   std::size_t num_open_;
   HiddenMarkers markers_;
-  std::vector<std::size_t> cancellations_;
+  std::vector<Unwanted> unwanted_;
   std::vector<Delta> pending_;
   std::uint64_t prompt_tokens_ = 0;
   bool started_ = false;

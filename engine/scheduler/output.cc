@@ -144,6 +144,18 @@ void Scheduler::State::cancel(Request& request) {
   }
 }
 
+// Before its first token others may wait for its row of logits, and nobody can have read a reason
+// to end it.
+void Scheduler::State::end_choice(Request& request, std::uint32_t choice) {
+  if (request.preparation) return;
+  const auto found = std::ranges::find(request.choices, choice, &Sequence::choice_index);
+  if (found == request.choices.end()) return;
+  Sequence& sequence = **found;
+  const bool has_begun = sequence.state != SequenceState::kForking && sequence.num_generated() > 0;
+  if (!has_begun || sequence.state == SequenceState::kDone) return;
+  finish(sequence, FinishReason::kCancelled, std::nullopt);
+}
+
 void Scheduler::State::fail(Request& request, Error error) {
   pass_charges_on(request);
   for (const auto& sequence : request.choices) {

@@ -117,6 +117,13 @@ void Scheduler::cancel(RequestId request) {
   state_->settle();
 }
 
+void Scheduler::end_choice(RequestId request, std::uint32_t choice) {
+  const auto found = state_->requests.find(request);
+  if (found == state_->requests.end()) return;
+  state_->end_choice(*found->second, choice);
+  state_->settle();
+}
+
 bool Scheduler::has_work() const {
   return !state_->requests.empty() || !state_->in_flight.empty();
 }

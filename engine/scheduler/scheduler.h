@@ -68,6 +68,10 @@ class Scheduler {
   /// are ignored (it may have ended already).
   void cancel(RequestId request);
 
+  /// Ends one choice with FinishedEvent kCancelled; the others go on. Ignored for a choice that has
+  /// ended or has no token yet, and for unknown ids.
+  void end_choice(RequestId request, std::uint32_t choice);
+
   bool has_work() const;
 
   /// Launches a step, where rows can run and the model takes one more, then waits for the oldest

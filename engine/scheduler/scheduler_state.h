@@ -103,6 +103,7 @@ struct Scheduler::State {
   void accept_token(Sequence& sequence, sampling::SampledToken sampled);
   void finish(Sequence& sequence, FinishReason reason, std::optional<TokenId> stop_token);
   void cancel(Request& request);
+  void end_choice(Request& request, std::uint32_t choice);
   void fail(Request& request, Error error);
   void forget(Request& request);
   void pass_charges_on(Request& request);

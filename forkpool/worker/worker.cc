@@ -145,7 +145,10 @@ class Server {
       if (auto added = engine_->scheduler().add(std::move(submit->request)); !added)
         outbox_->add(FailedEvent{id, added.error()});
     } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
-      engine_->scheduler().cancel(cancel->request);
+      if (cancel->choice)
+        engine_->scheduler().end_choice(cancel->request, *cancel->choice);
+      else
+        engine_->scheduler().cancel(cancel->request);
     } else if (auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
       return engine_->snapshots().snapshot(std::move(*snapshot));
     } else if (auto* restore = std::get_if<RestoreFrame>(&frame)) {

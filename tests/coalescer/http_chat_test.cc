@@ -133,6 +133,32 @@ TEST(HttpChat, ChoicesAreMultiplexedByIndex) {
   EXPECT_EQ(ends, 3);
 }
 
+TEST(HttpChat, AStopStringEndsItsChoiceWhereOthersGoOn) {
+  FakeBackend backend(/*automatic=*/false);
+  RunningServer server(&backend);
+  RawClient client(server.port());
+  client.send(post_bytes(kChatPath, chat_body(R"("stop": "END", "n": 3)")));
+  const RequestId id = backend.wait_for_request(1).id;
+  backend.emit(AdmittedEvent{id, 0});
+  for (const std::uint32_t choice : {0U, 1U, 2U})
+    backend.emit_text(id, "some", choice);
+  backend.emit_text(id, " END", 1);
+  ASSERT_TRUE(backend.wait_for_end_of_choice(id, 1));
+  EXPECT_TRUE(backend.cancelled().empty());
+  backend.emit(FinishedEvent{id, 1, FinishReason::kCancelled, std::nullopt});
+  backend.emit_text(id, " END", 0);
+  ASSERT_TRUE(backend.wait_for_end_of_choice(id, 0));
+  backend.emit_text(id, " more", 2);
+  backend.emit(FinishedEvent{id, 0, FinishReason::kCancelled, std::nullopt});
+  backend.emit(FinishedEvent{id, 2, FinishReason::kStop, ByteCodec::kEos});
+  backend.emit(CompletedEvent{id, Usage{19, 0, 22}});
+  const json body = json::parse(client.read_reply()->body);
+  EXPECT_EQ(body["choices"][0]["message"]["content"], "some ");
+  EXPECT_EQ(body["choices"][1]["message"]["content"], "some ");
+  EXPECT_EQ(body["choices"][1]["finish_reason"], "stop");
+  EXPECT_EQ(body["choices"][2]["message"]["content"], "some more");
+}
+
 TEST(HttpChat, StopStringCutsTheTextAndEndsTheRequest) {
   for (const bool stream : {false, true}) {
     FakeBackend backend(/*automatic=*/false);

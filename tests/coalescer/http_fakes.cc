@@ -163,6 +163,12 @@ void FakeBackend::cancel(RequestId request) {
   changed_.notify_all();
 }
 
+void FakeBackend::end_choice(RequestId request, std::uint32_t choice) {
+  const std::scoped_lock lock(mutex_);
+  ended_choices_.emplace(request, choice);
+  changed_.notify_all();
+}
+
 PoolStatus FakeBackend::status() const {
   const std::scoped_lock lock(mutex_);
   return status_;
@@ -308,6 +314,13 @@ bool FakeBackend::wait_for_cancel(RequestId request) {
   std::unique_lock lock(mutex_);
   return changed_.wait_for(lock, kPatience, [&] {
     return std::find(cancelled_.begin(), cancelled_.end(), request) != cancelled_.end();
+  });
+}
+
+bool FakeBackend::wait_for_end_of_choice(RequestId request, std::uint32_t choice) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, kPatience, [&] {
+    return ended_choices_.contains({request, choice});
   });
 }
 

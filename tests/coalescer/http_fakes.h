@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,6 +55,7 @@ class FakeBackend final : public Backend {
   void set_event_sink(std::function<void(GenerateEvent)> sink) override;
   void submit(ForkPlan plan) override;
   void cancel(RequestId request) override;
+  void end_choice(RequestId request, std::uint32_t choice) override;
   PoolStatus status() const override;
   /// Every whole block of a trunk is alive, at kFakeTokenBytes a token; pins have no end. Files are
   /// remembered, not written. All answer from within the call.
@@ -83,6 +85,8 @@ class FakeBackend final : public Backend {
   GenerateRequest wait_for_request(std::size_t count);
   /// Waits until the request was cancelled. False after ten seconds.
   bool wait_for_cancel(RequestId request);
+  /// Waits until end_choice() was called. False after ten seconds.
+  bool wait_for_end_of_choice(RequestId request, std::uint32_t choice);
   std::size_t num_plans() const;
   std::vector<ForkPlan> plans() const;
   std::vector<RequestId> cancelled() const;
@@ -97,6 +101,7 @@ class FakeBackend final : public Backend {
   std::vector<ForkPlan> plans_;
   std::vector<GenerateRequest> requests_;
   std::vector<RequestId> cancelled_;
+  std::set<std::pair<RequestId, std::uint32_t>> ended_choices_;
   std::map<std::pair<RequestId, std::uint32_t>, std::uint32_t> next_index_;
   PoolStatus status_;
   std::map<PinId, KeepTrunk> kept_;

@@ -52,6 +52,9 @@ std::string delta_text(const std::string& frames) {
   return text;
 }
 
+using UnwantedList = std::vector<Completion::Unwanted>;
+const UnwantedList kWholeRequest = {{0, std::nullopt}};
+
 TEST(Completion, MinTokensKeepsEarlyStopsInTheText) {
   const ByteCodec codec;
   ApiCall call = plain_call(ApiKind::kChat, false);
@@ -59,7 +62,7 @@ TEST(Completion, MinTokensKeepsEarlyStopsInTheText) {
   call.sampling.min_tokens = 4;
   Completion completion(call, 1, label(), &codec);
   send_text(completion, "abababab");
-  ASSERT_EQ(completion.take_cancellations(), std::vector<std::size_t>{0});
+  ASSERT_EQ(completion.take_unwanted(), kWholeRequest);
   send_end(completion);
   ASSERT_TRUE(completion.ended());
   const json body = json::parse(completion.body(""));
@@ -80,25 +83,27 @@ TEST(Completion, WhateverEndsTheLastChoiceTheRequestIsCancelled) {
   const ByteCodec codec;
   Completion completion(call_of_two(), 1, label(), &codec);
   send_text(completion, "xab", 0, 0);
+  EXPECT_EQ(completion.take_unwanted(), (UnwantedList{{0, 0}})) << "the other goes on";
   send_text(completion, "yz", 0, 1);
-  EXPECT_TRUE(completion.take_cancellations().empty());
+  EXPECT_TRUE(completion.take_unwanted().empty());
   completion.on_event(0, FinishedEvent{1, 1, FinishReason::kStop, ByteCodec::kEos});
-  EXPECT_EQ(completion.take_cancellations(), std::vector<std::size_t>{0});
+  EXPECT_EQ(completion.take_unwanted(), kWholeRequest);
   completion.on_event(0, CompletedEvent{1, Usage{10, 4, 0}});
-  EXPECT_TRUE(completion.take_cancellations().empty());
+  EXPECT_TRUE(completion.take_unwanted().empty());
 }
 
 TEST(Completion, WhatIsCompletedOrStoppedByItselfIsNotCancelled) {
   const ByteCodec codec;
   Completion cut_off(call_of_two(), 1, label(), &codec);
   send_text(cut_off, "xab", 0, 0);
+  EXPECT_EQ(cut_off.take_unwanted().size(), 1U);
   cut_off.on_event(0, CompletedEvent{1, Usage{10, 4, 0}});  // without a word on choice 1
   EXPECT_TRUE(cut_off.ended());
-  EXPECT_TRUE(cut_off.take_cancellations().empty());
+  EXPECT_TRUE(cut_off.take_unwanted().empty());
   Completion stopped(call_of_two(), 1, label(), &codec);
   for (const std::uint32_t choice : {0U, 1U})
     stopped.on_event(0, FinishedEvent{1, choice, FinishReason::kStop, ByteCodec::kEos});
-  EXPECT_TRUE(stopped.take_cancellations().empty());
+  EXPECT_TRUE(stopped.take_unwanted().empty());
 }
 
 TEST(Completion, RepeatedTokensOfAResumedStreamAreDropped) {

@@ -182,7 +182,10 @@ class FakeWorker {
     } else if (auto* submit = std::get_if<SubmitFrame>(&frame)) {
       this->submit(std::move(submit->request));
     } else if (const auto* cancel = std::get_if<CancelFrame>(&frame)) {
-      if (!rules_.ignore_cancel) this->cancel(cancel->request);
+      if (cancel->choice)
+        end_choice(cancel->request, *cancel->choice);
+      else if (!rules_.ignore_cancel)
+        this->cancel(cancel->request);
     } else if (const auto* snapshot = std::get_if<SnapshotFrame>(&frame)) {
       if (!rules_.stall_snapshots) write_snapshot(*snapshot);
     } else if (const auto* restore = std::get_if<RestoreFrame>(&frame)) {
@@ -444,6 +447,18 @@ class FakeWorker {
     if (found == running_.end()) return;
     for (const Choice& choice : found->second.choices)
       events_.emplace_back(FinishedEvent{id, choice.index, FinishReason::kCancelled, {}});
+    complete(found->second);
+    running_.erase(found);
+  }
+
+  void end_choice(RequestId id, std::uint32_t index) {
+    const auto found = running_.find(id);
+    if (found == running_.end()) return;
+    if (std::erase_if(found->second.choices,
+                      [&](const Choice& choice) { return choice.index == index; }) == 0)
+      return;
+    events_.emplace_back(FinishedEvent{id, index, FinishReason::kCancelled, {}});
+    if (!found->second.choices.empty()) return;
     complete(found->second);
     running_.erase(found);
   }

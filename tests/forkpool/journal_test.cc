@@ -65,7 +65,7 @@ TEST(Ongoing, PromptLogprobsGoOnAfterADeath) {
   EXPECT_TRUE(forwarded(entry, scored(1, 2)));
   EXPECT_THAT(violation(entry, scored(3, 3)), HasSubstr("tokens 3 to 6"));
   // Nothing is generated, so that nothing but the end can be missing.
-  EXPECT_TRUE(entry.settle_after_death().empty());
+  EXPECT_TRUE(entry.settle_ended().empty());
   const GenerateRequest again = entry.to_send(kStart);
   EXPECT_EQ(again.prompt_scored, 2U);
   EXPECT_TRUE(again.resumed.empty());
@@ -93,7 +93,7 @@ TEST(Ongoing, NothingSentIsAPlainRetry) {
   Ongoing entry(request(2), kStart);
   forwarded(entry, AdmittedEvent{7, 0});
   EXPECT_FALSE(entry.has_progress());
-  EXPECT_TRUE(entry.settle_after_death().empty());
+  EXPECT_TRUE(entry.settle_ended().empty());
   EXPECT_TRUE(entry.to_send(kStart).resumed.empty());
 }
 
@@ -104,7 +104,7 @@ TEST(Ongoing, ResumesEachUnfinishedChoiceAfterItsTokens) {
   forwarded(entry, token(2, 1));
   forwarded(entry, FinishedEvent{7, 0, FinishReason::kStop, 9});
   EXPECT_TRUE(entry.has_progress());
-  EXPECT_TRUE(entry.settle_after_death().empty());
+  EXPECT_TRUE(entry.settle_ended().empty());
   const auto resumed = entry.to_send(kStart).resumed;
   ASSERT_EQ(resumed.size(), 2U);
   EXPECT_EQ(resumed[0].choice_index, 1U);
@@ -124,14 +124,34 @@ TEST(Ongoing, SaysWhatTheDeadHadNoTimeToSay) {
   Ongoing entry(request(2, 2), kStart);
   forwarded(entry, token(0, 0));
   forwarded(entry, token(0, 1));
-  auto events = entry.settle_after_death();
+  auto events = entry.settle_ended();
   ASSERT_EQ(events.size(), 1U);
   EXPECT_EQ(std::get<FinishedEvent>(events[0]).reason, FinishReason::kLength);
   EXPECT_EQ(entry.num_unfinished(), 1U);
   forwarded(entry, FinishedEvent{7, 1, FinishReason::kStop, 9});
-  events = entry.settle_after_death();
+  events = entry.settle_ended();
   ASSERT_EQ(events.size(), 1U);
   EXPECT_EQ(std::get<CompletedEvent>(events[0]).usage.generated_tokens, 3U);
+}
+
+TEST(Ongoing, WhatTheCallerWantsNoMoreOfIsNotResumed) {
+  Ongoing entry(request(3), kStart);
+  EXPECT_FALSE(entry.end_choice(0)) << "it has no token yet";
+  EXPECT_FALSE(entry.end_choice(3)) << "there is none";
+  for (const std::uint32_t choice : {0U, 1U, 2U})
+    forwarded(entry, token(choice, 0));
+  forwarded(entry, FinishedEvent{7, 2, FinishReason::kStop, 9});
+  EXPECT_TRUE(entry.end_choice(0));
+  EXPECT_TRUE(entry.end_choice(0));
+  EXPECT_FALSE(entry.end_choice(2)) << "it has ended";
+  EXPECT_TRUE(forwarded(entry, token(0, 1))) << "on its way";
+  const auto events = entry.settle_ended();
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_EQ(std::get<FinishedEvent>(events[0]).choice, 0U);
+  EXPECT_EQ(std::get<FinishedEvent>(events[0]).reason, FinishReason::kCancelled);
+  const auto resumed = entry.to_send(kStart).resumed;
+  ASSERT_EQ(resumed.size(), 1U);
+  EXPECT_EQ(resumed[0].choice_index, 1U);
 }
 
 TEST(Ongoing, ACallersOwnResumeIsKept) {

@@ -79,6 +79,7 @@ class FakeSlotPool final : public SlotPool {
     const std::scoped_lock lock(mutex_);
     cancelled_.insert(request);
   }
+  void end_choice(RequestId /*request*/, std::uint32_t /*choice*/) override {}
   PoolStatus status() const override {
     PoolStatus status;
     status.ready = true;

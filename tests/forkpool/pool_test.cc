@@ -313,6 +313,26 @@ TEST(ForkPool, CancelReachesTheWorker) {
   harness.pool().cancel(99);
 }
 
+TEST(ForkPool, OneChoiceEndsAndTheOthersGoOn) {
+  PoolHarness harness("*:pace_us=200");
+  GenerateRequest request = make_request(1, make_prompt(40, 1), 300);
+  request.num_choices = 2;
+  harness.submit({request});
+  ASSERT_TRUE(harness.wait_tokens(1, 3));
+  harness.pool().end_choice(1, 0);
+  harness.pool().end_choice(1, 9);
+  harness.pool().end_choice(99, 0);
+  ASSERT_TRUE(harness.wait_ended(1));
+  const auto stream = harness.stream(1);
+  EXPECT_TRUE(stream.in_order);
+  EXPECT_EQ(stream.finished.at(0), FinishReason::kCancelled);
+  EXPECT_LT(stream.tokens.at(0).size(), 300U);
+  EXPECT_EQ(stream.finished.at(1), FinishReason::kLength);
+  EXPECT_EQ(stream.tokens.at(1), expected_tokens(request, 1));
+  ASSERT_TRUE(stream.completed);
+  EXPECT_EQ(stream.completed->generated_tokens, 300U + stream.tokens.at(0).size());
+}
+
 TEST(ForkPool, ACancelledRequestEndsWithItsDyingWorker) {
   PoolHarness harness("0.0:pace_us=200;0.0:ignore_cancel");
   harness.submit({make_request(1, make_prompt(40, 1), kEndless)});

@@ -140,8 +140,10 @@ TEST(Protocol, FloatsKeepTheirBits) {
 
 TEST(Protocol, BytesOfACancelFrame) {
   const std::string bytes = encode_frame(CancelFrame{7});
-  const std::string expected("\x06\x04\x00\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x81\xa7request\x07",
-                             22);
+  const std::string expected(
+      "\x07\x04\x00\x00\x12\x00\x00\x00\x00\x00\x00\x00\x82\xa6"
+      "choice\xc0\xa7request\x07",
+      30);
   EXPECT_EQ(bytes, expected);
 }
 

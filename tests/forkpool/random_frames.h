@@ -186,7 +186,7 @@ class RandomFrames {
       case 2:
         return SubmitFrame{request()};
       case 3:
-        return CancelFrame{u64()};
+        return CancelFrame{u64(), number(1) != 0 ? std::optional(u32()) : std::nullopt};
       case 4:
         return SnapshotFrame{u64(), manifest(), number(1) != 0};
       case 5:

@@ -204,6 +204,39 @@ TEST(Scheduler, CancelFreesBlocksInEveryState) {
   EXPECT_GT(bed.outcome(next).usage->cached_tokens, 100U);
 }
 
+TEST(Scheduler, OneChoiceEndsAndTheOthersGoOn) {
+  TestBed bed;
+  auto request = make_request(some_tokens(40, 1), 30);
+  request.num_choices = 3;
+  request.sampling.temperature = 1;
+  request.sampling.ignore_eos = true;
+  const RequestId id = bed.add(request);
+  const RequestId other = bed.add(make_request(some_tokens(7, 2), 20));
+  bed.scheduler().end_choice(id, 1);  // it has no token: nothing happens
+  const auto tokens_of_it = [&] {
+    const auto& choices = bed.outcome(id).choices;
+    return choices.size() < 2 ? 0 : choices.at(1).tokens.size();
+  };
+  while (tokens_of_it() < 2 && bed.scheduler().has_work())
+    bed.step();
+  bed.scheduler().end_choice(id, 1);
+  const std::size_t given = bed.outcome(id).choices.at(1).tokens.size();
+  EXPECT_GT(given, 0U);
+  EXPECT_EQ(bed.outcome(id).choices.at(1).finished, FinishReason::kCancelled);
+  bed.scheduler().end_choice(id, 1);
+  bed.scheduler().end_choice(id, 7);
+  bed.scheduler().end_choice(99, 0);
+  while (!bed.outcome(id).ended() || !bed.outcome(other).ended())
+    bed.step();
+  EXPECT_EQ(bed.outcome(id).choices.at(1).tokens.size(), given);
+  for (const std::uint32_t choice : {0U, 2U})
+    EXPECT_EQ(bed.outcome(id).choices.at(choice).tokens.size(), 30U);
+  if (looks_ahead()) bed.step();  // what is in flight
+  const auto checked = bed.scheduler().check_integrity();
+  EXPECT_TRUE(checked) << checked.error().message;
+  EXPECT_EQ(bed.stats().blocks_free, bed.stats().blocks_total);
+}
+
 TEST(Scheduler, DeadlinesEndARequestWithAnError) {
   TestBed bed;
   auto request = make_request(some_tokens(300, 1), 1000);
