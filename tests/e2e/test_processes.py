@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 from conftest import BUILD, tiny_model
-from thaw_server import children, in_parallel, process_state
+from thaw_server import ThawServer, children, in_parallel, process_state
 
 LONG = {"prompt": list(range(30, 200)), "max_tokens": 400, "temperature": 0, "ignore_eos": True}
 
@@ -71,6 +72,41 @@ def test_kills_leave_nothing_behind(server):
     assert sorted(left) == sorted(server.worker_pids())
     assert "Z" not in [process_state(pid) for pid in left]
     assert descriptors() <= before + 2  # a client's connection may be on its way out
+
+
+def test_an_upgrade_may_replace_the_binary_of_a_running_server(tmp_path):
+    binary = tmp_path / "thaw"
+    shutil.copy2(BUILD / "bin/thaw", binary)
+    server = ThawServer(binary, tiny_model("f32"))
+    try:
+        server.wait_healthy()
+        expected = server.stream("/v1/completions", {**LONG, "cache_salt": "reference"}).text()
+        stream = server.stream("/v1/completions", LONG)
+        texts, frames = read_some(stream, 20)
+        new = tmp_path / "new"
+        new.write_text("#!/bin/sh\nexit 1\n")
+        new.chmod(0o755)
+        new.replace(binary)
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        for frame in frames:
+            texts += [choice["text"] for choice in frame.get("choices", [])]
+        assert "".join(texts) == expected and not stream.errors
+    finally:
+        server.stop()
+
+
+def test_a_stop_string_ends_one_of_several_choices(server):
+    body = {**LONG, "n": 4, "temperature": 1.0, "seed": 3, "max_tokens": 1500}
+    texts = [choice["text"] for choice in server.post("/v1/completions", body)[1]["choices"]]
+    stop = texts[2][8:18]
+    assert sum(stop in text for text in texts) < len(texts)
+    before = server.wait_idle()["thaw_tokens_decoded_total"]
+    _, reply = server.post("/v1/completions", {**body, "stop": stop})
+    decoded = server.wait_idle()["thaw_tokens_decoded_total"] - before
+    assert reply["choices"][2]["text"] == texts[2][: texts[2].index(stop)]
+    assert reply["choices"][2]["finish_reason"] == "stop"
+    # The stopped ones go on for the steps that are under way, not to the end of the others.
+    assert decoded < reply["usage"]["completion_tokens"] + 1000
 
 
 def test_hanging_up_frees_the_blocks(server):
