@@ -68,6 +68,10 @@ forkpool::PoolOptions pool_options(const ServeSettings& settings, std::uint32_t 
   options.spill_directory = settings.spill_dir;
   options.spill_bytes = settings.spill_bytes;
   options.boot_deadline = seconds_to<std::chrono::milliseconds>(settings.boot_timeout_s);
+  // A step of a large model takes minutes on few cores.
+  const double by_device = on_gpu(settings) ? 120 : 600;
+  options.stall_limit = seconds_to<std::chrono::milliseconds>(
+      settings.stall_timeout_s > 0 ? settings.stall_timeout_s : by_device);
   options.log_level = settings.log_level;
   return options;
 }

@@ -386,6 +386,10 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
   add(command, "--boot-timeout", s.boot_timeout_s, "Seconds that a worker gets to start")
       ->check(CLI::Range(1.0, 3600.0))
       ->group(engine);
+  add(command, "--stall-timeout", s.stall_timeout_s,
+      "Seconds without a word after which a worker with work is replaced; 0: 600, 120 on a GPU")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->group(engine);
   add(command, "--log-level", s.log_level, "trace, debug, info, warn, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
 }

@@ -69,6 +69,7 @@ struct ServeSettings {
   std::uint32_t max_connections = 4096;
   double drain_timeout_s = 30.0;
   double boot_timeout_s = 60.0;
+  double stall_timeout_s = 0.0;
   double idle_timeout_s = 75.0;
   double write_timeout_s = 30.0;
   std::string tool_auto = "lazy";  ///< or "eager"

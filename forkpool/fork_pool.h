@@ -55,9 +55,9 @@ struct PoolOptions {
   bool puts_at_end = true;  ///< shutdown() waits for what is on its way to the store
   kvsnap::FileIo* file_io = nullptr;  ///< null: the system's, past the page cache; must outlive it
   std::chrono::milliseconds boot_deadline{60000};
-  /// A worker that owes something and neither says nor reads anything for so long is killed. A step
-  /// of a large model on few cores takes tens of seconds.
-  std::chrono::milliseconds stall_limit{120000};
+  /// A worker that owes something and neither says nor reads anything for so long is killed. It
+  /// says something after every step, and one of a large model takes minutes on few cores.
+  std::chrono::milliseconds stall_limit{600000};
   std::string log_level = "info";
   Backoff::Policy respawn;
   /// When every worker has failed to start so often in a row, requests are refused and not kept
