@@ -81,6 +81,7 @@ coalescer::ServerOptions server_options(const ServeSettings& settings) {
   options.host = settings.host;
   options.port = settings.port;
   options.admin_tenants = settings.admin_tenants;
+  options.allowed_origins = settings.allowed_origins;
   options.window = seconds_to<std::chrono::microseconds>(settings.window_ms / 1000);
   options.session_limits.default_ttl = std::chrono::seconds(settings.session_ttl_s);
   options.session_limits.max_ttl = std::chrono::seconds(settings.session_max_ttl_s);

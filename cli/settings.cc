@@ -224,6 +224,11 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(http);
   add(command, "--api-key-file", s.api_key_file, "File with one KEY or TENANT:KEY a line")
       ->group(http);
+  add(command, "--allow-origin", s.allowed_origins,
+      "Web pages of this origin may ask, such as https://chat.example.com; * for all; may be given "
+      "several times")
+      ->delimiter(',')
+      ->group(http);
   add(command, "--max-body-bytes", s.max_body_bytes, "Largest request body")
       ->transform(CLI::AsSizeValue(false))
       ->group(http);

@@ -25,6 +25,7 @@ struct ServeSettings {
   std::uint32_t pool_size = 1;  ///< models that are loaded at once
   std::vector<std::string> snapshot_dirs;  ///< where models may be registered from
   std::vector<std::string> admin_tenants;
+  std::vector<std::string> allowed_origins;
   double swap_quantum_s = 5.0;
   double swap_grace_s = 2.0;
   std::string host = "127.0.0.1";

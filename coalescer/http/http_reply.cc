@@ -81,6 +81,10 @@ std::string status_line(int status, const ReplyMode& mode) {
     out += "Connection: close\r\n";
   else if (mode.http_1_0)
     out += "Connection: keep-alive\r\n";
+  if (!mode.origin.empty()) {
+    out += "Access-Control-Allow-Origin: " + mode.origin + "\r\nVary: Origin\r\n";
+    out += "Access-Control-Expose-Headers: x-request-id, request-id, retry-after\r\n";
+  }
   return out;
 }
 

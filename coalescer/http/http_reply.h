@@ -35,6 +35,7 @@ struct ReplyMode {
   bool head_only = false;  ///< the method was HEAD
   ApiDialect dialect = ApiDialect::kOpenAi;
   std::string request_id = {};  ///< names an answer that has no id of its own; "": nothing does
+  std::string origin = {};  ///< of the page that may read it; empty: no page asks, or none may
 };
 
 /// RFC 9110, 15: "Not Found".

@@ -99,6 +99,9 @@ void RequestReader::read_fields() {
   head_.authorization = to_string(message[http::field::authorization]);
   head_.api_key = to_string(message["x-api-key"]);
   head_.has_anthropic_version = message.count("anthropic-version") > 0;
+  head_.origin = to_string(message[http::field::origin]);
+  head_.preflight_method = to_string(message[http::field::access_control_request_method]);
+  head_.preflight_headers = to_string(message[http::field::access_control_request_headers]);
   head_.content_encoding = to_string(message[http::field::content_encoding]);
   head_.expect = to_string(message[http::field::expect]);
   if (boost::beast::iequals(head_.expect, "100-continue")) head_.expect = "100-continue";

@@ -23,6 +23,9 @@ struct RequestHead {
   std::string authorization;
   std::string api_key;  ///< `x-api-key`
   bool has_anthropic_version = false;
+  std::string origin;  ///< of the page, where a browser asks
+  std::string preflight_method;  ///< `Access-Control-Request-Method`
+  std::string preflight_headers;  ///< `Access-Control-Request-Headers`
   std::string content_encoding;
   std::string expect;  ///< "100-continue" in lower case, anything else as it came
   bool keep_alive = true;

@@ -35,6 +35,7 @@ struct ServerOptions {
   std::uint32_t max_model_len = 0;
   ModelDescription model;
   std::vector<ApiKey> api_keys;  ///< empty: no key needed
+  std::vector<std::string> allowed_origins;  ///< of web pages (coalescer/http/origins.h)
   ModelAdmin* admin = nullptr;  ///< changes what is served; null: nobody may
   std::vector<std::string> admin_tenants;  ///< with keys, whose may; without, everybody's
   std::chrono::microseconds window{2000};

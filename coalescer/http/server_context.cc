@@ -84,7 +84,8 @@ ServerContext::ServerContext(ServerOptions server_options, Backend* backend_in,
       keys(options.api_keys),
       text_pool(options.num_text_threads),
       random(random_seed()),
-      nonce(fmt::format("{:016x}", random())) {
+      nonce(fmt::format("{:016x}", random())),
+      origins(options.allowed_origins) {
   sessions.set_background(
       [this](std::function<void()> task) { boost::asio::post(file_pool, std::move(task)); });
 }

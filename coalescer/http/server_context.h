@@ -16,6 +16,7 @@
 #include "coalescer/http/dispatcher.h"
 #include "coalescer/http/metrics.h"
 #include "coalescer/http/openapi.h"
+#include "coalescer/http/origins.h"
 #include "coalescer/http/response_service.h"
 #include "coalescer/http/server.h"
 #include "coalescer/http/session_service.h"
@@ -70,6 +71,7 @@ struct ServerContext {
   std::mt19937_64 random;  ///< seeds of requests that bring none
   std::string nonce;  ///< part of response ids, new for each process
   OpenApiCache openapi;
+  Origins origins;
 
   /// True once the backend has ever been ready: afterwards it answers for itself, since a worker
   /// that died comes back and its requests wait.

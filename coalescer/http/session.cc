@@ -141,6 +141,20 @@ void Session::check_head(Request& request) {
     error.status = status;
     request.refusal = error_reply(error);
   };
+  // Pages may not ask what their users' browsers can reach, unless they are allowed to. Where keys
+  // are needed, those who have one may.
+  const bool page_may = head.origin.empty() || context_->origins.allows(head.origin);
+  if (!page_may && context_->options.api_keys.empty()) {
+    request.route.label = "origin";
+    refuse_with(403, "the page `" + head.origin.substr(0, 100) +
+                         "` may not use this server; --allow-origin allows it");
+    return;
+  }
+  if (page_may && Origins::is_preflight(head)) {
+    request.route.label = "preflight";
+    request.refusal = Origins::preflight(head);
+    return;
+  }
   auto route = find_route(head.method, head.path);
   if (auto* refusal = std::get_if<HttpReply>(&route)) {
     request.route.label = "unknown";
@@ -230,6 +244,7 @@ ReplyMode Session::mode_for(const RequestHead& head) const {
   mode.head_only = head.method == "HEAD";
   mode.dialect = dialect_of(head.path, head.has_anthropic_version);
   mode.request_id = context_->next_response_id("req");
+  if (!head.origin.empty() && context_->origins.allows(head.origin)) mode.origin = head.origin;
   return mode;
 }
 

@@ -495,5 +495,77 @@ TEST(HttpInfo, MetricsCountWhatHappened) {
     EXPECT_NE(text.find(line), std::string::npos) << line << text;
 }
 
+/// What is answered to a page of that origin, and to the OPTIONS ahead of it.
+std::pair<ClientReply, ClientReply> ask_from(const RunningServer& server, const std::string& origin,
+                                             const std::string& more = "") {
+  const std::string header = "Origin: " + origin + "\r\n" + more;
+  RawClient page(server.port());
+  page.send(post_bytes(kChatPath, chat_body(), header + "Content-Type: text/plain\r\n"));
+  RawClient ahead(server.port());
+  ahead.send("OPTIONS " + std::string(kChatPath) + " HTTP/1.1\r\nHost: x\r\n" + header +
+             "Access-Control-Request-Method: POST\r\n"
+             "Access-Control-Request-Headers: authorization,x-stainless-os\r\n\r\n");
+  return {page.read_reply().value(), ahead.read_reply().value()};
+}
+
+constexpr const char* kAllowed = "access-control-allow-origin";
+
+TEST(HttpOrigins, PagesOfThisMachineMayAsk) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  for (const char* origin : {"http://localhost:3000", "https://127.0.0.1", "http://[::1]:8080",
+                             "vscode-webview://abc", "app://obsidian.md"}) {
+    const auto [answer, ahead] = ask_from(server, origin);
+    EXPECT_EQ(answer.status, 200) << origin;
+    EXPECT_EQ(answer.headers.at(kAllowed), origin);
+    EXPECT_EQ(answer.headers.at("vary"), "Origin");
+    EXPECT_EQ(ahead.status, 200) << origin;
+    EXPECT_EQ(ahead.headers.at(kAllowed), origin);
+    EXPECT_EQ(ahead.headers.at("access-control-allow-headers"), "authorization,x-stainless-os");
+  }
+  RawClient stream(server.port());
+  stream.send(
+      post_bytes(kChatPath, chat_body(R"("stream": true)"), "Origin: http://localhost\r\n"));
+  EXPECT_EQ(stream.read_reply()->headers.at(kAllowed), "http://localhost");
+}
+
+TEST(HttpOrigins, OthersMayOnlyWhereTheyAreAllowed) {
+  FakeBackend backend;
+  RunningServer server(&backend);
+  for (const char* origin : {"https://evil.example", "http://localhost.evil.example", "null",
+                             "http://127.0.0.1.evil.example:80"}) {
+    const auto [answer, ahead] = ask_from(server, origin);
+    EXPECT_EQ(answer.status, 403) << origin;
+    EXPECT_NE(answer.body.find("--allow-origin"), std::string::npos) << answer.body;
+    EXPECT_EQ(ahead.status, 403);
+    EXPECT_FALSE(answer.headers.contains(kAllowed));
+    EXPECT_FALSE(ahead.headers.contains(kAllowed));
+  }
+  EXPECT_EQ(backend.num_plans(), 0U);
+  ServerOptions options;
+  options.allowed_origins = {"https://chat.example"};
+  RunningServer open(&backend, options);
+  EXPECT_EQ(ask_from(open, "https://chat.example").first.headers.at(kAllowed),
+            "https://chat.example");
+  EXPECT_EQ(ask_from(open, "https://evil.example").first.status, 403);
+  options.allowed_origins = {"*"};
+  RunningServer wide(&backend, options);
+  EXPECT_EQ(ask_from(wide, "https://evil.example").first.headers.at(kAllowed),
+            "https://evil.example");
+}
+
+TEST(HttpOrigins, WhereKeysAreNeededTheKeyDecides) {
+  FakeBackend backend;
+  ServerOptions options;
+  options.api_keys = {{"secret", "team"}};
+  RunningServer server(&backend, options);
+  const auto [answer, ahead] =
+      ask_from(server, "https://any.example", "Authorization: Bearer secret\r\n");
+  EXPECT_EQ(answer.status, 200);
+  EXPECT_FALSE(answer.headers.contains(kAllowed)) << "the browser keeps it from the page";
+  EXPECT_EQ(ahead.status, 405);
+  EXPECT_EQ(ask_from(server, "https://any.example").first.status, 401);
+}
+
 }  // namespace
 }  // namespace thaw::coalescer
