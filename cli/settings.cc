@@ -46,6 +46,10 @@ std::string check_chunk(const std::string& text) {
   return text == "0" ? "" : CLI::Range(16U, 65536U)(text);
 }
 
+std::string check_stall(const std::string& text) {
+  return text == "0" ? "" : CLI::Range(1.0, 86400.0)(text);
+}
+
 /// Empty where the variable is unset.
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -393,7 +397,7 @@ void add_serve_options(CLI::App& command, ServeSettings& settings) {
       ->group(engine);
   add(command, "--stall-timeout", s.stall_timeout_s,
       "Seconds without a word after which a worker with work is replaced; 0: 600, 120 on a GPU")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(CLI::Validator(check_stall, "0 or 1 to 86400"))
       ->group(engine);
   add(command, "--log-level", s.log_level, "trace, debug, info, warn, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));

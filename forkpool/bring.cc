@@ -224,8 +224,10 @@ void Dispatcher::relieve_arena() {
   std::vector<TrunkId> only_here;
   for (const auto& [id, trunk] : trunks_.trunks())
     if (trunk.snapshot && trunk.file.empty() && trunk.has_owner) only_here.push_back(id);
-  for (const TrunkId id : only_here)
+  for (const TrunkId id : only_here) {
+    if (!spill_->has_room()) return;
     spill_->spill(id, nullptr);
+  }
 }
 
 }  // namespace thaw::forkpool

@@ -241,6 +241,7 @@ void Dispatcher::hold(const std::vector<RequestId>& ids, PrefixNames& trunk, std
 /// At once, where it serves.
 void Dispatcher::tell(std::uint32_t worker, const Frame& frame) {
   if (slots_[worker]->ready()) slots_[worker]->send_at_once(frame);
+  watch_progress();
 }
 
 /// A move begins. What a device copies in a millisecond is waited for awake, here and at both ends:

@@ -440,10 +440,13 @@ std::optional<Error> Dispatcher::hopeless() const {
 }
 
 bool Dispatcher::owes(std::uint32_t worker) const {
-  return outstanding_[worker] > 0 || transfers_.waits_for(worker) || peers_.waits_for(worker);
+  // What is held for it was not sent yet.
+  const auto has_it = [&](const auto& entry) { return entry.second.worker == worker; };
+  return std::ranges::any_of(entries_, has_it) || transfers_.waits_for(worker) ||
+         peers_.waits_for(worker);
 }
 
-/// From the first request on: a pool without any has no timer running.
+/// From the first thing that a worker is asked for: a pool with nothing to do has no timer running.
 void Dispatcher::watch_progress() {
   if (std::exchange(watching_, true)) return;
   for (const auto& slot : slots_)
@@ -452,11 +455,14 @@ void Dispatcher::watch_progress() {
 }
 
 void Dispatcher::check_progress_later() {
-  progress_timer_.start(loop_.now() + options_.stall_limit / 4, [this] {
+  const auto due = loop_.now() + options_.stall_limit / 4;
+  progress_timer_.start(due, [this, due] {
+    // So late, all of us stood still: a machine that slept, a container that was paused.
+    const bool overslept = loop_.now() > due + options_.stall_limit / 4;
     bool any = !entries_.empty();
     for (std::uint32_t worker = 0; worker < slots_.size(); ++worker) {
       const bool owes_something = owes(worker);
-      slots_[worker]->check_progress(options_.stall_limit, owes_something);
+      slots_[worker]->check_progress(options_.stall_limit, owes_something && !overslept);
       any = any || owes_something;
     }
     if (any) return check_progress_later();

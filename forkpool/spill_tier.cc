@@ -111,18 +111,20 @@ void SpillTier::spill(TrunkId trunk, Done done) {
   if (!known->file.empty()) return answer(trunk);
   if (!known->has_owner || engine_ == nullptr)
     return answer(make_error(Errc::kUnsupported, "nobody knows whose trunk it is"));
-  if (!done &&
-      (writing_ == trunk || std::ranges::find(waiting_, trunk, &Job::trunk) != waiting_.end()))
-    return;
-  if (waiting_.size() >= kMaxUnwritten) {
-    const Error error =
-        make_error(Errc::kResourceExhausted,
-                   "too many trunks wait to be written: " + std::to_string(waiting_.size()));
-    logger("pool")->warn("spill: {}", error.to_string());
-    return answer(error);
+  if (done) {
+    const auto behind = std::ranges::find_if(waiting_, [](const Job& job) { return !job.done; });
+    waiting_.insert(behind, {trunk, std::move(done)});
+  } else {
+    const bool waits =
+        writing_ == trunk || std::ranges::find(waiting_, trunk, &Job::trunk) != waiting_.end();
+    if (waits || !has_room()) return;
+    waiting_.push_back({trunk, nullptr});
   }
-  waiting_.push_back({trunk, std::move(done)});
   write_next();
+}
+
+bool SpillTier::has_room() const {
+  return waiting_.size() < kMaxUnwritten;
 }
 
 std::set<std::string> SpillTier::pinned_paths() const {

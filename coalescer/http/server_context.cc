@@ -100,7 +100,9 @@ const std::string& ServerContext::system_fingerprint(const ServedModel& model) {
   if (!known.empty() && has_slots_ == false) return known;
   // Where models come and go, another may have the name by now. Workers that are away, or starting,
   // say nothing.
-  for (const WorkerStatus& worker : backend->status().workers) {
+  const PoolStatus status = backend->status();
+  has_slots_ = !status.slots.empty();
+  for (const WorkerStatus& worker : status.workers) {
     const bool is_its = worker.model.empty() || worker.model == model.name();
     if (!is_its || worker.system_fingerprint.empty()) continue;
     known = worker.system_fingerprint;

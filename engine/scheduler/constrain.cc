@@ -60,6 +60,8 @@ void Scheduler::State::take_prepared() {
       request->choices[i]->constraint = std::move(constraint);
     }
     enter(*request);
+    for (const std::uint32_t choice : std::exchange(request->unwanted, {}))
+      end_choice(*request, choice);
   }
 }
 

@@ -147,7 +147,7 @@ void Scheduler::State::cancel(Request& request) {
 // Before its first token others may wait for its row of logits, and nobody can have read a reason
 // to end it.
 void Scheduler::State::end_choice(Request& request, std::uint32_t choice) {
-  if (request.preparation) return;
+  if (request.preparation) return request.unwanted.push_back(choice);
   const auto found = std::ranges::find(request.choices, choice, &Sequence::choice_index);
   if (found == request.choices.end()) return;
   Sequence& sequence = **found;

@@ -87,6 +87,7 @@ struct Request {
   std::optional<model::DeviceDraw> draw;  ///< how the device draws, if it can
   std::shared_ptr<grammar::Preparation> preparation;  ///< of its grammar, until it is let in
   std::vector<TokenId> stops;  ///< with a grammar: every token that ends it
+  std::vector<std::uint32_t> unwanted;  ///< choices that end as soon as it is let in
   std::vector<std::unique_ptr<Sequence>> choices;
   std::size_t num_unfinished = 0;  ///< choices
   bool started = false;  ///< some choice has left the queue

@@ -93,7 +93,9 @@ class RunningEngine(Endpoint):
     def connect(self, timeout_s: float) -> socket.socket:
         try:
             sock = socket.socket(fileno=self._connect_fd())
-        except RuntimeError as error:
+        except TimeoutError as error:
+            raise APITimeoutError(str(error)) from error
+        except (RuntimeError, OSError) as error:
             raise APIConnectionError(f"the engine does not answer: {error}") from error
         sock.setblocking(False)
         return sock

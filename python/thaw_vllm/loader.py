@@ -6,14 +6,12 @@ vLLM finds register() by the entry point `vllm.general_plugins`; without vLLM it
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import Any
 
 from thaw_common.cloud import resolve_snapshot_path
+from thaw_common.snapshot import restore_model_pipelined
 from thaw_common.util import rank_snapshot_path as _rank_snapshot_path
-
-from thaw_vllm.snapshot import restore_model_pipelined
 
 __all__ = ["ThawModelLoader", "_rank_snapshot_path", "register"]
 
@@ -60,14 +58,7 @@ def _rank() -> int:
 
 
 def register() -> None:
-    """Makes load_format="thaw" known to vLLM, where that is installed. May be called again.
-
-    vLLM takes functions for its workers (freeze_model_tp, restore_model_tp) only where
-    VLLM_ALLOW_INSECURE_SERIALIZATION is 1: it is set, unless it has a value already.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        return
-    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    """Makes load_format="thaw" known to vLLM, where that is installed. May be called again."""
     try:
         loaders: Any = importlib.import_module("vllm.model_executor.model_loader")
         base: Any = importlib.import_module("vllm.model_executor.model_loader.base_loader").BaseModelLoader

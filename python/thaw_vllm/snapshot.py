@@ -17,6 +17,11 @@ from thaw_vllm.errors import ForkError
 __all__ = ["freeze_model_tp", "load", "restore_model_tp"]
 __all__ += modules.__all__
 
+# vLLM takes functions for its workers, as freeze_model_tp() and restore_model_tp() give it, only where this
+# is 1 when its processes start: so for those who import these, and not for all who have us as a plugin.
+_FUNCTIONS_FOR_WORKERS = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+os.environ.setdefault(_FUNCTIONS_FOR_WORKERS, "1")
+
 PathLike = str | os.PathLike[str]
 Stats = dict[str, Any]
 
@@ -81,7 +86,13 @@ def _by_rpc(llm: Any, function: Any, args: tuple[Any, ...]) -> Stats:
     rpc = getattr(llm, "collective_rpc", None)
     if not callable(rpc):
         raise ForkError(f"{type(llm).__name__} offers neither save_weights nor collective_rpc")
-    answers: Iterable[Stats] = rpc(function, args=args)
+    try:
+        answers: Iterable[Stats] = rpc(function, args=args)
+    except TypeError as error:
+        raise ForkError(
+            f"vLLM takes no functions for its workers ({error}): {_FUNCTIONS_FOR_WORKERS}=1 must be set "
+            "before it starts, as importing freeze_model_tp or restore_model_tp does"
+        ) from error
     return _gather(list(answers))
 
 

@@ -247,7 +247,7 @@ TEST(ForkPool, AMachineWithoutRoomForAProcessIsWaitedFor) {
 
 TEST(ForkPool, AMachineWithoutRoomForAProcessIsNotWaitedForForEver) {
   PoolOptions options = PoolHarness::options();
-  options.boot_deadline = milliseconds(1000);
+  options.boot_deadline = milliseconds(3000);
   PoolHarness harness("", options);
   ASSERT_TRUE(harness.wait_ready());
   const NoDescriptors none;
@@ -495,7 +495,7 @@ TEST(ForkPool, AWorkerThatStopsReadingIsReplaced) {
 
 TEST(ForkPool, AWorkerThatSaysNothingIsReplaced) {
   PoolOptions options = PoolHarness::options();
-  options.stall_limit = milliseconds(500);
+  options.stall_limit = milliseconds(1500);
   PoolHarness harness("0.0:stop_reading", options);
   ASSERT_TRUE(harness.wait_ready());
   const GenerateRequest request = make_request(1, make_prompt(40, 1), 5);
@@ -507,10 +507,10 @@ TEST(ForkPool, AWorkerThatSaysNothingIsReplaced) {
 
 TEST(ForkPool, AWorkerThatOwesNothingMayBeSilent) {
   PoolOptions options = PoolHarness::options(2);
-  options.stall_limit = milliseconds(200);
+  options.stall_limit = milliseconds(1500);
   PoolHarness harness("1:pace_us=2000", options);
   ASSERT_TRUE(harness.wait_ready());
-  GenerateRequest slow = make_request(1, make_prompt(40, 1), 400);  // 0.8 s and more
+  GenerateRequest slow = make_request(1, make_prompt(40, 1), 1200);  // 2.4 s and more
   slow.worker = 1;
   GenerateRequest quick = make_request(2, make_prompt(40, 2), 2);
   quick.worker = 0;

@@ -225,16 +225,21 @@ def test_loaders_of_sglang_say_what_they_need():
             assert "thaw-vllm[sglang]" in str(error)
 
 
-def test_vllm_s_workers_take_functions_where_we_are_its_plugin(monkeypatch):
-    from thaw_vllm import loader
-
+def test_vllm_s_workers_take_functions_where_somebody_wants_that():
     name = "VLLM_ALLOW_INSECURE_SERIALIZATION"
-    for before, found, after in ((None, None, None), (None, "vllm", "1"), ("0", "vllm", "0")):
-        monkeypatch.setenv(name, "x")  # so that it is put back
-        monkeypatch.delenv(name) if before is None else monkeypatch.setenv(name, before)
-        monkeypatch.setattr(loader.importlib.util, "find_spec", lambda module, found=found: found)
-        loader.register()
-        assert os.environ.get(name) == after
+    show = f"import os; print(os.environ.get({name!r}))"
+    imports = {
+        "from thaw_vllm import loader; loader.register()": (None, "None"),
+        "from thaw_vllm import freeze_model_tp": (None, "1"),
+        "from thaw_vllm import restore_model_tp": ("0", "0"),
+    }
+    for code, (before, after) in imports.items():
+        env = {key: value for key, value in os.environ.items() if key != name}
+        env |= {} if before is None else {name: before}
+        ran = subprocess.run(
+            [sys.executable, "-c", f"{code}; {show}"], env=env, capture_output=True, text=True, timeout=60
+        )
+        assert ran.stdout.strip() == after, ran.stderr
 
 
 def test_fork_is_function_and_module():
