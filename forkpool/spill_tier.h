@@ -41,8 +41,8 @@ class SpillTier {
   void identify(const EngineIdentity& engine);
 
   /// Writes a trunk that lies in the arena, unless a file holds it; one after another. `done` may
-  /// be null, where nobody waits for it: then it comes behind those that somebody waits for, and not
-  /// at all where it waits already or has_room() says no.
+  /// be null, where nobody waits for it: then it comes behind those that somebody waits for, and
+  /// not at all where it waits already or has_room() says no.
   void spill(TrunkId trunk, Done done);
   /// Reads a trunk's file into the arena, fetched from the store before where only that has it. A
   /// file that is damaged is removed, and the trunk gone.

@@ -235,7 +235,7 @@ def test_vllm_s_workers_take_functions_where_somebody_wants_that():
     }
     for code, (before, after) in imports.items():
         env = {key: value for key, value in os.environ.items() if key != name}
-        env |= {} if before is None else {name: before}
+        env |= {"PYTHONPATH": os.pathsep.join(sys.path)} | ({} if before is None else {name: before})
         ran = subprocess.run(
             [sys.executable, "-c", f"{code}; {show}"], env=env, capture_output=True, text=True, timeout=60
         )
