@@ -263,6 +263,29 @@ TEST_F(ConstrainedTest, CancelledWhileItIsCompiled) {
     EXPECT_EQ(choice.finished, FinishReason::kCancelled);
 }
 
+TEST_F(ConstrainedTest, AResumedChoiceThatIsUnwantedWhileItIsCompiledEndsBehindThat) {
+  GenerateRequest request = constrained(3, "([A-Z][a-n]{1,4}[0-9])+", 30);
+  const std::vector<TokenId> first = alone(request, 0);
+  const std::vector<TokenId> second = alone(request, 1);
+  ASSERT_GT(std::min(first.size(), second.size()), 4U);
+  const auto begin_of = [](const std::vector<TokenId>& tokens) {
+    return std::vector<TokenId>(tokens.begin(), tokens.begin() + 2);
+  };
+  TestBed bed(options());
+  request.num_choices = 2;
+  request.resumed = {{0, begin_of(first)}, {1, begin_of(second)}};
+  const RequestId id = bed.add(request);
+  bed.scheduler().end_choice(id, 1);
+  bed.run();
+  ASSERT_TRUE(bed.outcome(id).usage);
+  EXPECT_EQ(bed.outcome(id).choices.at(1).finished, FinishReason::kCancelled);
+  EXPECT_TRUE(bed.outcome(id).choices.at(1).tokens.empty());
+  std::vector<TokenId> joined = begin_of(first);
+  const auto& rest = bed.outcome(id).tokens();
+  joined.insert(joined.end(), rest.begin(), rest.end());
+  EXPECT_EQ(joined, first);
+}
+
 TEST_F(ConstrainedTest, ItsDeadlinePassesWhileItIsCompiled) {
   TestBed bed(options());
   GenerateRequest request = constrained(3, "[a-n]{2,40}");
