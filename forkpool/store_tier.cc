@@ -231,6 +231,7 @@ void StoreTier::make_room() {
   if (options_.max_bytes == 0) return;
   if (object_bytes_ <= options_.max_bytes) return;
   std::vector<std::pair<std::int64_t, std::string>> oldest;
+  oldest.reserve(objects_.size());
   for (const auto& [key, known] : objects_)
     oldest.emplace_back(known.modified, key);
   std::ranges::sort(oldest);
