@@ -3,12 +3,11 @@
 #include <cerrno>
 #include <fstream>
 
+#include "engine/base/call_limits.h"
 #include "engine/base/hash.h"
 
 namespace thaw::cli {
 namespace {
-
-constexpr std::size_t kMaxTenantBytes = 1024;  // of a name that goes to workers
 
 Result<coalescer::ApiKey> parse_key(const std::string& text) {
   const std::size_t colon = text.find(':');
@@ -20,10 +19,10 @@ Result<coalescer::ApiKey> parse_key(const std::string& text) {
   if (parsed.tenant.empty()) {
     return make_error(Errc::kInvalidArgument, "an API key has an empty tenant name before ':'");
   }
-  if (parsed.tenant.size() > kMaxTenantBytes) {
+  if (parsed.tenant.size() > kMaxCallNameBytes) {
     return make_error(Errc::kInvalidArgument,
                       "an API key's tenant name has " + std::to_string(parsed.tenant.size()) +
-                          " bytes; at most " + std::to_string(kMaxTenantBytes) + " are right");
+                          " bytes; at most " + std::to_string(kMaxCallNameBytes) + " are right");
   }
   return parsed;
 }

@@ -103,9 +103,11 @@ Result<Connection> receive_one(int socket, std::chrono::steady_clock::time_point
   if (ready == 0)
     return make_error(Errc::kDeadlineExceeded, "the engine gave no connection in time");
   ssize_t count = -1;
-  do {
-    count = ready < 0 ? -1 : ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  } while (ready > 0 && count < 0 && errno == EINTR);
+  if (ready > 0) {
+    do
+      count = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    while (count < 0 && errno == EINTR);
+  }
   if (count < 0) return io_error("asking the engine for a connection", errno);
   if (const cmsghdr* header = CMSG_FIRSTHDR(&message);
       header != nullptr && header->cmsg_type == SCM_RIGHTS) {

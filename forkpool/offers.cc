@@ -62,8 +62,7 @@ std::optional<TrunkOwner> Dispatcher::owner_of(const Hash128& root) {
   for (const RecentTrunks::Entry& entry : recent_.entries())
     if (engine_->root_of(entry.owner) == root) return entry.owner;
   for (const auto& [id, entry] : entries_) {
-    const GenerateRequest& request = entry.request();
-    TrunkOwner owner{request.tenant, request.cache_salt, request.model, request.adapter};
+    TrunkOwner owner = trunk_owner(entry.request());
     if (engine_->root_of(owner) == root) return owner;
   }
   return std::nullopt;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/base/block_entry.h"
+#include "engine/base/call_limits.h"
 #include "engine/base/generate.h"
 #include "engine/base/pool_status.h"
 #include "engine/base/result.h"
@@ -28,9 +29,8 @@ inline constexpr std::size_t kMaxPayloadBytes = 64U << 20;  ///< both together
 
 /// Caps on what one frame may hold. The codec refuses more, so nothing larger may be sent.
 inline constexpr std::size_t kMaxTokens = std::size_t{8} << 20;  ///< in one token array
-inline constexpr std::size_t kMaxNameBytes =
-    1024;  ///< tenant, salt, model, adapter, session, trace
-inline constexpr std::size_t kMaxTextBytes = std::size_t{1} << 20;  ///< grammar; messages are cut
+inline constexpr std::size_t kMaxNameBytes = kMaxCallNameBytes;
+inline constexpr std::size_t kMaxTextBytes = kMaxGrammarBytes;  ///< messages are cut
 inline constexpr std::uint32_t kMaxChoices = 1024;
 inline constexpr std::size_t kMaxListItems = std::size_t{1} << 18;  ///< blocks, events, biases, ...
 

@@ -19,7 +19,7 @@ void RecentTrunks::note(const GenerateRequest& request, std::uint32_t min_tokens
   const std::size_t whole = request.prompt.size() / kBlockSize * kBlockSize;
   if (whole < std::max<std::size_t>(min_tokens, kBlockSize)) return;
   Entry entry;
-  entry.owner = {request.tenant, request.cache_salt, request.model, request.adapter};
+  entry.owner = trunk_owner(request);
   entry.token_ids.assign(request.prompt.begin(),
                          request.prompt.begin() + static_cast<std::ptrdiff_t>(whole));
   auto nearest = entries_.end();

@@ -10,6 +10,11 @@
 
 namespace thaw::forkpool {
 
+/// Whose the KV of a request's prompt is.
+inline TrunkOwner trunk_owner(const GenerateRequest& request) {
+  return {request.tenant, request.cache_salt, request.model, request.adapter};
+}
+
 /// Which prefixes were used of late, and how often: what is worth writing to files. A prompt that
 /// goes on from an earlier one replaces it (a chat); prompts that part leave what they have in
 /// common (branches). Bounded in entries and tokens, the least recently used go first. One thread.

@@ -30,9 +30,9 @@ StoreTier::StoreTier(Loop& loop, TrunkIndex& trunks, kvsnap::FileIo& io,
       trunks_(trunks),
       options_(std::move(options)),
       store_(std::make_shared<TrunkStore>(std::move(store), options_.url, io)),
+      puts_{"put", Loop::Timer(loop)},
+      gets_{"read", Loop::Timer(loop)},
       look_timer_(loop),
-      put_timer_(loop),
-      get_timer_(loop),
       tending_(loop),
       fetching_(loop) {}
 
@@ -294,15 +294,13 @@ void StoreTier::failed(Pause& pause, const Error& error) {
       pause.length == Clock::Duration() ? Clock::Duration(kFirstPause) : pause.length * 2;
   pause.length = std::min(pause.length, longest);
   pause.until = loop_.now() + pause.length;
-  const bool is_put = &pause == &puts_;
-  logger("pool")->warn("store: nothing is {} for {} s: {}", is_put ? "put" : "read",
+  logger("pool")->warn("store: nothing is {} for {} s: {}", pause.what,
                        std::chrono::duration_cast<std::chrono::seconds>(pause.length).count(),
                        error.to_string());
-  if (is_put) {
-    put_timer_.start(pause.until, [this] { upload_next(); });
-  } else {
-    get_timer_.start(pause.until, [this] { describe_next(); });
-  }
+  pause.timer.start(pause.until, [this] {
+    describe_next();
+    upload_next();
+  });
   if (on_settled) on_settled();
   changed();
 }

@@ -81,11 +81,16 @@ class StoreTier {
   void forget(const std::string& key);
   /// Of one kind of use, from its first failure to the next success.
   struct Pause {
+    const char* what;  ///< is not done meanwhile
+    Loop::Timer timer;
     Clock::TimePoint until{};
     Clock::Duration length{};
   };
   void failed(Pause& pause, const Error& error);
-  static void worked(Pause& pause) { pause = {}; }
+  static void worked(Pause& pause) {
+    pause.until = {};
+    pause.length = {};
+  }
   bool lasts(const Pause& pause) const { return loop_.now() < pause.until; }
   void add_object(const std::string& key, const Known& known);
   void remove_object(const std::string& key);
@@ -112,8 +117,6 @@ class StoreTier {
   Pause puts_;
   Pause gets_;  ///< lists, descriptions, fetches
   Loop::Timer look_timer_;
-  Loop::Timer put_timer_;
-  Loop::Timer get_timer_;
   TierStatus counts_;
   // Last: their threads use the store. What is fetched waits for no upload.
   FileCrew tending_;

@@ -68,7 +68,7 @@ class SessionService {
   void set_spilled(const std::string& session) { spilled_.insert(session); }
   /// True once after set_spilled(): the caller loads it now.
   bool take_spilled(const std::string& session) { return spilled_.erase(session) > 0; }
-  /// The backend has loaded the KV of `state` under the session's pin.
+  /// The backend has loaded its KV under the session's pin.
   void on_loaded(const std::string& session, const KeptTrunk& kept);
 
   /// Asks the backend to keep the session's KV, as much as is there, in place of what it kept.

@@ -63,9 +63,6 @@ struct ApiCall {
   std::shared_ptr<const ResponsesRequest> responses;  ///< of /v1/responses, else null
 };
 
-/// Longest cache_salt: names that go to the workers have no more (docs/protocol.md).
-inline constexpr std::size_t kMaxSaltBytes = 1024;
-
 struct ParseLimits {
   std::uint32_t max_choices = 64;  ///< bound of n, and of n times the number of prompts
   int vocab_size = 0;  ///< token ids in requests are below

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/base/call_limits.h"
+
 namespace thaw::coalescer {
 namespace {
 
 /// Bytes of a client's name that an error repeats, and names that it offers.
 constexpr std::size_t kMaxNameShown = 200;
 constexpr std::size_t kMaxOffered = 8;
-/// Names go to the workers (docs/protocol.md).
-constexpr std::size_t kLongestName = 1024;
 
 }  // namespace
 
@@ -30,9 +30,9 @@ Result<void> ServedModels::add(ServedModel model) {
   const std::scoped_lock lock(mutex_);
   for (const std::string& name : model.names) {
     if (name.empty()) return wrong("the name of a served model is empty");
-    if (name.size() > kLongestName) {
+    if (name.size() > kMaxCallNameBytes) {
       return wrong("the name of a served model has " + std::to_string(name.size()) +
-                   " bytes; at most " + std::to_string(kLongestName) + " are accepted");
+                   " bytes; at most " + std::to_string(kMaxCallNameBytes) + " are accepted");
     }
     if (std::ranges::any_of(models_, [&](const auto& other) { return other->is_called(name); }))
       return wrong("a model called `" + name + "` is served already; choose another name");

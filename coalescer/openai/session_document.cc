@@ -8,11 +8,11 @@
 #include <nlohmann/json.hpp>
 
 #include "coalescer/core/token_trie.h"
-#include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/json_text.h"
 #include "coalescer/openai/parse_messages.h"
 #include "coalescer/openai/session_json.h"
+#include "engine/base/call_limits.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -263,7 +263,7 @@ ApiResult<SessionDocument> read_session_document(std::string_view text, const Li
   session.vocab_size = limits.vocab_size;
   read_short(fields, "tenant", session.tenant);
   read_short(fields, "system_fingerprint", document.system_fingerprint);
-  read_short(fields, "cache_salt", session.cache_salt, kMaxSaltBytes);
+  read_short(fields, "cache_salt", session.cache_salt, kMaxCallNameBytes);
   read_short(fields, "label", session.label);
   read_short(fields, "parent", session.parent);
   fields.read("fork_tokens", session.fork_tokens, 0, kMaxInt32);

@@ -5,6 +5,7 @@
 #include "coalescer/openai/call.h"
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/shapes.h"
+#include "engine/base/call_limits.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -21,7 +22,7 @@ constexpr Field kLifeFields[] = {
 };
 constexpr Field kCreateFields[] = {
     text("model", "a served name; left out: the first one, or the completion's"),
-    text("cache_salt", "nothing is shared across salts", 0, kMaxSaltBytes).in_bytes(),
+    text("cache_salt", "nothing is shared across salts", 0, kMaxCallNameBytes).in_bytes(),
     boolean("prefill", "false: the KV is computed at the first turn"),
     list("messages", "what it starts with", kMessageItem),
     text("response_id", "or the chat completion that it starts from"),

@@ -6,6 +6,7 @@
 #include "coalescer/openai/json_fields.h"
 #include "coalescer/openai/parse_sampling.h"
 #include "coalescer/openai/shapes.h"
+#include "engine/base/call_limits.h"
 
 namespace thaw::coalescer {
 namespace {
@@ -73,7 +74,7 @@ constexpr Field kSamplingFields[] = {
     whole("prompt_logprobs", "of the prompt's own tokens, with that many of the best", 0,
           kMaxTopLogprobs),
     one_of("truncate_prompt_tokens", "how many at the prompt's end are read", kCut),
-    text("cache_salt", "nothing is shared across salts", 0, kMaxSaltBytes).in_bytes(),
+    text("cache_salt", "nothing is shared across salts", 0, kMaxCallNameBytes).in_bytes(),
     whole("priority", "lower runs first", -kMaxInt32, kMaxInt32),
 };
 

@@ -1,17 +1,14 @@
 #pragma once
 
-#include <cstddef>
 #include <string>
 
 #include "coalescer/openai/reasoning.h"
 #include "coalescer/openai/response_format.h"
 #include "coalescer/openai/tool_form.h"
 #include "coalescer/openai/tools.h"
+#include "engine/base/call_limits.h"
 
 namespace thaw::coalescer {
-
-/// Longest document that a worker takes (docs/protocol.md).
-inline constexpr std::size_t kMaxGrammarBytes = std::size_t{1} << 20;
 
 /// What a reply may be.
 struct ReplyShape {

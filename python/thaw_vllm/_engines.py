@@ -90,17 +90,10 @@ class EngineUse:
 
     def start(self) -> RunningEngine:
         """The engine that runs now, started if need be. Raises what SharedEngine.start() raises."""
-        engine = self._started()
-        return RunningEngine(engine.connect, lambda: not self.engine.runs(engine))
-
-    def connect(self) -> int:
-        """A connected descriptor. Raises what SharedEngine.start() raises."""
-        return self._started().connect()
-
-    def _started(self) -> Engine:
         with _lock:
             self.engine._uses.add(self)
-        return self.engine.start()
+        engine = self.engine.start()
+        return RunningEngine(engine.connect, lambda: not self.engine.runs(engine))
 
     def close(self) -> None:
         """This use ends, and with the last one the engine. Starting again is a new use."""

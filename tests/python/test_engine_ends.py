@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from processes import wait_until
 from test_client import Calls, answer
 from thaw_vllm import _client
 from thaw_vllm._client import Client
@@ -96,8 +97,7 @@ def test_a_call_ends_with_its_engine(shared, ask, idle):
         assert FakeEngine.made[0].asked.acquire(timeout=60)
     FakeEngine.answers.append(None)
     asking = Asking(ask)
-    while not FakeEngine.made:
-        time.sleep(0.001)
+    wait_until(lambda: FakeEngine.made)
     assert FakeEngine.made[0].asked.acquire(timeout=60)
     shared.stop()
     assert isinstance(asking.outcome(), APIConnectionError)
@@ -112,8 +112,7 @@ def test_a_call_that_waits_to_try_again_ends_with_its_engine(shared, ask):
     full = answer({"error": {"message": "full"}}, "429 Too Many", "retry-after-ms: 200\r\n")
     FakeEngine.answers += [full] * 3
     asking = Asking(ask)
-    while not FakeEngine.made:
-        time.sleep(0.001)
+    wait_until(lambda: FakeEngine.made)
     assert FakeEngine.made[0].asked.acquire(timeout=60)
     shared.stop()
     assert isinstance(asking.outcome(), ThawError)

@@ -19,6 +19,7 @@ import pytest
 import thaw_vllm
 from conftest import BUILD, ROOT
 from engines import SETTINGS, TRUNK, tiny
+from processes import wait_until
 from thaw_vllm import sleep_mode
 from thaw_vllm.errors import ForkBranchError, ForkPoolError
 from thaw_vllm.fork import fork_completions
@@ -276,8 +277,7 @@ def test_what_is_closed_stays_closed_and_its_calls_fail(owner):
 
     thread = threading.Thread(target=call)
     thread.start()
-    while not llm.status()["workers"][0]["stats"]["running"]:
-        time.sleep(0.001)
+    wait_until(lambda: llm.status()["workers"][0]["stats"]["running"])
     close()
     thread.join(60)
     (error,) = caught
