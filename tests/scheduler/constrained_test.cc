@@ -83,10 +83,10 @@ TEST_F(ConstrainedTest, BatchesChangeNeitherConstrainedNorFreeRows) {
   std::vector<RequestId> free;
   std::vector<RequestId> bound;
   for (std::uint64_t name = 0; name < 10; ++name) {
-    free.push_back(bed.add(make_request(some_tokens(3 + name * 7, 100 + name), 25,
+    free.push_back(bed.add(make_request(some_tokens(3 + name * 7, 100 + name), 60,
                                         name % 2 == 0 ? std::optional(name) : std::nullopt)));
     bound.push_back(bed.add(constrained(name, name % 2 == 0 ? "([a-n]+[0-9] ?)*" : "(AB|C[DEF])+G",
-                                        25, name % 3 != 0)));
+                                        60, name % 3 != 0)));
   }
   bed.run();
   for (const RequestId id : free)
